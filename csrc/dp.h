@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * dp.h - the surface of the C engine, and the only header Python sees.
+ *
+ * It is included by C and fed verbatim to ffi.cdef(), so it holds plain
+ * declarations only: no #include, no #if, no attributes, no function bodies
+ * (#pragma once is the one guard that cffi skips).
+ * Include <stdint.h> and <stddef.h> before it. Size asserts and name tables of
+ * what is declared here live in api.c.
+ *
+ * Conventions: every function returns 0 or a positive result on success and
+ * -errno on failure; nothing prints, nothing exits. Integers are in host order
+ * unless a name ends in _be; MAC and IP addresses are byte arrays in wire order.
+ */
+#pragma once
+
+#define DP_ABI 1
+#define DP_CTL_MAGIC 0x64706c79
+#define DP_NO_PEER 0xffffffff
+#define DP_MAX_PEERS 65536
+#define DP_MAX_THREADS 16
+#define DP_TEXT_MAX 120
+
+/* How a packet crosses the underlay. Bit (1 << value) in a mask of encapsulations. */
+enum dp_encap {
+	DP_ENCAP_NONE,
+	DP_ENCAP_VXLAN,       /* RFC 7348, UDP */
+	DP_ENCAP_IPIP,        /* RFC 2003, IP protocol 4 */
+	DP_ENCAP_DIRECT,      /* plain route, no encapsulation */
+	DP_ENCAP_FLANNEL_UDP, /* bare inner packet in UDP */
+	DP_ENCAP_COUNT
+};
+
+enum dp_dir {
+	DP_TX, /* overlay -> underlay */
+	DP_RX, /* underlay -> overlay */
+	DP_DIR_COUNT
+};
+
+/*
+ * Why a packet was not forwarded. Exactly one of these is counted for every
+ * packet that was offered and not forwarded.
+ */
+enum dp_drop {
+	DP_DROP_NONE,
+
+	/* either direction */
+	DP_DROP_RESTART,       /* in flight when a forwarder ended; booked by the next one */
+	DP_DROP_TRUNCATED,     /* larger than the receive buffer */
+	DP_DROP_INNER_VERSION, /* inner packet is neither IPv4 nor IPv6, or not what its ethertype says */
+	DP_DROP_INNER_HEADER,  /* inner header cut short, or its length field below the minimum */
+	DP_DROP_INNER_LENGTH,  /* inner total length disagrees with what arrived */
+	DP_DROP_INNER_CSUM,    /* inner IPv4 header checksum wrong */
+	DP_DROP_INNER_TTL,     /* inner TTL or hop limit is 0 */
+	DP_DROP_MARTIAN,       /* inner source is never valid on a network */
+	DP_DROP_MULTICAST,     /* inner destination is multicast, broadcast or unspecified */
+	DP_DROP_NESTED,        /* IPIP that carries another IP tunnel */
+
+	/* tx */
+	DP_DROP_VNET_HEADER,    /* virtio header from the TUN contradicts its packet */
+	DP_DROP_FOREIGN_SOURCE, /* inner source is neither in our subnet nor an address of this host */
+	DP_DROP_NO_PEER,        /* no subnet of a peer holds the inner destination */
+	DP_DROP_NO_ENCAP,       /* the peer's encapsulation cannot carry this packet here */
+	DP_DROP_LOOP,           /* inner destination is the outer destination */
+	DP_DROP_TOO_BIG,        /* larger than the path to the peer */
+	DP_DROP_UNREACHABLE,    /* the underlay has no way to the peer */
+	DP_DROP_SEND_FULL,      /* socket send buffer full */
+	DP_DROP_SEND_DENIED,    /* a local firewall refused the outer packet */
+	DP_DROP_SEND_ERROR,     /* any other error of the send */
+
+	/* rx */
+	DP_DROP_WRONG_IFACE,  /* did not arrive on the underlay interface */
+	DP_DROP_OUTER_DST,    /* outer destination is not our underlay address */
+	DP_DROP_UNKNOWN_VTEP, /* outer source is not a peer */
+	DP_DROP_SHORT,        /* too short for the headers of its encapsulation */
+	DP_DROP_VXLAN_FLAGS,  /* I flag clear, or a reserved bit set */
+	DP_DROP_VNI,          /* another VNI */
+	DP_DROP_INNER_MAC,    /* inner destination MAC not ours, or source MAC impossible */
+	DP_DROP_ETHERTYPE,    /* inner frame carries neither IPv4 nor IPv6 */
+	DP_DROP_SPOOFED,      /* inner source does not belong to the peer that sent it */
+	DP_DROP_NOT_OURS,     /* inner destination is not in our subnet */
+	DP_DROP_ECN,          /* outer CE on a Not-ECT inner packet (RFC 6040) */
+	DP_DROP_TUN_DOWN,     /* the TUN device is down */
+	DP_DROP_TUN_FULL,     /* the TUN device had no room */
+	DP_DROP_TUN_ERROR,    /* any other error of the write */
+	DP_DROP_COUNT
+};
+
+/* Rungs of the feature ladder that were reached; a mask, reported as the tier. */
+enum dp_tier {
+	DP_TIER_TUN_VNET = 1, /* TUN packets carry a virtio header */
+	DP_TIER_TUN_CSUM = 2, /* the kernel leaves L4 checksums to us (TUN_F_CSUM) */
+	DP_TIER_MMSG = 4      /* sendmmsg and recvmmsg */
+};
+
+/* Descriptors a forwarder works with, in the order in which a message carries them. */
+enum dp_fd {
+	DP_FD_TUN,
+	DP_FD_COUNTERS, /* memfd of dp_counters_create() */
+	DP_FD_FIB,      /* sealed memfd of dp_fib_create() */
+	DP_FD_UDP4,     /* VXLAN over IPv4: receives */
+	DP_FD_UDP4_TX,  /* VXLAN over IPv4: sends, bound to our address and to the device */
+	DP_FD_UDP6,
+	DP_FD_UDP6_TX,
+	DP_FD_RAW4,    /* IPIP: receives */
+	DP_FD_RAW4_TX, /* IPIP: sends; its drop-all filter keeps the kernel from answering protocol unreachable */
+	DP_FD_COUNT
+};
+
+/* An IP address. family is 4 or 6, or 0 for none; an IPv4 address fills bytes[0..3]. */
+struct dp_addr {
+	uint8_t family;
+	uint8_t bytes[16];
+};
+
+/* An address prefix; host bits must be 0. */
+struct dp_prefix {
+	struct dp_addr addr;
+	uint8_t len; /* bits */
+};
+
+/* One subnet entry of the table: where packets to it go. */
+struct dp_subnet {
+	struct dp_prefix prefix;
+	uint8_t encap;       /* enum dp_encap */
+	uint8_t vtep_mac[6]; /* inner destination MAC (VXLAN), for the family of the prefix */
+	struct dp_addr vtep; /* underlay address of the peer, for the family of the prefix */
+	uint8_t pad[2];
+	uint32_t peer_id; /* < DP_MAX_PEERS */
+	uint32_t mtu;     /* largest inner packet in bytes; 0: no limit but the device's */
+};
+
+/* A remote node: the underlay addresses from which its tunnel packets come. */
+struct dp_peer {
+	uint32_t id; /* stable; indexes the counters */
+	struct dp_addr addr4;
+	struct dp_addr addr6;
+	uint8_t pad[2];
+};
+
+/* All that a table is built from. Arrays are the caller's and are only read. */
+struct dp_table_spec {
+	uint64_t generation;
+	const struct dp_peer *peers;
+	uint32_t peers_count;
+	const struct dp_subnet *subnets; /* remote subnets */
+	uint32_t subnets_count;
+	const struct dp_prefix *own; /* our own subnets: valid inner destinations on rx */
+	uint32_t own_count;
+	const struct dp_prefix *sources; /* valid inner sources on tx: own subnets and addresses of this host */
+	uint32_t sources_count;
+	const struct dp_prefix *allowed; /* --allow-source: valid inner sources both ways */
+	uint32_t allowed_count;
+};
+
+/* What a forwarder needs to know besides its descriptors. */
+struct dp_config {
+	uint32_t vni;              /* 0 .. 2^24-1 */
+	uint16_t vxlan_port;       /* UDP destination port */
+	uint16_t threads;          /* workers */
+	uint32_t underlay_ifindex; /* the interface tunnel packets must arrive on */
+	uint32_t tun_mtu;          /* bytes */
+	uint32_t tier;             /* mask of enum dp_tier */
+	uint32_t vnet_hdr_len;     /* bytes of the TUN's virtio header; 0 without DP_TIER_TUN_VNET */
+	uint32_t icmp_per_s;       /* ICMP errors to pods: sustained rate; 0 sends none */
+	uint32_t icmp_burst;
+	struct dp_addr underlay4; /* our own underlay addresses; family 0: none */
+	struct dp_addr underlay6;
+	uint8_t vtep_mac4[6];    /* our VTEP MAC for inner IPv4 */
+	uint8_t vtep_mac6[6];    /* and for inner IPv6 */
+	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
+	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
+	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
+	uint8_t pad[7];
+};
+
+/*
+ * Counters. One memfd, laid out as: struct dp_counters_header, then one
+ * struct dp_thread_counters per thread, then per thread max_peers times
+ * struct dp_peer_counters. Each word has one writer; readers may look at any
+ * time. Unit: a wire packet (a super-datagram counts as its segments).
+ */
+struct dp_counters_header {
+	uint32_t magic;
+	uint32_t abi;
+	uint32_t threads;
+	uint32_t max_peers;
+	uint64_t size;          /* bytes of the whole memfd */
+	uint64_t start_ns;      /* CLOCK_BOOTTIME of its creation */
+	uint64_t forwarder_ns;  /* CLOCK_BOOTTIME of the current forwarder's start */
+	uint64_t forwarder_pid; /* as that process sees itself */
+	uint64_t restarts;      /* forwarders that took over these counters */
+	uint64_t generation;    /* of the table in force */
+	uint64_t pad[8];
+};
+
+struct dp_last {
+	uint64_t time_ns;  /* CLOCK_BOOTTIME; 0: never */
+	uint64_t family;   /* 4 or 6; 0: address not known */
+	uint64_t words[2]; /* the 16 bytes of the address in wire order */
+};
+
+struct dp_thread_counters {
+	uint64_t heartbeat;                /* grows while the worker makes progress */
+	uint64_t wakeups;                  /* returns of the poll */
+	uint64_t icmp_sent;                /* ICMP errors written to the TUN */
+	uint64_t observed;                 /* spoofed packets let pass by spoof_observe */
+	uint64_t supers;                   /* super-datagrams from kernel peers */
+	uint64_t queue_drops[DP_FD_COUNT]; /* SO_RXQ_OVFL by socket: dropped by the kernel before we saw them */
+	uint64_t offered[DP_DIR_COUNT];
+	uint64_t forwarded[DP_DIR_COUNT];
+	uint64_t bytes[DP_DIR_COUNT]; /* inner bytes forwarded */
+	uint64_t drops[DP_DIR_COUNT][DP_DROP_COUNT];
+	struct dp_last last[DP_DIR_COUNT][DP_DROP_COUNT]; /* tx: inner destination; rx: outer source */
+	uint64_t pad[8];
+};
+
+struct dp_peer_counters {
+	uint64_t packets[DP_DIR_COUNT];
+	uint64_t bytes[DP_DIR_COUNT];
+	uint64_t drops[DP_DROP_COUNT];
+};
+
+/*
+ * Control messages: SOCK_SEQPACKET, every one exactly sizeof(struct dp_msg).
+ * A request is answered by one message of the same type and seq, with error 0
+ * or a negative errno and a text for people. Descriptors ride along by
+ * SCM_RIGHTS, in the order of enum dp_fd, for the bits set in fd_mask.
+ */
+enum dp_msg_type {
+	DP_MSG_HELLO = 1, /* -> epoch. <- state, config, generation. Must come first on a commanding connection */
+	DP_MSG_TAKE,      /* <- config and duplicates of all descriptors */
+	DP_MSG_GO,        /* -> config and all descriptors: (re)start the workers with these */
+	DP_MSG_PUBLISH,   /* -> DP_FD_FIB: put this table in force */
+	DP_MSG_QUIESCE,   /* park the workers; answered when no packet is in flight */
+	DP_MSG_RESUME,
+	DP_MSG_INSPECT, /* <- state, config, and DP_FD_COUNTERS and DP_FD_FIB; needs no HELLO */
+	DP_MSG_STOP,    /* answered, then dp_serve() returns */
+	DP_MSG_COUNT
+};
+
+enum dp_state {
+	DP_STATE_EMPTY, /* has no descriptors yet */
+	DP_STATE_RUNNING,
+	DP_STATE_QUIESCED,
+	DP_STATE_COUNT
+};
+
+struct dp_msg {
+	uint32_t magic;
+	uint16_t abi;
+	uint16_t type;
+	uint64_t epoch; /* of the sending control; a forwarder obeys none older than the newest it met */
+	uint32_t seq;
+	int32_t error;
+	uint32_t fd_mask;
+	uint32_t state; /* enum dp_state */
+	uint64_t generation;
+	uint64_t pid;
+	struct dp_config config;
+	char text[DP_TEXT_MAX];
+};
+
+/* names: static strings, NULL out of range */
+const char *dp_drop_name(uint32_t drop);
+const char *dp_encap_name(uint32_t encap);
+
+/* table (fib.c) */
+int dp_fib_create(const struct dp_table_spec *spec);
+typedef struct fib dp_fib;
+int dp_fib_open(int fd, dp_fib **out);
+void dp_fib_close(dp_fib *fib);
+uint64_t dp_fib_generation(const dp_fib *fib);
+uint32_t dp_fib_subnets(const dp_fib *fib, struct dp_subnet *out, uint32_t capacity);
+uint32_t dp_fib_peers(const dp_fib *fib, struct dp_peer *out, uint32_t capacity);
+
+/* counters (counters.c) */
+int dp_counters_create(uint32_t threads, uint32_t max_peers);
+typedef struct counters dp_counters;
+int dp_counters_open(int fd, int writable, dp_counters **out);
+void dp_counters_close(dp_counters *counters);
+void dp_counters_header(const dp_counters *counters, struct dp_counters_header *out);
+void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *out);
+int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_peer_counters *out);
+
+/* devices and sockets, opened by the privileged process (tun.c, underlay.c) */
+int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
+int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *device, int buffer_bytes,
+		     int *granted_bytes);
+
+/* the engine in this process (engine.c) */
+typedef struct engine dp_engine;
+int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], dp_engine **out);
+int dp_engine_start(dp_engine *engine);
+int dp_engine_publish(dp_engine *engine, int fib_fd);
+int dp_engine_quiesce(dp_engine *engine);
+int dp_engine_resume(dp_engine *engine);
+void dp_engine_destroy(dp_engine *engine);
+
+/* the forwarder process (ctl.c, privilege.c) */
+int dp_drop_privileges(void);
+int dp_serve(int listen_fd);

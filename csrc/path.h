@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * path.h - what one worker carries along the packet path, and the counting on it.
+ *
+ * All of it belongs to one worker thread. The table is held for the length of a
+ * batch; everything else for the life of the worker.
+ */
+#ifndef PATH_H
+#define PATH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "counters.h"
+#include "dp.h"
+#include "fib.h"
+#include "parse.h"
+#include "pkt.h"
+#include "underlay.h"
+#include "wire.h"
+
+/* Packets per batch in each direction. */
+enum { PATH_BATCH = UNDERLAY_BATCH };
+
+/*
+ * A buffer holds the largest packet with headroom. The odd stride keeps the
+ * first lines of neighbouring buffers out of the same cache sets.
+ */
+enum { PATH_BUFFER = PKT_HEADROOM + PKT_MAX + 1, PATH_STRIDE = PATH_BUFFER + 4096 + 64 };
+
+/* Tokens for ICMP errors to pods. */
+struct path_bucket {
+	uint64_t filled_ns; /* when tokens were last added */
+	uint64_t tokens;    /* in billionths of a token */
+};
+
+/* What is remembered of a packet between encap and the end of its send. */
+struct path_queued {
+	const struct dp_subnet *subnet;
+	addr_t dst;
+	uint32_t bytes; /* inner */
+	uint32_t units; /* wire packets */
+	int fd;
+	uint8_t family;
+};
+
+struct path {
+	const struct dp_config *config;
+	const int *fds; /* enum dp_fd; -1: not there */
+	struct dp_thread_counters *counters;
+	struct dp_peer_counters *peers;
+	uint32_t max_peers;
+	const struct fib *fib; /* in force for this batch */
+	uint64_t now_ns;       /* CLOCK_BOOTTIME of this batch */
+	bool is_tun_gone;      /* the device was deleted; wait for another */
+	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
+	uint8_t *rx_buffers;
+	struct path_bucket icmp;
+	struct path_queued queue[PATH_BATCH];
+	struct underlay_batch tx;
+	struct underlay_batch rx;
+};
+
+/* A packet that is about to be dropped or forwarded, as the counters see it. */
+struct path_packet {
+	enum dp_dir dir;
+	uint32_t peer;  /* DP_NO_PEER: not known */
+	uint32_t units; /* wire packets */
+	uint32_t bytes; /* inner */
+	uint8_t family; /* of addr; 0: not known */
+	addr_t addr;    /* tx: inner destination; rx: outer source */
+};
+
+/**
+ * path_offered() - Count packets the moment a system call returned them
+ * @path:	The worker's path
+ * @dir:	Direction
+ * @units:	Wire packets
+ */
+static inline void path_offered(struct path *path, enum dp_dir dir, uint32_t units)
+{
+	counters_add(&path->counters->offered[dir], units);
+}
+
+/**
+ * path_forwarded() - Count a packet whose send or write succeeded
+ * @path:	The worker's path
+ * @packet:	What it was
+ */
+static inline void path_forwarded(struct path *path, const struct path_packet *packet)
+{
+	counters_add(&path->counters->forwarded[packet->dir], packet->units);
+	counters_add(&path->counters->bytes[packet->dir], packet->bytes);
+	if (packet->peer < path->max_peers) {
+		counters_add(&path->peers[packet->peer].packets[packet->dir], packet->units);
+		counters_add(&path->peers[packet->peer].bytes[packet->dir], packet->bytes);
+	}
+}
+
+/**
+ * path_drop() - Count a packet that goes no further
+ * @path:	The worker's path
+ * @packet:	What it was
+ * @drop:	Why
+ */
+static inline void path_drop(struct path *path, const struct path_packet *packet, enum dp_drop drop)
+{
+	counters_add(&path->counters->drops[packet->dir][drop], packet->units);
+	counters_note_last(&path->counters->last[packet->dir][drop], path->now_ns, packet->family, packet->addr);
+	if (packet->peer < path->max_peers)
+		counters_add(&path->peers[packet->peer].drops[drop], packet->units);
+}
+
+/**
+ * path_buffer() - One buffer of a batch
+ * @buffers:	tx_buffers or rx_buffers
+ * @index:	Which
+ *
+ * Return: an empty packet with headroom
+ */
+static inline struct pkt path_buffer(uint8_t *buffers, uint32_t index)
+{
+	return pkt_init(buffers + (size_t)index * PATH_STRIDE, PATH_BUFFER, PKT_HEADROOM, 0);
+}
+
+uint32_t tx_run(struct path *path);
+uint32_t rx_run(struct path *path, enum dp_fd role);
+
+#endif

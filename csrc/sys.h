@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * sys.h - the system calls of the packet path, through one table of pointers.
+ *
+ * Workers make these calls and no others. Tests point sys at a table of their
+ * own to inject faults.
+ */
+#ifndef SYS_H
+#define SYS_H
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <time.h>
+
+struct sys {
+	ssize_t (*read)(int fd, void *buf, size_t len);
+	ssize_t (*write)(int fd, const void *buf, size_t len);
+	int (*recvmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags, struct timespec *timeout);
+	int (*sendmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags);
+	int (*ppoll)(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask);
+};
+
+extern const struct sys *sys;
+
+#endif

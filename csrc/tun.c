@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tun.c - the overlay device.
+ *
+ * The device is made persistent, so that it, its addresses and its routes
+ * outlive whoever holds it. Features are a ladder: each rung is tried, and what
+ * the kernel refuses is left out; the rungs reached are the tier.
+ */
+#include "tun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+/* Without num_buffers; kernels before 2.6.34 know no other size. */
+enum { VNET_HDR_OLD = 10 };
+
+/**
+ * attach() - Make the device, or take hold of it if it is there
+ * @fd:		/dev/net/tun
+ * @name:	Device name, shorter than IFNAMSIZ
+ * @flags:	IFF_VNET_HDR or 0
+ *
+ * Return: 0 or -errno; -EBUSY if another process holds it, -EINVAL if the name is no TUN's
+ */
+static int attach(int fd, const char *name, short flags)
+{
+	struct ifreq ifr = {.ifr_flags = (short)(IFF_TUN | IFF_NO_PI | flags)};
+
+	memcpy(ifr.ifr_name, name, strlen(name) + 1);
+	return ioctl(fd, TUNSETIFF, &ifr) ? -errno : 0;
+}
+
+/**
+ * set_vnet_hdr_len() - Agree with the kernel on the size of the virtio header
+ * @fd:		Attached device with IFF_VNET_HDR
+ *
+ * Return: bytes in force, or -errno
+ */
+static int set_vnet_hdr_len(int fd)
+{
+	int len = sizeof(struct vnet_hdr);
+
+	if (!ioctl(fd, TUNSETVNETHDRSZ, &len))
+		return len;
+	len = VNET_HDR_OLD;
+	return ioctl(fd, TUNSETVNETHDRSZ, &len) ? -errno : len;
+}
+
+/**
+ * climb() - Attach and reach as many rungs as allowed and possible
+ * @fd:		/dev/net/tun
+ * @name:	Device name
+ * @wanted:	Mask of enum dp_tier: rungs that may be tried
+ * @tier:	Set to the rungs reached
+ * @vnet_hdr_len:	Set to bytes in front of each packet, 0 for none
+ *
+ * Return: 0 or -errno
+ */
+static int climb(int fd, const char *name, uint32_t wanted, uint32_t *tier, uint32_t *vnet_hdr_len)
+{
+	int len, err = -EINVAL;
+
+	*tier = 0;
+	*vnet_hdr_len = 0;
+	if (wanted & DP_TIER_TUN_VNET)
+		err = attach(fd, name, IFF_VNET_HDR);
+	if (err == -EBUSY || err == -EPERM)
+		return err;
+	if (err)
+		return attach(fd, name, 0);
+
+	len = set_vnet_hdr_len(fd);
+	if (len < 0)
+		return len;
+	*vnet_hdr_len = (uint32_t)len;
+	*tier = DP_TIER_TUN_VNET;
+	if ((wanted & DP_TIER_TUN_CSUM) && !ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM))
+		*tier |= DP_TIER_TUN_CSUM;
+	else if (ioctl(fd, TUNSETOFFLOAD, 0))
+		return -errno; /* offloads of an earlier holder would stay in force */
+	return 0;
+}
+
+/**
+ * dp_tun_open() - Open the overlay device, made if it is not there, and make it persistent
+ * @name:	Device name, 1 .. IFNAMSIZ - 1 bytes
+ * @wanted_tier:	Mask of enum dp_tier: rungs that may be tried
+ * @tier:	Set to the rungs reached (DP_TIER_TUN_*)
+ * @vnet_hdr_len:	Set to the bytes of virtio header in front of each packet, 0 for none
+ *
+ * Return: non-blocking descriptor owned by the caller; -ENOENT or -ENODEV
+ * without TUN support, -EPERM without CAP_NET_ADMIN, -EBUSY if another process
+ * holds the device, -EINVAL if a device of another kind has the name
+ */
+int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len)
+{
+	size_t len = strlen(name);
+	int fd, err;
+
+	if (!len || len >= IFNAMSIZ)
+		return -EINVAL;
+	fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	err = climb(fd, name, wanted_tier, tier, vnet_hdr_len);
+	if (!err && ioctl(fd, TUNSETPERSIST, 1))
+		err = -errno;
+	if (!err)
+		return fd;
+	close(fd);
+	return err;
+}
+
+/**
+ * tun_read() - Read one packet that the kernel routed to the overlay
+ * @fd:		The device
+ * @vnet_hdr_len:	Bytes of virtio header in front of it
+ * @pkt:	Buffer with PKT_HEADROOM; becomes the packet
+ * @vnet:	Set to its virtio header, zeroed if there is none
+ *
+ * Return: 0; -EAGAIN when there is none; -EBADFD when the device is gone; another -errno
+ */
+int tun_read(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, struct vnet_hdr *vnet)
+{
+	uint8_t *at = pkt->buf + PKT_HEADROOM - vnet_hdr_len;
+	ssize_t n;
+
+	do
+		n = sys->read(fd, at, pkt->cap - PKT_HEADROOM + vnet_hdr_len);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	if ((size_t)n < vnet_hdr_len)
+		return -EIO;
+	memset(vnet, 0, sizeof(*vnet));
+	memcpy(vnet, at, vnet_hdr_len);
+	pkt->off = PKT_HEADROOM;
+	pkt->len = (uint32_t)n - vnet_hdr_len;
+	return 0;
+}
+
+/**
+ * tun_write() - Hand one packet to the kernel as received from the overlay
+ * @fd:		The device
+ * @vnet_hdr_len:	Bytes of virtio header it expects
+ * @pkt:	The packet, with as much headroom, which is overwritten
+ * @vnet:	Its virtio header
+ *
+ * Return: 0; -EIO when the device is down; another -errno
+ */
+int tun_write(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, const struct vnet_hdr *vnet)
+{
+	struct pkt framed = *pkt;
+	uint8_t *at = pkt_push(&framed, vnet_hdr_len);
+	ssize_t n;
+
+	if (!at)
+		return -ENOBUFS;
+	memcpy(at, vnet, vnet_hdr_len);
+	do
+		n = sys->write(fd, at, framed.len);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}

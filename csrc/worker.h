@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* worker.h - one thread that carries packets both ways, and how it is told to pause. */
+#ifndef WORKER_H
+#define WORKER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "fib.h"
+#include "path.h"
+
+enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
+
+struct worker {
+	struct fib_reader reader; /* first: engine.c walks the readers by stride */
+	struct path path;
+	struct fib_slot *slot; /* the engine's */
+	pthread_t thread;
+	int wake_fd; /* eventfd, owned */
+	_Atomic int order;
+
+	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
+	pthread_cond_t changed;
+	bool is_parked;
+};
+
+int worker_init(struct worker *worker, struct fib_slot *slot);
+int worker_start(struct worker *worker);
+void worker_park(struct worker *worker);
+void worker_resume(struct worker *worker);
+void worker_end(struct worker *worker);
+void worker_free(struct worker *worker);
+
+#endif

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen values that the layers hand each other. No I/O, no parsing of text beyond addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Encap(IntEnum):
+    """How packets to a subnet cross the underlay; values of `enum dp_encap`."""
+
+    NONE = 0
+    VXLAN = 1
+    IPIP = 2
+    DIRECT = 3
+    FLANNEL_UDP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MacAddress:
+    """48 bits in wire order."""
+
+    octets: bytes
+
+    def __str__(self) -> str:
+        return self.octets.hex(":")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The cluster's network: flannel's network config after parsing, defaults filled in."""
+
+    network: IPv4Network | None
+    network6: IPv6Network | None
+    encap: Encap
+    vni: int = 1
+    port: int = 8472
+    underlay_mtu: int | None = None  # Backend.MTU: replaces the interface's MTU
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetKey:
+    """What a lease is keyed by: the subnet of a node, in one or both families."""
+
+    subnet: IPv4Network | None
+    subnet6: IPv6Network | None = None
+
+    def __str__(self) -> str:
+        return "&".join(str(net) for net in (self.subnet, self.subnet6) if net is not None)
+
+    def subnets(self) -> tuple[Network, ...]:
+        """The subnets there are, IPv4 first."""
+        return tuple(net for net in (self.subnet, self.subnet6) if net is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A subnet and the node that holds it: flannel's lease value (flannel.md §1.3)."""
+
+    key: SubnetKey
+    public_ip: IPv4Address | None
+    public_ip6: IPv6Address | None
+    encap: Encap
+    vtep_mac: MacAddress | None = None
+    vtep_mac6: MacAddress | None = None
+    vni: int | None = None
+
+    def public_ips(self) -> tuple[Address, ...]:
+        """The node's underlay addresses, IPv4 first."""
+        return tuple(ip for ip in (self.public_ip, self.public_ip6) if ip is not None)
+
+
+# --- events: what the store said -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A complete list: whatever is not in it is gone."""
+
+    revision: int
+    network: NetworkConfig
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePut:
+    """A lease appeared or changed."""
+
+    revision: int
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDeleted:
+    """A lease is gone."""
+
+    revision: int
+    key: SubnetKey
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The store holds something unusable; what was in force stays in force."""
+
+    revision: int
+    reason: str
+
+
+Event = Listed | LeasePut | LeaseDeleted | Rejected
+
+
+# --- the table and the host: what must be ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetEntry:
+    """Where packets to one remote subnet go; `struct dp_subnet`."""
+
+    prefix: Network
+    peer_id: int
+    encap: Encap
+    vtep: Address
+    vtep_mac: MacAddress | None
+    mtu: int = 0  # bytes; 0: the device's
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A remote node; `struct dp_peer`."""
+
+    id: int
+    addresses: tuple[Address, ...]  # underlay
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All the forwarder needs to decide; built into one FIB snapshot."""
+
+    peers: tuple[Peer, ...] = ()
+    subnets: tuple[SubnetEntry, ...] = ()
+    own: tuple[Network, ...] = ()
+    sources: tuple[Network, ...] = ()
+    allowed: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What overlayd wants of the host: one device, its addresses, its routes."""
+
+    tun_name: str
+    mtu: int
+    addresses: tuple[Address, ...] = ()  # each as /32 or /128
+    networks: tuple[Network, ...] = field(default=())  # each routed to the TUN, and unreachable behind it
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Action: put this table in force."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHost:
+    """Action: make the host look like this."""
+
+    plan: HostPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Action: tell the operator; the text says what to do."""
+
+    text: str
+
+
+Action = Publish | PlanHost | Alarm
