@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# One verb per habit; `make help` lists them. ARGS are handed on: make test ARGS='-k lpm -x'
+
+PYTHON := .venv/bin/python
+ARGS ?=
+C_FILES = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch])
+C_UNITS = $(wildcard csrc/*.c)
+C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
+C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo demo-down test lint format fuzz bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Debian packages, .venv, native module; does only what is missing
+	@.ci/setup
+
+build: setup ## the native module and the test probe
+	@$(PYTHON) csrc/build_native.py
+	@$(PYTHON) csrc/build_native.py --probe
+
+demo: setup ## three hosts, one of them plain kernel VXLAN, talk (KEEP=1 leaves them standing)
+	@$(PYTHON) -m bench.demo $(ARGS)
+
+demo-down: setup ## take down what KEEP=1 left
+	@$(PYTHON) -m bench.demo down
+
+test: build ## every test; root, in network namespaces
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy, clang-format, gcc's warnings, clang-tidy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	clang-format-14 --dry-run -Werror $(C_FILES)
+	@for unit in $(C_UNITS); do \
+		gcc $(C_FLAGS) $(C_WARNINGS) -c -o /dev/null $$unit || exit 1; done; echo "gcc: no warnings"
+	@clang-tidy-14 --quiet $(C_UNITS) -- $(C_FLAGS) 2>build/clang-tidy.log || { cat build/clang-tidy.log; exit 1; }
+	@echo "clang-tidy: no warnings"
+
+format: setup ## let ruff and clang-format rewrite the sources
+	$(PYTHON) -m ruff check --fix-only .
+	$(PYTHON) -m ruff format .
+	clang-format-14 -i $(C_FILES)
+
+fuzz: build ## the fuzzers, for a bounded time (ARGS are theirs)
+	@$(PYTHON) -m tests.fuzz.run $(ARGS)
+
+bench: build ## overlayd beside kernel VXLAN in the same run
+	@$(PYTHON) -m bench.compare $(ARGS)
+
+clean: ## all that was built, .venv included
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -f dataplane/_native*.so tests/_probe*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""overlayd: a userspace VXLAN and IPIP overlay dataplane. This file is the map of both its halves.
+
+Two processes. CONTROL (`overlayd run`, Python, privileged) reads the lease store, decides, opens the TUN
+and the sockets, builds the table and sets up the host. The FORWARDER (`overlayd forwarder`, C behind a few
+lines of Python, no privilege at all) gets those descriptors and carries packets. They share the table (a
+sealed memfd, read-only over there) and the counters (a memfd that outlives either). The forwarder needs
+control for nothing once it runs.
+
+Layers. A file may import or include from its own layer or a lower one, never from a higher one, and there
+are no cycles. tests/unit/test_source.py reads the two lists below and holds every file to them; a file that
+is not listed fails that test.
+
+C, csrc/ (a unit is x.c and x.h):
+    L0 wire pkt csum dp               | formats, the only door to packet bytes, the surface Python sees
+    L1 parse encap offload icmp lpm   | pure: no descriptor, clock, log, allocation or global
+    L2 fib fib_build fib_layout       | immutable table in a memfd: built by control, looked up by workers
+    L2 counters                       | counters in a memfd: one writer a word
+    L3 sys tun underlay               | system calls of the packet path, feature ladders
+    L4 path tx rx                     | one batch each way, functions in the order a packet meets them
+    L5 worker engine                  | threads; start, publish, park, stop
+    L6 ctl privilege api              | the forwarder process, its messages, the names of things
+    L6 probe                          | for tests only: lets Python call the pure units
+
+Python, dataplane/ (x/ is a package, with all in it):
+    P0 errors model                   | the exception tree; frozen values
+    P1 config flannel                 | parse at the edge: our flags, flannel's JSON
+    P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
+    P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
+    P3 rundir message figures control | the run directory, the two sockets in it, what they carry
+    P4 backend/                       | carries out actions: userspace
+    P5 forwarder daemon status        | the two processes, and what they say of themselves
+    P6 cli __main__                   | the command line
+
+No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.
+csrc/dp.h is included by C and fed to cffi as it is: there is no second copy of any constant or struct.
+
+Life of a packet, tx (overlay to underlay; tx.c):
+    pod -> kernel route for the whole network -> TUN -> tun_read(), virtio header, placed behind headroom
+    -> parse_inner() -> source ours? foreign_source -> fib_subnet(inner destination)? no_peer, ICMP to the pod
+    -> offload_complete() finishes the checksum that the kernel left to us
+    -> encap_vxlan_push() (IPIP needs nothing: the raw socket writes the outer header) -> underlay_send()
+Life of a packet, rx (underlay to overlay; rx.c):
+    underlay_receive() -> arrived on the underlay interface, for our address? wrong_iface, outer_dst
+    -> fib_peer(outer source)? unknown_vtep
+    -> encap_vxlan_pull(): flags, VNI, MACs, ethertype, or a named drop
+    -> parse_inner() -> encap_decap_ecn(), RFC 6040
+    -> inner source is that peer's? spoofed -> inner destination is ours? not_ours
+    -> offload_describe(): a kernel peer on this machine left the checksum partial -> tun_write()
+    -> kernel -> pod
+
+Conservation. Offered is counted where the read returned, forwarded where the write succeeded, and every
+packet in between ends in exactly one value of `enum dp_drop`: offered = forwarded + drops, exactly, in each
+direction. docs/counters.md says what each reason means and what to do.
+"""
