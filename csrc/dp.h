@@ -4,7 +4,7 @@
  *
  * It is included by C and fed verbatim to ffi.cdef(), so it holds plain
  * declarations only: no #include, no #if, no attributes, no function bodies
- * (#pragma once is the one guard that cffi skips).
+ * (#pragma once is for C; the build leaves it out of what cffi reads).
  * Include <stdint.h> and <stddef.h> before it. Size asserts and name tables of
  * what is declared here live in api.c.
  *

@@ -28,8 +28,9 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
+    P3 journal vtep                   | structured logs; the VTEP MAC address, kept over restarts
     P4 backend/                       | carries out actions: userspace
-    P5 forwarder daemon status        | the two processes, and what they say of themselves
+    P5 forwarder daemon teardown status | the two processes, their end, what they say of themselves
     P6 cli __main__                   | the command line
 
 No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.

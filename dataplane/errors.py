@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exception tree.
 
-    OverlaydError                 every error overlayd raises on purpose; str() is one line for people
-    ├── ConfigError               the user's input is wrong; says what is allowed        exit 2
-    └── RuntimeFailure            the input is fine, the world is not; says what to do   exit 1
-        ├── StoreError            the lease store cannot be read or says nonsense
-        ├── KernelError           a system call failed; has .errno
-        ├── ControlError          the other process refused, or does not answer
-        └── NotRunning            nothing to talk to                                     exit 3
+OverlaydError                 every error overlayd raises on purpose; str() is one line for people
+├── ConfigError               the user's input is wrong; says what is allowed        exit 2
+└── RuntimeFailure            the input is fine, the world is not; says what to do   exit 1
+    ├── StoreError            the lease store cannot be read or says nonsense
+    ├── KernelError           a system call failed; has .errno
+    ├── ControlError          the other process refused, or does not answer
+    └── NotRunning            nothing to talk to                                     exit 3
 """
 
 from __future__ import annotations

@@ -180,3 +180,27 @@ class Alarm:
 
 
 Action = Publish | PlanHost | Alarm
+
+
+# --- the host: what is ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface of this host."""
+
+    name: str
+    index: int
+    mtu: int  # bytes
+    addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What reconciliation must know of this host."""
+
+    interfaces: tuple[Interface, ...] = ()
+
+    def holder(self, address: Address) -> Interface | None:
+        """Return the interface that holds an address."""
+        return next((link for link in self.interfaces if address in link.addresses), None)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What carries the packets, behind one small protocol; `userspace` is the forwarder.
+
+The daemon calls adopt() once, and then, at start and whenever something changed, prepare(), its own host
+plumbing, carry(), in this order: what can be missing or taken is found out before anything is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from dataplane.figures import Dataplane
+from dataplane.model import Encap, Interface, MacAddress, NetworkConfig, Peer, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a backend must know besides the table."""
+
+    network: NetworkConfig
+    encaps: frozenset[Encap]  # accepted and sent
+    tun_name: str
+    mtu: int  # of the overlay, bytes
+    underlay: Interface
+    underlay4: IPv4Address | None
+    underlay6: IPv6Address | None
+    vtep_mac4: MacAddress | None
+    vtep_mac6: MacAddress | None
+
+
+class Backend(Protocol):
+    """Carries the packets of one node."""
+
+    async def adopt(self) -> tuple[Peer, ...]:
+        """Take over what an earlier control left running, untouched; return the peers in its table."""
+        ...
+
+    async def prepare(self, settings: Settings) -> None:
+        """Open what is needed and not there yet; raises, with everything as before, if it cannot be had."""
+        ...
+
+    async def carry(self, table: Table) -> None:
+        """Put settings and table in force; what already is in force is not touched."""
+        ...
+
+    def describe(self) -> Dataplane:
+        """Return what status shows of it."""
+        ...
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the operator should know, a line each."""
+        ...
+
+    async def undo(self) -> bool:
+        """Take back a start that failed; True if the TUN device was made by it and must be removed."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it and leave it running."""
+        ...

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a forwarder process and waiting until it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dataplane
+from dataplane.control import ForwarderClient
+from dataplane.errors import NotRunning, RuntimeFailure
+from dataplane.rundir import RunDir, failure
+
+START_TIMEOUT_S = 10.0
+RETRY_S = 0.01
+RETRY_MAX_S = 0.5
+CAP_SETPCAP = 8
+
+
+def _has_capability(number: int) -> bool:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+def _command(run_dir: Path) -> list[str]:
+    command = [sys.executable, "-P", "-m", "dataplane", "forwarder", "--run-dir", os.fspath(run_dir)]
+    setpriv = shutil.which("setpriv")
+    if setpriv and _has_capability(CAP_SETPCAP):
+        # The forwarder drops everything as its first act; this way not even its interpreter has it.
+        none = ["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
+        return [setpriv, *none, *command]
+    return command
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of ours: secrets of control are none of the forwarder's business.
+    package_parent = Path(dataplane.__file__).resolve().parent.parent
+    return {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": os.fspath(package_parent)}
+
+
+def spawn(run_dir: RunDir) -> subprocess.Popen[bytes]:
+    """Start a forwarder that outlives us: its own session, no privileges, its output in a file."""
+    try:
+        with run_dir.forwarder_log.open("wb") as log:
+            return subprocess.Popen(
+                _command(run_dir.path),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,
+            )
+    except OSError as err:
+        raise failure("start a forwarder with", Path(sys.executable), err) from None
+
+
+def _last_words(run_dir: RunDir) -> str:
+    try:
+        lines = run_dir.forwarder_log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it said nothing"
+
+
+async def wait_listening(
+    run_dir: RunDir, epoch: int, process: subprocess.Popen[bytes] | None
+) -> ForwarderClient:
+    """Connect to the forwarder as soon as it listens.
+
+    With a process that we started: raises when it ends, or takes too long. Without: waits for somebody
+    else's for as long as it takes.
+    """
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    retry_s = RETRY_S
+    while True:
+        try:
+            return ForwarderClient(run_dir.forwarder_socket, epoch)
+        except NotRunning:
+            pass
+        if process is not None and process.poll() is not None:
+            raise RuntimeFailure(f"forwarder ended at once: {_last_words(run_dir)}")
+        if process is not None and time.monotonic() > deadline_s:
+            process.kill()
+            process.wait()
+            raise RuntimeFailure(f"forwarder did not listen within {START_TIMEOUT_S:g} s")
+        await asyncio.sleep(retry_s)
+        if process is None:
+            retry_s = min(2 * retry_s, RETRY_MAX_S)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TUN and the underlay sockets: opening them, and one line with the next step when that fails."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from dataplane import native
+from dataplane.errors import KernelError, RuntimeFailure
+from dataplane.model import Encap
+from dataplane.native import Fd, ForwarderConfig, TunHandle
+
+BUFFER_BYTES = 8 << 20
+
+# Who holds a UDP port of this host, in words; netlink knows.
+PortHolder = Callable[[int], str | None]
+
+# Opened anew when this changes, and only then.
+Key = tuple[int | str | IPv4Address | IPv6Address | None, ...]
+
+SENDING = (Fd.UDP4_TX, Fd.UDP6_TX, Fd.RAW4_TX)
+
+
+def wanted_sockets(config: ForwarderConfig) -> dict[Fd, Key]:
+    """List the sockets that a config needs, each with what it depends on."""
+    keys: dict[Fd, Key] = {}
+    if Encap.VXLAN in config.encaps and config.underlay4 is not None:
+        keys[Fd.UDP4] = (config.vxlan_port,)
+        keys[Fd.UDP4_TX] = (config.underlay4, config.underlay_ifindex)
+    if Encap.VXLAN in config.encaps and config.underlay6 is not None:
+        keys[Fd.UDP6] = (config.vxlan_port,)
+        keys[Fd.UDP6_TX] = (config.underlay6, config.underlay_ifindex)
+    if Encap.IPIP in config.encaps and config.underlay4 is not None:
+        keys[Fd.RAW4] = ()
+        keys[Fd.RAW4_TX] = ()
+    return keys
+
+
+def open_socket(role: Fd, config: ForwarderConfig, device: str, port_holder: PortHolder) -> int:
+    """Open one underlay socket with a large buffer."""
+    try:
+        fd, _ = native.underlay_open(role, config, device, BUFFER_BYTES)
+        return fd
+    except KernelError as err:
+        address = config.underlay4 if role in (Fd.UDP4, Fd.UDP4_TX) else config.underlay6
+        if err.errno == errno.EADDRINUSE and role not in SENDING:
+            holder = port_holder(config.vxlan_port) or "another process"
+            raise RuntimeFailure(
+                f"UDP port {config.vxlan_port} is held by {holder}. "
+                "Stop it, or choose another Port in the network config"
+            ) from None
+        if err.errno == errno.EADDRNOTAVAIL:
+            raise RuntimeFailure(f"{address} is not an address of this host. Check --public-ip") from None
+        if err.errno in (errno.EPERM, errno.EACCES):
+            raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_RAW and CAP_NET_ADMIN") from None
+        raise
+
+
+def open_tun(name: str, tier_mask: int) -> TunHandle:
+    """Open the TUN device, made if it is not there."""
+    try:
+        return native.tun_open(name, tier_mask)
+    except KernelError as err:
+        if err.errno in (errno.ENOENT, errno.ENODEV):
+            step = "mkdir -p /dev/net; mknod /dev/net/tun c 10 200; modprobe tun"
+            raise RuntimeFailure(f"there is no TUN here (/dev/net/tun). Fix: {step}") from None
+        if err.errno in (errno.EPERM, errno.EACCES):
+            raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_ADMIN") from None
+        if err.errno == errno.EBUSY:
+            raise RuntimeFailure(
+                f"TUN device {name} is held by another process. Stop it, or choose another --tun-name"
+            ) from None
+        if err.errno == errno.EINVAL and Path(f"/proc/sys/net/ipv4/conf/{name}").exists():
+            raise RuntimeFailure(
+                f"{name} is there and is no TUN device. Remove it, or choose another --tun-name"
+            ) from None
+        raise
+
+
+def tun_name_of(fd: int) -> str | None:
+    """Return the name of the device that a TUN descriptor is attached to; None if it was deleted."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("iff:"):
+            return line.removeprefix("iff:").strip() or None
+    return None
+
+
+def duplicate(fd: int) -> int:
+    """Return another descriptor of the same thing."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def close_all(fds: dict[Fd, int]) -> None:
+    """Close descriptors and forget them."""
+    while fds:
+        os.close(fds.popitem()[1])
+
+
+def buffer_warnings(fds: dict[Fd, int]) -> list[str]:
+    """Say which sockets got smaller buffers than they should have."""
+    smallest: dict[str, int] = {}
+    for role, fd in fds.items():
+        if role in (Fd.TUN, Fd.COUNTERS, Fd.FIB):
+            continue
+        option, setting = (
+            (socket.SO_SNDBUF, "wmem_max") if role in SENDING else (socket.SO_RCVBUF, "rmem_max")
+        )
+        sock = socket.socket(fileno=duplicate(fd))
+        with sock:
+            # The kernel tells twice what it grants.
+            granted = sock.getsockopt(socket.SOL_SOCKET, option) // 2
+        if granted < BUFFER_BYTES:
+            smallest[setting] = min(granted, smallest.get(setting, granted))
+    return [
+        f"socket buffer {granted} of {BUFFER_BYTES} bytes granted: net.core.{setting}. "
+        f"Fix: sysctl -w net.core.{setting}={BUFFER_BYTES}"
+        for setting, granted in sorted(smallest.items())
+    ]

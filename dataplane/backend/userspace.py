@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The userspace backend: broker of descriptors for the forwarder process.
+
+Control opens, keeps a duplicate of every descriptor and hands them over in one message. So each of the two
+processes may die: a new forwarder gets the duplicates from us, a new control gets them from the forwarder.
+What the forwarder already works with is never opened or sent a second time, so that a takeover is silent.
+
+All methods run on the event loop; requests to the forwarder block a thread of the executor, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dataplane import native
+from dataplane.backend import Settings
+from dataplane.backend.process import spawn, wait_listening
+from dataplane.backend.sockets import (
+    Key,
+    PortHolder,
+    buffer_warnings,
+    close_all,
+    open_socket,
+    open_tun,
+    tun_name_of,
+    wanted_sockets,
+)
+from dataplane.config import RunConfig
+from dataplane.control import ForwarderClient, StaleEpoch
+from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.figures import Dataplane
+from dataplane.journal import Journal
+from dataplane.model import Peer, Table
+from dataplane.native import Counters, Fd, ForwarderConfig, State
+from dataplane.rundir import RunDir
+
+log = Journal("backend")
+
+# The kernel's own limit for ICMP errors of a host is 1000/s with a burst of 50 (icmp_msgs_per_sec).
+ICMP_PER_S = 1000
+ICMP_BURST = 50
+
+CRASHES_MAX = 3  # within CRASH_WINDOW_S: then slowly, and with an alarm
+CRASH_WINDOW_S = 10.0
+RETRY_MIN_S = 0.01
+RETRY_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a backend works: fixed for the life of a control."""
+
+    config: RunConfig
+    run_dir: RunDir
+    epoch: int
+
+
+class UserspaceBackend:
+    """Opens, keeps and hands over what the forwarder works with, and keeps a forwarder running."""
+
+    def __init__(
+        self, place: Place, port_holder: PortHolder, on_fatal: Callable[[RuntimeFailure], None]
+    ) -> None:
+        """Work in `place`; `on_fatal` is told when another control has taken over."""
+        self._place = place
+        self._port_holder = port_holder
+        self._on_fatal = on_fatal
+        self._lock = asyncio.Lock()
+        self._client: ForwarderClient | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self._state = State.EMPTY
+        self._losses: deque[float] = deque(maxlen=CRASHES_MAX)
+        self._retry_s = 0.0
+        # What we hold. The FIB among the descriptors is the table in force, or about to be.
+        self._fds: dict[Fd, int] = {}
+        self._keys: dict[Fd, Key] = {}
+        self._config: ForwarderConfig | None = None
+        self._tier_wanted: int | None = None
+        self._counters: Counters | None = None
+        self._generation = 0
+        self._table: Table | None = None
+        self._is_go_due = True
+        self._has_made_tun = False
+
+    # --- what an earlier control left ---------------------------------------------------------------
+
+    async def adopt(self) -> tuple[Peer, ...]:
+        """Take over a living forwarder with all it holds; return the peers of its table."""
+        try:
+            client = ForwarderClient(self._place.run_dir.forwarder_socket, self._place.epoch)
+        except NotRunning:
+            return ()
+        try:
+            state = client.hello().state
+            if state == State.EMPTY:
+                self._watch(client, state)
+                return ()
+            config, fds = client.take()
+            if state == State.QUIESCED:  # whoever parked it is gone
+                client.resume()
+            self._generation, table = native.read_fib(fds[Fd.FIB])
+        except BaseException:
+            client.close()
+            raise
+        self._fds = fds
+        self._config = config
+        self._keys = wanted_sockets(config)
+        self._counters = Counters(fds[Fd.COUNTERS])
+        wanted = self._place.run_dir.read_facts().get("tier_wanted")
+        self._tier_wanted = wanted if isinstance(wanted, int) else None
+        self._is_go_due = False
+        self._watch(client, State.RUNNING)
+        log.info("took over forwarder", pid=client.pid, generation=self._generation)
+        return table.peers
+
+    # --- opening ------------------------------------------------------------------------------------
+
+    async def prepare(self, settings: Settings) -> None:
+        """Open TUN, counters and sockets as far as they are missing or depend on what changed."""
+        async with self._lock:
+            if self._needs_other_tier():
+                await self._stop_forwarder()
+                os.close(self._fds.pop(Fd.TUN))
+            opened: dict[Fd, int] = {}
+            try:
+                config = self._open_tun(settings, opened)
+                keys = wanted_sockets(config)
+                for role, key in keys.items():
+                    if role not in self._fds or self._keys.get(role) != key:
+                        opened[role] = open_socket(role, config, settings.underlay.name, self._port_holder)
+                if Fd.COUNTERS not in self._fds:
+                    opened[Fd.COUNTERS] = native.counters_create()
+                    self._counters = Counters(opened[Fd.COUNTERS])
+            except BaseException:
+                close_all(opened)
+                raise
+            self._commit(config, keys, opened)
+
+    def _tier_mask(self) -> int:
+        name = self._place.config.tier
+        return native.TIERS[next(iter(native.TIERS)) if name == "auto" else name]
+
+    def _needs_other_tier(self) -> bool:
+        # A TUN keeps the flags it was first attached with as long as anybody holds it.
+        held = Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == self._place.config.tun_name
+        return held and self._tier_wanted is not None and self._tier_wanted != self._tier_mask()
+
+    def _open_tun(self, settings: Settings, opened: dict[Fd, int]) -> ForwarderConfig:
+        config = self._forwarder_config(settings)
+        if Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == settings.tun_name:
+            return config
+        is_new = not Path(f"/proc/sys/net/ipv4/conf/{settings.tun_name}").exists()
+        tun = open_tun(settings.tun_name, self._tier_mask())
+        opened[Fd.TUN] = tun.fd
+        self._has_made_tun |= is_new
+        self._tier_wanted = self._tier_mask()
+        return replace(config, tier=tun.tier | native.TIER_MMSG, vnet_hdr_len=tun.vnet_hdr_len)
+
+    def _forwarder_config(self, settings: Settings) -> ForwarderConfig:
+        run = self._place.config
+        old = self._config
+        return ForwarderConfig(
+            vni=settings.network.vni,
+            vxlan_port=settings.network.port,
+            underlay_ifindex=settings.underlay.index,
+            tun_mtu=settings.mtu,
+            tier=0 if old is None else old.tier,
+            vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
+            icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
+            icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
+            underlay4=settings.underlay4,
+            underlay6=settings.underlay6,
+            vtep_mac4=settings.vtep_mac4,
+            vtep_mac6=settings.vtep_mac6,
+            encaps=settings.encaps,
+            spoof_observe=run.spoof == "observe",
+            reserved_ignore=run.vxlan_reserved == "ignore",
+        )
+
+    def _commit(self, config: ForwarderConfig, keys: dict[Fd, Key], opened: dict[Fd, int]) -> None:
+        shared = (Fd.TUN, Fd.COUNTERS, Fd.FIB)
+        stale = {role: fd for role, fd in self._fds.items() if role in opened}
+        stale |= {role: fd for role, fd in self._fds.items() if role not in keys and role not in shared}
+        self._is_go_due |= bool(opened or stale) or config != self._config
+        self._fds = {role: fd for role, fd in self._fds.items() if role not in stale} | opened
+        close_all(stale)
+        self._config = config
+        self._keys = keys
+
+    # --- putting in force ---------------------------------------------------------------------------
+
+    async def carry(self, table: Table) -> None:
+        """Put settings and table in force; a forwarder that is not there yet gets them when it is."""
+        async with self._lock:
+            is_new_table = self._adopt_table(table)
+            if self._client is None and self._place.config.forwarder == "spawn" and self._recovery is None:
+                await self._attach(await self._find_forwarder())
+            elif self._client is None:
+                self._start_recovery()
+            elif self._is_go_due or is_new_table:
+                await self._send_to_forwarder(table)
+
+    def _adopt_table(self, table: Table) -> bool:
+        """Make the table our FIB; False if it says what the one in force says already."""
+        if table == self._table:
+            return False
+        if Fd.FIB in self._fds:
+            same = native.fib_create(table, self._generation)
+            try:
+                is_same = native.fib_equal(same, self._fds[Fd.FIB])
+            finally:
+                os.close(same)
+            if is_same:
+                self._table = table
+                return False
+        fib_fd = native.fib_create(table, self._generation + 1)
+        if Fd.FIB in self._fds:
+            os.close(self._fds[Fd.FIB])
+        self._fds[Fd.FIB] = fib_fd
+        self._generation += 1
+        self._table = table
+        return True
+
+    async def _send_to_forwarder(self, table: Table) -> None:
+        try:
+            if self._is_go_due:
+                await self._go()
+            else:
+                await self._request(lambda client: client.publish(self._fds[Fd.FIB]))
+                log.info("published", generation=self._generation, subnets=len(table.subnets))
+        except StaleEpoch:
+            raise
+        except ControlError as err:
+            if self._client is not None and self._client.is_open:
+                raise  # it lives and said no
+            log.warning("forwarder lost", error=err)
+            self._lose()
+
+    async def _go(self) -> None:
+        config = self._config
+        if config is None:
+            raise ControlError("there is nothing to go with yet")
+        await self._request(lambda client: client.go(config, self._fds))
+        self._is_go_due = False
+        self._state = State.RUNNING
+        tier = native.tier_text(config.tier)
+        log.info("forwarder goes", pid=self._pid(), tier=tier, generation=self._generation)
+
+    def _pid(self) -> int | None:
+        return self._client.pid or None if self._client is not None else None
+
+    async def _request(self, call: Callable[[ForwarderClient], None]) -> None:
+        client = self._client
+        if client is None:
+            raise ControlError("there is no forwarder")
+        loop = asyncio.get_running_loop()
+        # The answer is for the thread that asks, not for the watch.
+        loop.remove_reader(client.sock)
+        try:
+            await loop.run_in_executor(None, call, client)
+        finally:
+            if client.is_open:
+                loop.add_reader(client.sock, self._on_readable, client)
+
+    # --- keeping one running ------------------------------------------------------------------------
+
+    def _watch(self, client: ForwarderClient, state: State) -> None:
+        self._client = client
+        self._state = state
+        asyncio.get_running_loop().add_reader(client.sock, self._on_readable, client)
+
+    def _on_readable(self, client: ForwarderClient) -> None:
+        # A forwarder says nothing unasked, so this is its end.
+        if client is self._client:
+            log.warning("forwarder ended", pid=client.pid)
+            self._lose()
+
+    def _lose(self) -> None:
+        self._forget_client()
+        self._losses.append(time.monotonic())
+        self._start_recovery()
+
+    def _start_recovery(self) -> None:
+        if self._recovery is None or self._recovery.done():
+            self._recovery = asyncio.create_task(self._recover())
+
+    def _forget_client(self) -> None:
+        if self._client is not None:
+            if self._client.is_open:
+                asyncio.get_running_loop().remove_reader(self._client.sock)
+            self._client.close()
+        self._client = None
+        self._state = State.EMPTY
+
+    def _is_crash_looping(self) -> bool:
+        recent = len(self._losses) == CRASHES_MAX
+        return recent and self._losses[-1] - self._losses[0] < CRASH_WINDOW_S
+
+    async def _recover(self) -> None:
+        # A dying process may still take a connection: the first failure after a loss says nothing.
+        is_first = True
+        while self._client is None:
+            if self._is_crash_looping():
+                self._retry_s = min(max(2 * self._retry_s, 1.0), RETRY_MAX_S)
+                log.error("forwarder crashes again and again", retry_in_s=self._retry_s)
+                await asyncio.sleep(self._retry_s)
+            try:
+                # Found without the lock: somebody else's may not come for a long time.
+                client = await self._find_forwarder()
+                async with self._lock:
+                    await self._attach(client)
+            except StaleEpoch as err:
+                self._on_fatal(err)
+                return
+            except RuntimeFailure as err:
+                if not is_first:
+                    log.error("no forwarder", error=err)
+                    self._losses.append(time.monotonic())
+                await asyncio.sleep(RETRY_MIN_S)
+            is_first = False
+        if not self._is_crash_looping():
+            self._retry_s = 0.0
+
+    async def _find_forwarder(self) -> ForwarderClient:
+        run_dir, epoch = self._place.run_dir, self._place.epoch
+        try:
+            return ForwarderClient(run_dir.forwarder_socket, epoch)
+        except NotRunning:
+            pass
+        if self._process is not None:
+            self._process.poll()  # reap it
+        if self._place.config.forwarder == "wait":
+            log.info("waiting for a forwarder", socket=run_dir.forwarder_socket)
+            return await wait_listening(run_dir, epoch, None)
+        self._process = spawn(run_dir)
+        return await wait_listening(run_dir, epoch, self._process)
+
+    async def _attach(self, client: ForwarderClient) -> None:
+        """Give a forwarder what we hold; one that works with it already is left alone."""
+        loop = asyncio.get_running_loop()
+        try:
+            reply = await loop.run_in_executor(None, client.hello)
+        except BaseException:
+            client.close()
+            raise
+        self._watch(client, reply.state)
+        is_ours = (reply.config, reply.generation) == (self._config, self._generation)
+        if reply.state == State.RUNNING and is_ours and not self._is_go_due:
+            return  # only the connection was lost
+        try:
+            await self._go()
+        except BaseException:
+            self._forget_client()
+            raise
+
+    async def _stop_forwarder(self) -> None:
+        if self._client is None:
+            return
+        client = self._client
+        asyncio.get_running_loop().remove_reader(client.sock)
+        await asyncio.get_running_loop().run_in_executor(None, client.stop)
+        self._forget_client()
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    # --- for the daemon -----------------------------------------------------------------------------
+
+    @property
+    def tier_wanted(self) -> int | None:
+        """The rungs that were allowed when the TUN was opened; the next control wants to know."""
+        return self._tier_wanted
+
+    def describe(self) -> Dataplane:
+        """Return what status shows of the forwarder."""
+        is_alive = self._client is not None
+        state = self._state.name.lower() if is_alive else "none"
+        return Dataplane(self._config, self._counters, self._pid(), is_alive, state)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the operator should know."""
+        found = buffer_warnings(self._fds)
+        if self._is_crash_looping() and time.monotonic() - self._losses[-1] < RETRY_MAX_S:
+            found.append(
+                f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "
+                f"See {self._place.run_dir.forwarder_log}"
+            )
+        return tuple(found)
+
+    async def undo(self) -> bool:
+        """Take back a start that failed."""
+        has_spawned = self._process is not None
+        if self._client is not None and has_spawned:
+            try:
+                await self._stop_forwarder()
+            except ControlError as err:
+                log.warning("forwarder not stopped", error=err)
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        await self.close()
+        return self._has_made_tun
+
+    async def close(self) -> None:
+        """Let go: the forwarder carries on by itself."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self._forget_client()
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
+        close_all(self._fds)

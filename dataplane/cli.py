@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. What a command needs is imported by the command, so that `status` starts at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dataplane.errors import ConfigError, OverlaydError
+
+VERSION = "0.1.0"
+RUN_DIR = "/run/overlayd"
+TUN_NAME = "overlay0"
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError instead of printing a usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong; argparse's own texts name what is allowed."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class _Collect(argparse.Action):
+    """Collects the texts of each flag by its name, in order."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        namespace.given.setdefault(self.dest, []).append(values)
+
+
+# --- commands -------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dataplane import config
+
+    run_config = config.parse(args.given, os.environ)
+    from dataplane import daemon
+
+    return daemon.run(run_config)
+
+
+def _forwarder(args: argparse.Namespace) -> int:
+    from dataplane import forwarder
+
+    return forwarder.run(args.run_dir)
+
+
+def _ask_status(run_dir: Path) -> dict[str, Any]:
+    """Ask control; if it does not answer, look into the forwarder's memory."""
+    from dataplane import control
+    from dataplane.errors import ControlError, NotRunning
+
+    try:
+        return control.ask(run_dir, {"cmd": "status"})
+    except (NotRunning, ControlError) as err:
+        if not isinstance(err, NotRunning):
+            print(f"overlayd: {err}; showing what the forwarder knows", file=sys.stderr)
+    try:
+        return control.inspect_status(run_dir)
+    except NotRunning:
+        raise NotRunning(f"overlayd is not running in {run_dir}. Start it with: overlayd run") from None
+
+
+def _show(args: argparse.Namespace, text: Callable[[dict[str, Any]], str]) -> int:
+    from dataplane import status
+
+    answer = _ask_status(args.run_dir)
+    print(json.dumps(answer, indent=2, ensure_ascii=False) if args.json else text(answer))
+    return status.exit_code(answer)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from dataplane import status
+
+    return _show(args, status.status_text)
+
+
+def _peers(args: argparse.Namespace) -> int:
+    from dataplane import status
+
+    return _show(args, status.peers_text)
+
+
+def _down(args: argparse.Namespace) -> int:
+    from dataplane import teardown
+
+    return teardown.down(args.run_dir, args.tun_name)
+
+
+# --- the grammar -------------------------------------------------------------------------------------------
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f'"{text}" is no absolute path')
+    return Path(text)
+
+
+def _add_command(
+    commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], int]
+) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _add_run_dir(parser: _Parser) -> None:
+    parser.add_argument(
+        "--run-dir", type=_path, default=Path(RUN_DIR), metavar="PATH", help=f"(default: {RUN_DIR})"
+    )
+
+
+def _add_flags(parser: _Parser, argv: Sequence[str]) -> None:
+    """Add the flags of `run`, from the one table of config; other commands do not wait for its import."""
+    if "run" not in argv:
+        return
+    from dataplane.config import FLAGS
+
+    parser.set_defaults(given={})
+    for flag in FLAGS:
+        parser.add_argument(
+            f"--{flag.name}",
+            dest=flag.name,
+            action=_Collect,
+            default=argparse.SUPPRESS,
+            metavar=flag.metavar,
+            help=f"{flag.help} [{flag.variable}]",
+        )
+
+
+def _build_parser(argv: Sequence[str]) -> _Parser:
+    parser = _Parser(
+        prog="overlayd",
+        description="A userspace VXLAN and IPIP overlay dataplane for pod networks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"overlayd {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_flags(
+        _add_command(commands, "run", "follow the store and carry this node's pod packets", _run), argv
+    )
+    _add_run_dir(_add_command(commands, "forwarder", "carry packets; `run` starts it by itself", _forwarder))
+    for name, text, function in (
+        ("status", "is this node ready, and what became of its packets", _status),
+        ("peers", "the other nodes, with their counters", _peers),
+    ):
+        command = _add_command(commands, name, text, function)
+        _add_run_dir(command)
+        command.add_argument("--json", action="store_true", help="for programs")
+    down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
+    _add_run_dir(down)
+    down.add_argument(
+        "--tun-name", default=TUN_NAME, metavar="NAME", help="if no overlayd run left word of it"
+    )
+    return parser
+
+
+def _report_bug() -> int:
+    import traceback
+
+    print("overlayd: internal error, please report it with what follows", file=sys.stderr)
+    traceback.print_exc()
+    return EXIT_BUG
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status (errors.py)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _build_parser(words).parse_args(words)
+        return int(args.function(args))
+    except OverlaydError as err:
+        print(f"overlayd: {err}", file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        return _report_bug()

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two sockets of the run directory: commands to the forwarder, and the status of it all.
+
+forwarder.sock   SOCK_SEQPACKET, struct dp_msg, descriptors by SCM_RIGHTS: ForwarderClient
+control.sock     stream, one line of JSON each way: serve_requests() and ask()
+
+`overlayd status` runs through here, so asyncio is imported by those who serve, not by those who ask.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataplane import figures
+from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.message import Message
+from dataplane.native import MESSAGE_BYTES, Counters, Fd, ForwarderConfig, MessageType, read_fib
+from dataplane.rundir import RunDir, listen
+
+if TYPE_CHECKING:
+    import asyncio
+
+Request = dict[str, object]
+Reply = dict[str, object]
+
+REQUEST_MAX = 4096  # bytes of one line
+REQUEST_TIMEOUT_S = 5.0
+REPLY_MAX = 64 << 20  # bytes; 65536 peers are about 20 MiB
+FORWARDER_TIMEOUT_S = 2.0
+FD_BYTES = struct.calcsize("i")
+
+
+class StaleEpoch(ControlError):
+    """The forwarder obeys a newer control."""
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of who listens at the other end, as seen from here; 0 if it cannot be seen."""
+    creds = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", creds)[0])
+
+
+# --- commands to the forwarder ----------------------------------------------------------------------
+
+
+class ForwarderClient:
+    """A connection to the forwarder. Calls block, for a short time at most.
+
+    When a call fails half-way the connection is closed: what comes next would be the answer to something
+    else. A closed connection harms no packet.
+    """
+
+    def __init__(self, path: Path, epoch: int = 0, timeout_s: float = FORWARDER_TIMEOUT_S) -> None:
+        """Connect, or raise NotRunning if nobody listens."""
+        self._epoch = epoch
+        self._seq = 0
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(timeout_s)
+        try:
+            self.sock.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            self.close()
+            raise NotRunning(f"no forwarder listens on {path}") from None
+        except OSError as err:
+            self.close()
+            raise ControlError(f"cannot connect to {path}: {err}") from None
+        self.pid = peer_pid(self.sock)
+
+    def __enter__(self) -> ForwarderClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. May be called again."""
+        self.sock.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests may still be made."""
+        return self.sock.fileno() >= 0
+
+    def request(
+        self,
+        kind: MessageType,
+        config: ForwarderConfig | None = None,
+        fds: Mapping[Fd, int] | None = None,
+    ) -> tuple[Message, dict[Fd, int]]:
+        """Send one message and wait for its answer; descriptors received are the caller's."""
+        ordered = sorted((fds or {}).items())
+        self._seq += 1
+        mask = sum(1 << fd for fd, _ in ordered)
+        message = Message(kind, epoch=self._epoch, seq=self._seq, fd_mask=mask, config=config)
+        try:
+            socket.send_fds(self.sock, [message.pack()], [fd for _, fd in ordered])
+            reply, received = self._receive()
+        except TimeoutError:
+            self.close()
+            raise ControlError(f"forwarder (pid {self.pid}) does not answer {kind.name}") from None
+        except OSError as err:
+            self.close()
+            raise ControlError(f"forwarder (pid {self.pid}) hung up on {kind.name}: {err}") from None
+        except ControlError:
+            self.close()
+            raise
+        if (reply.type, reply.seq) != (kind, self._seq) or reply.error:
+            for fd in received.values():
+                os.close(fd)
+        if (reply.type, reply.seq) != (kind, self._seq):
+            self.close()
+            raise ControlError(f"forwarder answered {reply.type.name} to {kind.name}")
+        if reply.error:
+            self._raise_refusal(kind, reply)
+        return reply, received
+
+    def _receive(self) -> tuple[Message, dict[Fd, int]]:
+        # Not socket.recv_fds(): it ignores its flags (CPython 3.11), and children would inherit these.
+        space = socket.CMSG_SPACE(len(Fd) * FD_BYTES)
+        data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
+        fds = [
+            fd
+            for level, kind, payload in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for (fd,) in struct.iter_unpack("i", payload[: len(payload) // FD_BYTES * FD_BYTES])
+        ]
+        try:
+            if not data:
+                raise ControlError(f"forwarder (pid {self.pid}) closed the connection")
+            reply = Message.unpack(data)
+            roles = [fd for fd in Fd if reply.fd_mask & (1 << fd)]
+            if flags & socket.MSG_CTRUNC or len(roles) != len(fds):
+                raise ControlError("forwarder announced other descriptors than it sent")
+        except ControlError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return reply, dict(zip(roles, fds, strict=True))
+
+    def _raise_refusal(self, kind: MessageType, reply: Message) -> None:
+        why = reply.text or os.strerror(-reply.error)
+        if reply.error == -errno.ESTALE:
+            raise StaleEpoch(f"forwarder (pid {self.pid}) obeys a newer overlayd run: {why}")
+        raise ControlError(f"forwarder (pid {self.pid}) refused {kind.name}: {why}")
+
+    def hello(self) -> Message:
+        """Become the forwarder's control; learn its state, config and generation."""
+        return self.request(MessageType.HELLO)[0]
+
+    def take(self) -> tuple[ForwarderConfig, dict[Fd, int]]:
+        """Get what the forwarder works with."""
+        reply, fds = self.request(MessageType.TAKE)
+        if reply.config is None:
+            raise ControlError("forwarder sent no config")
+        return reply.config, fds
+
+    def go(self, config: ForwarderConfig, fds: Mapping[Fd, int]) -> None:
+        """(Re)start the workers with these."""
+        self.request(MessageType.GO, config, fds)
+
+    def publish(self, fib_fd: int) -> None:
+        """Put a table in force."""
+        self.request(MessageType.PUBLISH, fds={Fd.FIB: fib_fd})
+
+    def quiesce(self) -> None:
+        """Park the workers; answered when no packet is in flight."""
+        self.request(MessageType.QUIESCE)
+
+    def resume(self) -> None:
+        """Let parked workers go on."""
+        self.request(MessageType.RESUME)
+
+    def inspect(self) -> tuple[Message, dict[Fd, int]]:
+        """Look at state, config, counters and table without becoming its control."""
+        return self.request(MessageType.INSPECT)
+
+    def stop(self) -> None:
+        """End the forwarder; returns when it is gone."""
+        self.request(MessageType.STOP)
+        try:
+            while self.sock.recv(1):
+                pass
+        except OSError:
+            pass  # it hung up, or takes its time
+        self.close()
+
+
+def newest_epoch(run_dir: RunDir) -> int:
+    """Return the newest epoch that the forwarder met, 0 if there is none.
+
+    For a new control, which owns the run directory: files may be lost, a living forwarder does not forget.
+    """
+    try:
+        with ForwarderClient(run_dir.forwarder_socket) as client:
+            reply, fds = client.inspect()
+    except NotRunning:
+        return 0
+    for fd in fds.values():
+        os.close(fd)
+    return reply.epoch
+
+
+# --- status of a running control --------------------------------------------------------------------
+
+
+def ask(run_dir: Path, request: Request, timeout_s: float = REQUEST_TIMEOUT_S) -> Reply:
+    """Put one request to `overlayd run` and return its answer."""
+    path = RunDir(run_dir).control_socket
+    chunks = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(os.fspath(path))
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            while chunk := sock.recv(1 << 16):
+                chunks.append(chunk)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NotRunning(f"no overlayd run answers in {run_dir}") from None
+        except TimeoutError:
+            raise ControlError(f"overlayd run in {run_dir} does not answer within {timeout_s:g} s") from None
+        except OSError as err:
+            raise ControlError(f"cannot ask overlayd run through {path}: {err.strerror}") from None
+    try:
+        reply = json.loads(b"".join(chunks))
+    except ValueError:
+        raise ControlError(f"overlayd run in {run_dir} hung up") from None
+    if not isinstance(reply, dict):
+        raise ControlError(f"overlayd run in {run_dir} answered nonsense")
+    if "error" in reply and len(reply) == 1:
+        raise ControlError(str(reply["error"]))
+    return reply
+
+
+async def serve_requests(path: Path, answer: Callable[[Request], Awaitable[Reply]]) -> asyncio.AbstractServer:
+    """Answer the requests of ask(): one line each, at most REQUEST_MAX bytes, then hang up."""
+    import asyncio
+
+    async def read_request(reader: asyncio.StreamReader) -> Request:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            request = json.loads(await reader.readline())
+        if not isinstance(request, dict):
+            raise ValueError("a request is a JSON object")
+        return request
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            try:
+                reply = await answer(await read_request(reader))
+            except RuntimeFailure as err:
+                reply = {"error": str(err)}
+            except (ValueError, RecursionError, TimeoutError):
+                reply = {"error": f"a request is one line of JSON, at most {REQUEST_MAX} bytes"}
+            writer.write(json.dumps(reply).encode() + b"\n")
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await writer.drain()
+        except (OSError, TimeoutError):
+            pass  # who asked went away
+        finally:
+            writer.close()
+
+    return await asyncio.start_unix_server(handle, sock=listen(path, socket.SOCK_STREAM), limit=REQUEST_MAX)
+
+
+# --- status when control is dead --------------------------------------------------------------------
+
+
+def inspect_status(run_dir: Path) -> Reply:
+    """Build the status from the forwarder's own memory; NotRunning if there is no forwarder either."""
+    where = RunDir(run_dir)
+    with ForwarderClient(where.forwarder_socket) as client:
+        reply, fds = client.inspect()
+        pid = client.pid or reply.pid
+    node = figures.Node(
+        ready=False,
+        reason="overlayd run is not running; the forwarder carries on without it",
+        facts=where.read_facts(),
+        control={"pid": None, "uptime_s": None},
+    )
+    dataplane = figures.Dataplane(pid=pid, is_alive=True, state=reply.state.name.lower())
+    if Fd.COUNTERS not in fds or Fd.FIB not in fds:
+        return figures.describe(replace(node, reason="overlayd run is not running"), dataplane)
+    try:
+        _, table = read_fib(fds[Fd.FIB])
+        with Counters(fds[Fd.COUNTERS]) as counters:
+            return figures.describe(
+                replace(node, rows=figures.list_peers(table)),
+                replace(dataplane, config=reply.config, counters=counters),
+            )
+    finally:
+        for fd in fds.values():
+            os.close(fd)

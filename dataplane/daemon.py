@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`overlayd run`: follows the store and the host, and keeps dataplane and host as they must be.
+
+One worker turns whatever arrives (events of the store, changes of the host, retries) into one pass:
+reconcile, prepare the backend, set up the host, carry. A pass that fails at start ends the program with
+everything as it was; later it is an alarm, and is tried again. Forwarder, TUN and routes stay when the
+program ends: only `overlayd down` takes them away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from contextlib import AsyncExitStack
+
+import uvloop
+
+from dataplane import journal, vtep
+from dataplane.backend import Settings
+from dataplane.backend.userspace import Place, UserspaceBackend
+from dataplane.config import RunConfig
+from dataplane.control import ForwarderClient, Reply, Request, newest_epoch, serve_requests
+from dataplane.errors import NotRunning, RuntimeFailure, StoreError
+from dataplane.figures import Node, PeerRow, describe
+from dataplane.model import Alarm, Event, HostPlan, Lease, PlanHost, Publish, Rejected, Table
+from dataplane.native import ENCAP_NAMES
+from dataplane.netlink import Host
+from dataplane.reconcile import Reconciler
+from dataplane.rundir import RunDir
+from dataplane.store import Store, open_store
+
+log = journal.Journal("daemon")
+
+RETRY_S = 5.0
+
+
+class HostChanged:
+    """Input of the worker: addresses, links or routes of this host may be different."""
+
+
+class Retry:
+    """Input of the worker: do again what failed."""
+
+
+class Daemon:
+    """One `overlayd run`, from its first look at the host to its end."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, epoch: int) -> None:
+        """Be the control of a run directory that is locked for us."""
+        self._config = config
+        self._run_dir = run_dir
+        self._started_s = time.monotonic()
+        self._host = Host()
+        self._backend = UserspaceBackend(Place(config, run_dir, epoch), self._host.port_holder, self._fail)
+        self._inputs: asyncio.Queue[Event | HostChanged | Retry] = asyncio.Queue()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reconciler: Reconciler | None = None
+        # What must be, and how far it is.
+        self._table: Table | None = None
+        self._plan: HostPlan | None = None
+        self.is_carrying = False
+        self._facts: dict[str, object] = {}
+        self._trouble: str | None = None
+        self._store_error: str | None = None
+        self._store_heard_s: float | None = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until told to stop; raises what ended a start."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        async with AsyncExitStack() as stack:
+            store = open_store(self._config.store)
+            stack.push_async_callback(store.close)
+            stack.push_async_callback(self._host.close)
+            stack.push_async_callback(self._let_go)
+            server = await serve_requests(self._run_dir.control_socket, self._answer)
+            stack.callback(self._remove_socket, self._run_dir.control_socket.stat().st_ino)
+            stack.callback(server.close)
+
+            self._leave_facts(None)
+            known_peers = await self._backend.adopt()
+            self._reconciler = Reconciler(self._config, await self._host.facts(), known_peers)
+            await self._work_until_end(store)
+
+    async def _work_until_end(self, store: Store) -> None:
+        parts = (self._follow_store(store), self._follow_host(), self._work())
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            await asyncio.wait([self._end, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if self._end.done():
+            self._end.result()
+
+    def _stop(self) -> None:
+        if not self._end.done():
+            log.info("stopping: forwarder, TUN and routes stay")
+            self._end.set_result(None)
+
+    def _fail(self, err: RuntimeFailure) -> None:
+        if not self._end.done():
+            self._end.set_exception(err)
+
+    def _remove_socket(self, inode: int) -> None:
+        path = self._run_dir.control_socket
+        # One that replaced us has put its own there.
+        if path.exists() and path.stat().st_ino == inode:
+            path.unlink()
+
+    async def _let_go(self) -> None:
+        """Leave a node that works as it is, and of one that never came to work nothing behind."""
+        if self.is_carrying:
+            await self._backend.close()
+        elif await self._backend.undo():
+            await self._host.remove(self._config.tun_name)
+
+    # --- what arrives -----------------------------------------------------------------------------
+
+    async def _follow_store(self, store: Store) -> None:
+        """Queue what the store says. It must be usable at start; later it may fail and come back."""
+        while True:
+            try:
+                async for event in store.events():
+                    self._store_heard_s = time.monotonic()
+                    self._store_error = event.reason if isinstance(event, Rejected) else None
+                    self._inputs.put_nowait(event)
+            except StoreError as err:
+                if self._store_heard_s is None:
+                    raise
+                log.error("store lost", error=err, retry_in_s=RETRY_S)
+                self._store_error = str(err)
+            await asyncio.sleep(RETRY_S)
+
+    async def _follow_host(self) -> None:
+        """Queue that something on this host changed."""
+        # Once it watches, look again: something may have changed since the first look.
+        asyncio.get_running_loop().call_soon(self._inputs.put_nowait, HostChanged())
+        async for _ in self._host.changes():
+            self._inputs.put_nowait(HostChanged())
+
+    async def _work(self) -> None:
+        """Turn all that has arrived into one pass, again and again."""
+        while True:
+            inputs = [await self._inputs.get()]
+            while not self._inputs.empty():
+                inputs.append(self._inputs.get_nowait())
+            try:
+                await self._take(inputs)
+                await self._converge()
+                self._trouble = None
+            except RuntimeFailure as err:
+                if not self.is_carrying:
+                    raise
+                log.error("not as it must be", error=err, retry_in_s=RETRY_S)
+                self._trouble = str(err)
+                asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
+
+    async def _take(self, inputs: list[Event | HostChanged | Retry]) -> None:
+        """Let the reconciler say what must be done."""
+        assert self._reconciler is not None
+        for item in inputs:
+            if isinstance(item, Retry):
+                continue
+            if isinstance(item, HostChanged):
+                facts = await self._host.facts()
+                actions = self._reconciler.host_changed(facts, time.monotonic())
+            else:
+                actions = self._reconciler.apply(item, time.monotonic())
+            for action in actions:
+                if isinstance(action, Publish):
+                    self._table = action.table
+                elif isinstance(action, PlanHost):
+                    self._plan = action.plan
+                elif isinstance(action, Alarm):
+                    log.warning(action.text)
+
+    # --- making it so -----------------------------------------------------------------------------
+
+    async def _converge(self) -> None:
+        """Bring backend and host to what must be; what already is like that is not touched."""
+        settings = self._settings()
+        if settings is None or self._plan is None or self._table is None:
+            return
+        self._leave_facts(settings)
+        await self._backend.prepare(settings)
+        self._leave_facts(settings)
+        for change in await self._host.apply(self._plan):
+            log.info("host changed", change=change)
+        await self._backend.carry(self._table)
+        self.is_carrying = True
+
+    def _settings(self) -> Settings | None:
+        reconciler = self._reconciler
+        assert reconciler is not None
+        own, network, underlay = reconciler.own, reconciler.network, reconciler.underlay
+        if own is None or network is None or underlay is None or self._plan is None:
+            return None
+        mac = own.vtep_mac or own.vtep_mac6 or vtep.load(self._config.state_dir)
+        return Settings(
+            network=network,
+            encaps=frozenset({network.encap, *self._config.encap}),
+            tun_name=self._plan.tun_name,
+            mtu=self._plan.mtu,
+            underlay=underlay,
+            underlay4=own.public_ip,
+            underlay6=own.public_ip6,
+            vtep_mac4=own.vtep_mac or mac,
+            vtep_mac6=own.vtep_mac6 or mac,
+        )
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    async def _answer(self, request: Request) -> Reply:
+        if request == {"cmd": "status"}:
+            return self._describe()
+        if request == {"cmd": "stop"}:
+            self._stop()
+            return {"stopping": True, "pid": os.getpid()}
+        return {"error": 'allowed are {"cmd": "status"} and {"cmd": "stop"}'}
+
+    def _own(self) -> Lease | None:
+        return None if self._reconciler is None else self._reconciler.own
+
+    def _leave_facts(self, settings: Settings | None) -> None:
+        """Write down what `status` and `down` must know when nobody answers."""
+        facts: dict[str, object] = {
+            "node": socket.gethostname(),
+            "tun": self._config.tun_name,
+            "store": {"url": self._config.store},
+            "tier_wanted": self._backend.tier_wanted,
+        }
+        if settings is not None:
+            own = self._own()
+            facts |= {
+                "encap": ENCAP_NAMES[settings.network.encap],
+                "subnet": None if own is None else str(own.key),
+                "mtu": settings.mtu,
+                "underlay": {
+                    "iface": settings.underlay.name,
+                    "address": str(settings.underlay4 or settings.underlay6),
+                    "mtu": settings.underlay.mtu,
+                },
+            }
+        if facts != self._facts:
+            self._run_dir.write_facts(facts)
+            self._facts = facts
+
+    def _readiness(self) -> tuple[bool, str]:
+        dataplane = self._backend.describe()
+        if self._trouble is not None:
+            return False, self._trouble
+        if self._reconciler is None:
+            return False, "starting"
+        if self._reconciler.reason is not None:
+            return False, self._reconciler.reason
+        if not dataplane.is_alive:
+            return False, "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
+        if not self.is_carrying or dataplane.state != "running":
+            return False, f"starting, forwarder is {dataplane.state}"
+        return True, "ok"
+
+    def _describe(self) -> Reply:
+        reconciler = self._reconciler
+        ready, reason = self._readiness()
+        age_s = None if self._store_heard_s is None else round(time.monotonic() - self._store_heard_s, 3)
+        store = {
+            "url": self._config.store,
+            "revision": None if reconciler is None else reconciler.revision,
+            "age_s": age_s,
+            "error": self._store_error,
+        }
+        warnings = [*self._backend.warnings(), *self._host.warnings()]
+        if self._store_error is not None:
+            warnings.insert(0, f"store: {self._store_error}")
+        node = Node(
+            ready=ready,
+            reason=reason,
+            facts={**self._facts, "store": store},
+            control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
+            warnings=tuple(warnings),
+            rows=self._rows(),
+        )
+        return describe(node, self._backend.describe())
+
+    def _rows(self) -> tuple[PeerRow, ...]:
+        if self._reconciler is None:
+            return ()
+        return tuple(
+            PeerRow(
+                view.id,
+                "&".join(str(net) for net in view.subnets),
+                next(iter(view.lease.public_ips()), None),
+                view.lease.vtep_mac,
+                ENCAP_NAMES[view.lease.encap],
+                view.refused,
+            )
+            for view in self._reconciler.peers()
+        )
+
+
+async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
+    daemon = Daemon(config, run_dir, epoch)
+    try:
+        await daemon.run()
+    finally:
+        if not daemon.is_carrying:
+            remove_unused(run_dir)
+
+
+def remove_unused(run_dir: RunDir) -> None:
+    """Remove the run directory of a start that failed, unless a forwarder lives in it."""
+    try:
+        ForwarderClient(run_dir.forwarder_socket).close()
+    except NotRunning:
+        run_dir.remove()
+
+
+def run(config: RunConfig) -> int:
+    """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
+    journal.set_up(config.log_level, config.log_format)
+    run_dir = RunDir(config.run_dir)
+    run_dir.prepare()
+    with run_dir.lock():
+        epoch = run_dir.next_epoch(newest_epoch(run_dir))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(config, run_dir, epoch))
+    return 0

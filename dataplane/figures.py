@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of a node as plain JSON values: one layout, whoever fills it in.
+
+`overlayd run` fills it in while it lives; when it is dead, `overlayd status` does, from the forwarder's own
+memory (control.inspect_status). The keys are documented for users: only add.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataplane.model import Address, MacAddress, Table
+from dataplane.native import (
+    ENCAP_NAMES,
+    Counters,
+    CountersHeader,
+    Direction,
+    Fd,
+    ForwarderConfig,
+    Totals,
+    boottime_s,
+    tier_text,
+)
+
+Status = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """A peer as status shows it, without its counters."""
+
+    id: int | None  # None: refused, so not in the table
+    subnet: str
+    public_ip: Address | None
+    vtep_mac: MacAddress | None
+    encap: str
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataplane:
+    """What is known of the forwarder, living or not."""
+
+    config: ForwarderConfig | None = None
+    counters: Counters | None = None
+    pid: int | None = None
+    is_alive: bool = False
+    state: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What only control knows; it leaves the facts behind for when it is dead."""
+
+    ready: bool
+    reason: str
+    facts: Status  # node, encap, subnet, mtu, tun, underlay, store
+    control: Status
+    warnings: tuple[str, ...] = ()
+    rows: tuple[PeerRow, ...] = field(default=())
+
+
+def count_tun_drops(tun_name: str) -> int | None:
+    """Return how many packets the kernel could not queue on the TUN; None if there is no such device."""
+    # /proc/net follows the network namespace of who reads it, /sys that of who mounted it.
+    for line in Path("/proc/net/dev").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, counts = line.partition(":")
+        if name.strip() == tun_name:
+            return int(counts.split()[11])
+    return None
+
+
+def list_peers(table: Table) -> tuple[PeerRow, ...]:
+    """List the peers of a table as read back from the forwarder."""
+    entries = defaultdict(list)
+    for entry in table.subnets:
+        entries[entry.peer_id].append(entry)
+    return tuple(
+        PeerRow(
+            peer.id,
+            "&".join(str(entry.prefix) for entry in entries[peer.id]),
+            peer.addresses[0] if peer.addresses else None,
+            next((entry.vtep_mac for entry in entries[peer.id]), None),
+            next((ENCAP_NAMES[entry.encap] for entry in entries[peer.id]), ENCAP_NAMES[0]),
+        )
+        for peer in table.peers
+    )
+
+
+def _describe_direction(direction: Direction | None) -> Status:
+    if direction is None:
+        return {"offered": 0, "forwarded": 0, "bytes": 0, "drops": {}, "last": {}}
+    return {
+        "offered": direction.offered,
+        "forwarded": direction.forwarded,
+        "bytes": direction.bytes,
+        "drops": direction.drops,
+        "last": {
+            name: {"address": _text(last.address), "age_s": round(last.age_s, 3)}
+            for name, last in direction.last.items()
+        },
+    }
+
+
+def _text(value: Address | MacAddress | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
+    status: Status = {
+        "id": row.id,
+        "subnet": row.subnet,
+        "public_ip": _text(row.public_ip),
+        "vtep_mac": _text(row.vtep_mac),
+        "encap": row.encap,
+        "refused": row.refused,
+    }
+    if row.id is None or counters is None:
+        return {**status, "tx_packets": 0, "tx_bytes": 0, "rx_packets": 0, "rx_bytes": 0, "drops": {}}
+    seen = counters.peer(row.id)
+    return {
+        **status,
+        "tx_packets": seen.tx_packets,
+        "tx_bytes": seen.tx_bytes,
+        "rx_packets": seen.rx_packets,
+        "rx_bytes": seen.rx_bytes,
+        "drops": seen.drops,
+    }
+
+
+def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None) -> Status:
+    uptime_s = None
+    if dataplane.is_alive and header is not None and header.forwarder_s:
+        uptime_s = round(boottime_s() - header.forwarder_s, 3)
+    return {
+        "pid": dataplane.pid,
+        "alive": dataplane.is_alive,
+        "uptime_s": uptime_s,
+        "restarts": 0 if header is None else header.restarts,
+        "state": dataplane.state,
+    }
+
+
+def _describe_kernel(totals: Totals | None, tun_name: str) -> Status:
+    overflow = {fd.name.lower(): 0 for fd in (Fd.UDP4, Fd.UDP6, Fd.RAW4)}
+    if totals is not None:
+        overflow = {fd.name.lower(): totals.queue_drops[fd] for fd in (Fd.UDP4, Fd.UDP6, Fd.RAW4)}
+    return {"tun_tx_dropped": count_tun_drops(tun_name) or 0, "rxq_overflow": overflow}
+
+
+def describe(node: Node, dataplane: Dataplane) -> Status:
+    """Put everything together, in the order in which people read it."""
+    config, counters, facts = dataplane.config, dataplane.counters, node.facts
+    totals = None if counters is None else counters.totals()
+    header = None if counters is None else counters.header()
+    rows: Iterable[PeerRow] = node.rows
+    return {
+        "ready": node.ready,
+        "reason": node.reason,
+        "node": facts.get("node"),
+        "tier": None if config is None else tier_text(config.tier),
+        "encap": facts.get("encap"),
+        "vni": None if config is None else config.vni,
+        "port": None if config is None else config.vxlan_port,
+        "subnet": facts.get("subnet"),
+        "mtu": facts.get("mtu") if config is None else config.tun_mtu,
+        "tun": facts.get("tun"),
+        "underlay": facts.get("underlay"),
+        "store": facts.get("store"),
+        "forwarder": _describe_forwarder(dataplane, header),
+        "control": node.control,
+        "tx": _describe_direction(None if totals is None else totals.tx),
+        "rx": _describe_direction(None if totals is None else totals.rx),
+        "spoof_observed": 0 if totals is None else totals.observed,
+        "kernel": _describe_kernel(totals, str(facts.get("tun"))),
+        "warnings": list(node.warnings),
+        "peers": [_describe_peer(row, counters) for row in rows],
+    }

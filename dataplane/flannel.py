@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""flannel's formats: network config, lease values, lease keys, and the MTU that follows from them.
+
+Field names match in any case, as Go's encoding/json does. Errors are ValueError with one line that names
+the field and what is allowed; who reads the text knows the file and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
+
+from dataplane.model import Encap, Lease, MacAddress, NetworkConfig, SubnetKey
+
+VNI_MAX = (1 << 24) - 1
+DEFAULT_PORT = 8472  # what flannel and the kernel use; not IANA's 4789
+MTU_MIN, MTU_MAX = 576, 65535
+
+# Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone.
+OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20}
+
+BACKENDS = {"vxlan": Encap.VXLAN, "ipip": Encap.IPIP}
+# Known to flannel, so worth another answer than "unknown".
+OTHER_BACKENDS = ("alloc", "extension", "host-gw", "ipsec", "tencent-vpc", "udp", "wireguard")
+
+_NETWORK_FIELDS = (
+    *("Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4"),
+    *("EnableIPv6", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"),
+    *("EnableNFTables", "Backend"),
+)
+_BACKEND_FIELDS = ("Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
+_LEASE_FIELDS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
+_DATA_FIELDS = ("VNI", "VtepMAC")
+
+_KEY = re.compile(r"(?P<v4>[0-9.]+[-/]\d+)?(?:(?:^|&)(?P<v6>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*[-/]\d+))?")
+
+
+# --- small readers ----------------------------------------------------------------------------------
+
+
+def suggest(text: str, allowed: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for something close to what is allowed, or nothing."""
+    close = difflib.get_close_matches(text.lower(), list(allowed), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def fold_names(data: object, allowed: tuple[str, ...], where: str, *, strict: bool) -> dict[str, object]:
+    """Return the fields of a JSON object under their proper names, whatever the case they came in."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected an object, not {describe_type(data)}")
+    proper = {name.lower(): name for name in allowed}
+    fields: dict[str, object] = {}
+    for given, value in data.items():
+        name = proper.get(str(given).lower())
+        if name is None and strict:
+            hint = suggest(str(given), proper)
+            raise ValueError(f'{where}: unknown field "{given}"{hint}; allowed are {", ".join(allowed)}')
+        if name is not None and name in fields:
+            raise ValueError(f'{where}: "{name}" is given twice')
+        if name is not None:
+            fields[name] = value
+    return fields
+
+
+def describe_type(value: object) -> str:
+    """Name a JSON type for people."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return "a string"
+    return "an array" if isinstance(value, list) else "an object"
+
+
+def read_int(value: object, where: str, low: int, high: int) -> int:
+    """Read an integer within bounds; true and 1.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{where}: expected an integer from {low} to {high}, not {describe_type(value)}")
+    if not low <= value <= high:
+        raise ValueError(f"{where}: {value} is out of range, allowed is {low} to {high}")
+    return value
+
+
+def read_bool(value: object, where: str) -> bool:
+    """Read true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: expected true or false, not {describe_type(value)}")
+    return value
+
+
+def read_text(value: object, where: str) -> str:
+    """Read a string."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: expected a string, not {describe_type(value)}")
+    return value
+
+
+def read_net4(text: str, where: str) -> IPv4Network:
+    """Read an IPv4 prefix; host bits are cut off, as flannel does."""
+    try:
+        address, slash, length = text.partition("/")
+        if not slash or not length.isascii() or not length.isdigit():
+            raise ValueError("no prefix length")
+        return IPv4Network((IPv4Address(address), int(length)), strict=False)
+    except ValueError:
+        raise ValueError(
+            f'{where}: "{text}" is no IPv4 network, expected for example 10.244.0.0/16'
+        ) from None
+
+
+def read_net6(text: str, where: str) -> IPv6Network:
+    """Read an IPv6 prefix; host bits are cut off, as flannel does."""
+    try:
+        address, slash, length = text.partition("/")
+        if not slash or not length.isascii() or not length.isdigit():
+            raise ValueError("no prefix length")
+        return IPv6Network((IPv6Address(address), int(length)), strict=False)
+    except ValueError:
+        raise ValueError(
+            f'{where}: "{text}" is no IPv6 network, expected for example fd00:244::/48'
+        ) from None
+
+
+def check_unicast(address: IPv4Address | IPv6Address, where: str) -> None:
+    """Refuse addresses that no node can be reached at."""
+    kinds = {
+        "unspecified": address.is_unspecified,
+        "a loopback address": address.is_loopback,
+        "a multicast address": address.is_multicast,
+        "the broadcast address": str(address) == "255.255.255.255",
+        "a link-local address": address.is_link_local,
+    }
+    for kind, applies in kinds.items():
+        if applies:
+            raise ValueError(f"{where}: {address} is {kind}, expected the unicast address of a node")
+
+
+def read_mac(value: object, where: str) -> MacAddress:
+    """Read the MAC address of a VTEP: unicast and not zero."""
+    text = read_text(value, where)
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
+        raise ValueError(f'{where}: "{text}" is no MAC address, expected for example 02:00:5e:10:00:01')
+    octets = bytes.fromhex(text.replace(":", ""))
+    if octets[0] & 1 or not any(octets):
+        raise ValueError(f"{where}: {text} is no unicast MAC address")
+    return MacAddress(octets)
+
+
+# --- network config (flannel.md 1.2) -----------------------------------------------------------------
+
+
+def read_encap(value: object, where: str) -> Encap:
+    """Read a backend type."""
+    text = read_text(value, where)
+    encap = BACKENDS.get(text.lower())
+    if encap is not None:
+        return encap
+    allowed = ", ".join(BACKENDS)
+    if text.lower() in OTHER_BACKENDS:
+        raise ValueError(f'{where} "{text}" is not supported yet: allowed are {allowed}')
+    raise ValueError(f'{where} "{text}": allowed are {allowed}{suggest(text, BACKENDS)}')
+
+
+def parse_network(data: object, where: str = "network", *, strict: bool = True) -> NetworkConfig:
+    """Read flannel's network config. `strict` refuses unknown fields, for files that people write."""
+    fields = fold_names(data, _NETWORK_FIELDS, where, strict=strict)
+    has_v4 = read_bool(fields.get("EnableIPv4", True), f"{where}.EnableIPv4")
+    has_v6 = read_bool(fields.get("EnableIPv6", False), f"{where}.EnableIPv6")
+    if not has_v4 and not has_v6:
+        raise ValueError(f"{where}: EnableIPv4 and EnableIPv6 are both false")
+    network = network6 = None
+    if has_v4:
+        if "Network" not in fields:
+            raise ValueError(f'{where}: "Network" is missing, expected for example "10.244.0.0/16"')
+        network = read_net4(read_text(fields["Network"], f"{where}.Network"), f"{where}.Network")
+        if not 8 <= network.prefixlen <= 28:
+            raise ValueError(f"{where}.Network: {network} has an unusable length, allowed is /8 to /28")
+    if has_v6:
+        if "IPv6Network" not in fields:
+            raise ValueError(f'{where}: "IPv6Network" is missing, expected for example "fd00:244::/48"')
+        name = f"{where}.IPv6Network"
+        network6 = read_net6(read_text(fields["IPv6Network"], name), name)
+        if not 16 <= network6.prefixlen <= 124:
+            raise ValueError(f"{name}: {network6} has an unusable length, allowed is /16 to /124")
+    if "Backend" not in fields:
+        raise ValueError(f'{where}: "Backend" is missing, expected for example {{"Type": "vxlan"}}')
+    return _parse_backend(fields["Backend"], f"{where}.Backend", network, network6, strict=strict)
+
+
+def _parse_backend(
+    data: object, where: str, network: IPv4Network | None, network6: IPv6Network | None, *, strict: bool
+) -> NetworkConfig:
+    fields = fold_names(data, _BACKEND_FIELDS, where, strict=strict)
+    short = where.rpartition(".")[2]
+    if "Type" not in fields:
+        raise ValueError(f'{where}: "Type" is missing; allowed are {", ".join(BACKENDS)}')
+    encap = read_encap(fields["Type"], f"{short}.Type")
+    for name in ("GBP", "Learning", "DirectRouting"):
+        if read_bool(fields.get(name, False), f"{where}.{name}"):
+            raise ValueError(f"{where}.{name}: true is not supported yet")
+    if encap is Encap.IPIP and network6 is not None:
+        raise ValueError(f"{where}.Type: ipip carries IPv4 only; use vxlan for an IPv6Network")
+    mtu = read_int(fields.get("MTU", 0), f"{where}.MTU", 0, MTU_MAX)
+    if 0 < mtu < MTU_MIN:
+        raise ValueError(f"{where}.MTU: {mtu} is too small, allowed is {MTU_MIN} to {MTU_MAX}, or 0")
+    return NetworkConfig(
+        network=network,
+        network6=network6,
+        encap=encap,
+        vni=read_int(fields.get("VNI", 1), f"{where}.VNI", 0, VNI_MAX),
+        port=read_int(fields.get("Port", 0), f"{where}.Port", 0, 65535) or DEFAULT_PORT,
+        underlay_mtu=mtu or None,
+    )
+
+
+# --- leases (flannel.md 1.1, 1.3) --------------------------------------------------------------------
+
+
+def parse_key(text: str) -> SubnetKey:
+    """Read what a lease is keyed by: `10.244.1.0/24`, flannel's `10.244.1.0-24`, either with `&` and IPv6."""
+    match = _KEY.fullmatch(text)
+    if not match or not (match["v4"] or match["v6"]):
+        raise ValueError(
+            f'"{text}" is no subnet, expected for example 10.244.1.0/24 or 10.244.1.0/24&fd00:244:1::/64'
+        )
+    v4, v6 = (part and part.replace("-", "/") for part in (match["v4"], match["v6"]))
+    try:
+        return SubnetKey(IPv4Network(v4) if v4 else None, IPv6Network(v6) if v6 else None)
+    except ValueError as err:
+        raise ValueError(f'"{text}" is no subnet: {err}') from None
+
+
+def format_key(key: SubnetKey) -> str:
+    """Return the key as flannel writes it in etcd: `10.244.1.0-24`, `…&fd00:244:1::-64`."""
+    return str(key).replace("/", "-")
+
+
+def _parse_data(data: object, where: str, *, strict: bool) -> tuple[int | None, MacAddress | None]:
+    if data is None:
+        return None, None
+    fields = fold_names(data, _DATA_FIELDS, where, strict=strict)
+    vni = read_int(fields["VNI"], f"{where}.VNI", 0, VNI_MAX) if "VNI" in fields else None
+    mac = read_mac(fields["VtepMAC"], f"{where}.VtepMAC") if "VtepMAC" in fields else None
+    return vni, mac
+
+
+Ip = TypeVar("Ip", IPv4Address, IPv6Address)
+
+
+def _parse_ip(fields: Mapping[str, object], name: str, where: str, kind: type[Ip]) -> Ip | None:
+    value = fields.get(name)
+    if value is None or value == "0.0.0.0":  # flannel's way to say "none"
+        return None
+    text = read_text(value, f"{where}.{name}")
+    try:
+        address = kind(text)
+    except ValueError:
+        version = "IPv4" if kind is IPv4Address else "IPv6"
+        raise ValueError(f'{where}.{name}: "{text}" is no {version} address') from None
+    check_unicast(address, f"{where}.{name}")
+    return address
+
+
+def parse_lease(key: SubnetKey, data: object, where: str = "lease", *, strict: bool = True) -> Lease:
+    """Read flannel's lease value. `strict` refuses unknown fields, for files that people write."""
+    fields = fold_names(data, _LEASE_FIELDS, where, strict=strict)
+    if "BackendType" not in fields:
+        raise ValueError(f'{where}: "BackendType" is missing; allowed are {", ".join(BACKENDS)}')
+    public_ip = _parse_ip(fields, "PublicIP", where, IPv4Address)
+    public_ip6 = _parse_ip(fields, "PublicIPv6", where, IPv6Address)
+    if public_ip is None and public_ip6 is None:
+        raise ValueError(f'{where}: "PublicIP" is missing, expected the underlay address of the node')
+    encap = read_encap(fields["BackendType"], f"{where}.BackendType")
+    vni, mac = _parse_data(fields.get("BackendData"), f"{where}.BackendData", strict=strict)
+    vni6, mac6 = _parse_data(fields.get("BackendV6Data"), f"{where}.BackendV6Data", strict=strict)
+    if vni is not None and vni6 is not None and vni != vni6:
+        raise ValueError(f"{where}: BackendData has VNI {vni}, BackendV6Data {vni6}; they must be equal")
+    if encap is Encap.IPIP and (public_ip is None or key.subnet is None):
+        raise ValueError(f'{where}: ipip carries IPv4 over IPv4; "PublicIP" and an IPv4 subnet are needed')
+    return Lease(key, public_ip, public_ip6, encap, mac, mac6, vni if vni is not None else vni6)
+
+
+def lease_value(lease: Lease) -> str:
+    """Return the lease value as flannel writes it, byte for byte."""
+    value: dict[str, object] = {
+        "PublicIP": str(lease.public_ip or "0.0.0.0"),  # null is refused by flannel
+        "PublicIPv6": None if lease.public_ip6 is None else str(lease.public_ip6),
+        "BackendType": lease.encap.name.lower(),
+    }
+    for name, mac in (("BackendData", lease.vtep_mac), ("BackendV6Data", lease.vtep_mac6)):
+        if mac is not None:
+            value[name] = {"VNI": 1 if lease.vni is None else lease.vni, "VtepMAC": str(mac)}
+    return json.dumps(value, separators=(",", ":"))
+
+
+# --- MTU ------------------------------------------------------------------------------------------------
+
+
+def overlay_mtu(encap: Encap, underlay_mtu: int, *, is_underlay6: bool) -> int:
+    """Return the largest inner packet, in bytes, that fits one frame of the underlay."""
+    return underlay_mtu - OVERHEAD[encap, 6 if is_underlay6 and encap is Encap.VXLAN else 4]

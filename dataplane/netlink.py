@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's links, addresses and routes, by netlink: the only importer of pyroute2.
+
+pyroute2 does not run on a uvloop loop, so it has a thread of its own, and a selector loop there; Host hands
+every call to that thread. Only what differs is written: where all is as it must be, `ip monitor` is silent.
+Everything overlayd makes carries its route protocol number or hangs on its device, and nothing else is
+ever changed or removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dataplane.errors import KernelError, RuntimeFailure
+from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
+
+ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
+UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
+TX_QUEUE_LEN = 4096  # packets; what may wait in the device while a forwarder is replaced
+MAIN_TABLE = 254
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+SCOPE_LINK, SCOPE_GLOBAL = 253, 0
+IFF_UP = 1
+
+# Of the netlink messages that tell of changes.
+NLMSG_HEADER = struct.Struct("=IHHII")
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTMSG_PROTOCOL = NLMSG_HEADER.size + 5
+GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, IPv4 and IPv6 addresses and routes
+
+Result = TypeVar("Result")
+
+
+# --- sysctls --------------------------------------------------------------------------------------------
+
+
+def _sysctl(name: str) -> Path:
+    return Path("/proc/sys") / name
+
+
+def read_sysctl(name: str) -> str | None:
+    """Return a kernel setting of this network namespace; None if there is none of that name."""
+    try:
+        return _sysctl(name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def device_sysctls(tun_name: str, *, has_ipv6: bool) -> dict[str, str]:
+    """Return the settings our device needs: it answers no router, invents no address, checks loosely."""
+    ipv4, ipv6 = f"net/ipv4/conf/{tun_name}", f"net/ipv6/conf/{tun_name}"
+    return {
+        f"{ipv4}/rp_filter": "2",
+        f"{ipv6}/accept_ra": "0",
+        f"{ipv6}/addr_gen_mode": "1",
+        f"{ipv6}/disable_ipv6": "0" if has_ipv6 else "1",
+    }
+
+
+def set_sysctls(wanted: dict[str, str]) -> list[str]:
+    """Write the settings that differ; return which those were. Without IPv6 there is nothing to set."""
+    changed = []
+    for name, value in wanted.items():
+        if read_sysctl(name) in (None, value):
+            continue
+        try:
+            _sysctl(name).write_text(value, encoding="ascii")
+        except OSError as err:
+            raise KernelError(f"setting {name.replace('/', '.')} to {value}", err.errno or 0) from None
+        changed.append(f"{name.replace('/', '.')} = {value}")
+    return changed
+
+
+def check_sysctls(*, has_ipv6: bool) -> list[str]:
+    """Return a warning for each setting of the host that keeps pods' packets from being forwarded."""
+    warnings = []
+    wanted = {"net/ipv4/ip_forward": "1"}
+    if has_ipv6:
+        wanted["net/ipv6/conf/all/forwarding"] = "1"
+    for name, value in wanted.items():
+        found = read_sysctl(name)
+        if found != value:
+            dotted = name.replace("/", ".")
+            warnings.append(
+                f"{dotted} is {found}: packets of pods are not forwarded. Fix: sysctl -w {dotted}={value}"
+            )
+    return warnings
+
+
+# --- in the thread ----------------------------------------------------------------------------------------
+
+
+def _attr(message: Any, name: str) -> Any:
+    return message.get_attr(name)
+
+
+def _read_facts(ipr: IPRoute) -> HostFacts:
+    addresses: dict[int, list[Address]] = {}
+    for message in ipr.get_addr():
+        text = _attr(message, "IFA_LOCAL") or _attr(message, "IFA_ADDRESS")
+        if text is not None:
+            addresses.setdefault(message["index"], []).append(ip_address(text))
+    return HostFacts(
+        tuple(
+            Interface(
+                _attr(link, "IFLA_IFNAME"),
+                link["index"],
+                _attr(link, "IFLA_MTU"),
+                tuple(sorted(addresses.get(link["index"], ()), key=lambda ip: (ip.version, int(ip)))),
+            )
+            for link in ipr.get_links()
+        )
+    )
+
+
+def _kind(link: Any) -> str | None:
+    info = _attr(link, "IFLA_LINKINFO")
+    return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def _find_link(ipr: IPRoute, name: str) -> Any | None:
+    return next((link for link in ipr.get_links() if _attr(link, "IFLA_IFNAME") == name), None)
+
+
+def _set_link(ipr: IPRoute, link: Any, plan: HostPlan) -> list[str]:
+    """Set MTU, queue and state of the device."""
+    changed = []
+    index, name = link["index"], plan.tun_name
+    if _attr(link, "IFLA_MTU") != plan.mtu:
+        ipr.link("set", index=index, mtu=plan.mtu)
+        changed.append(f"{name} mtu {plan.mtu}")
+    if _attr(link, "IFLA_TXQLEN") != TX_QUEUE_LEN:
+        ipr.link("set", index=index, txqlen=TX_QUEUE_LEN)
+        changed.append(f"{name} txqueuelen {TX_QUEUE_LEN}")
+    changed += set_sysctls(device_sysctls(name, has_ipv6=any(ip.version == 6 for ip in plan.addresses)))
+    if not link["flags"] & IFF_UP:
+        ipr.link("set", index=index, state="up")
+        changed.append(f"{name} up")
+    return changed
+
+
+def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
+    """Give the device exactly the planned addresses; link-local ones are left alone."""
+    wanted = {ip_interface((ip, ip.max_prefixlen)) for ip in plan.addresses}
+    found = set()
+    for message in ipr.get_addr(index=index):
+        text = _attr(message, "IFA_LOCAL") or _attr(message, "IFA_ADDRESS")
+        found.add(ip_interface(f"{text}/{message['prefixlen']}"))
+    changed = []
+    for interface in sorted(found - wanted, key=str):
+        if not interface.ip.is_link_local:
+            ipr.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+            changed.append(f"{plan.tun_name} without {interface}")
+    for interface in sorted(wanted - found, key=str):
+        ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+        changed.append(f"{plan.tun_name} {interface}")
+    return changed
+
+
+# (destination, type, interface or None, preferred source or None)
+Route = tuple[Network, int, int | None, Address | None]
+
+
+def _own_routes(ipr: IPRoute) -> set[Route]:
+    routes: set[Route] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for message in ipr.get_routes(family=family, proto=ROUTE_PROTOCOL, table=MAIN_TABLE):
+            text = _attr(message, "RTA_DST") or ("0.0.0.0" if family == socket.AF_INET else "::")
+            source = _attr(message, "RTA_PREFSRC")
+            is_unreachable = message["type"] == RTN_UNREACHABLE
+            routes.add(
+                (
+                    ip_network(f"{text}/{message['dst_len']}"),
+                    message["type"],
+                    None if is_unreachable else _attr(message, "RTA_OIF"),
+                    None if source is None else ip_address(source),
+                )
+            )
+    return routes
+
+
+def _wanted_routes(index: int, plan: HostPlan) -> set[Route]:
+    sources = {ip.version: ip for ip in plan.addresses}
+    routes: set[Route] = set()
+    for net in plan.networks:
+        routes.add((net, RTN_UNREACHABLE, None, None))
+        if net.version in sources:
+            routes.add((net, RTN_UNICAST, index, sources[net.version]))
+    return routes
+
+
+def _route_fields(route: Route) -> dict[str, Any]:
+    net, kind, index, source = route
+    fields: dict[str, Any] = {
+        "family": socket.AF_INET if net.version == 4 else socket.AF_INET6,
+        "dst": str(net),
+        "proto": ROUTE_PROTOCOL,
+        "table": MAIN_TABLE,
+        "type": kind,
+    }
+    if kind == RTN_UNREACHABLE:
+        return {**fields, "priority": UNREACHABLE_METRIC}
+    fields |= {"oif": index, "scope": SCOPE_LINK if net.version == 4 else SCOPE_GLOBAL}
+    return fields if source is None else {**fields, "prefsrc": str(source)}
+
+
+def _set_routes(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
+    """Have exactly the planned routes among those of our protocol; the unreachable ones come first."""
+    found, wanted = _own_routes(ipr), _wanted_routes(index, plan)
+    changed = []
+    for route in sorted(wanted - found, key=lambda route: (-route[1], str(route[0]))):
+        ipr.route("replace", **_route_fields(route))
+        changed.append(f"route {route[0]} {'unreachable' if route[2] is None else plan.tun_name}")
+    # What "replace" replaced is gone already.
+    for route in _own_routes(ipr) - wanted if found - wanted else ():
+        ipr.route("del", **_route_fields(route))
+        changed.append(f"no route {route[0]}")
+    return changed
+
+
+def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
+    link = _find_link(ipr, plan.tun_name)
+    if link is None:
+        raise RuntimeFailure(f"device {plan.tun_name} is gone")
+    changed = _set_link(ipr, link, plan)
+    changed += _set_addresses(ipr, link["index"], plan)
+    return changed + _set_routes(ipr, link["index"], plan)
+
+
+def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
+    changed = []
+    link = _find_link(ipr, tun_name)
+    if link is not None and _kind(link) == "tun":
+        ipr.link("del", index=link["index"])
+        changed.append(f"no {tun_name}")
+    for route in _own_routes(ipr):
+        ipr.route("del", **_route_fields(route))
+        changed.append(f"no route {route[0]}")
+    return changed
+
+
+# --- who holds a port ---------------------------------------------------------------------------------------
+
+
+def _find_vxlan(ipr: IPRoute, port: int) -> str | None:
+    for link in ipr.get_links():
+        if _kind(link) != "vxlan":
+            continue
+        data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+        found = data.get_attr("IFLA_VXLAN_PORT")
+        if found in (port, socket.htons(port)):
+            name, vni = _attr(link, "IFLA_IFNAME"), data.get_attr("IFLA_VXLAN_ID")
+            return f"kernel device {name} (vni {vni})"
+    return None
+
+
+def _find_process(port: int) -> str | None:
+    inodes = set()
+    for table in ("udp", "udp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(link.readlink()) in inodes:
+                pid = link.parts[2]
+                name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+                return f"process {name} (pid {pid})"
+    return None
+
+
+# --- the shell --------------------------------------------------------------------------------------
+
+
+def _matters(data: bytes) -> bool:
+    """Tell whether a batch of netlink messages is about more than other people's routes."""
+    offset = 0
+    while offset + NLMSG_HEADER.size <= len(data):
+        length, kind, *_ = NLMSG_HEADER.unpack_from(data, offset)
+        if kind not in (RTM_NEWROUTE, RTM_DELROUTE):
+            return True
+        if data[offset + RTMSG_PROTOCOL] == ROUTE_PROTOCOL:
+            return True
+        offset += max(NLMSG_HEADER.size, (length + 3) & ~3)
+    return False
+
+
+class Host:
+    """This host's network, in the network namespace of this process."""
+
+    def __init__(self) -> None:
+        """Prepare; the netlink socket is opened at the first call."""
+        self._thread = ThreadPoolExecutor(1, "netlink")
+        self._ipr: IPRoute | None = None
+        self._has_ipv6 = False
+
+    def _do(self, what: Callable[..., Result], *args: Any) -> Result:
+        """Run in the thread: open the socket at first use, and turn netlink's errors into ours."""
+        try:
+            if self._ipr is None:
+                self._ipr = IPRoute(use_event_loop=asyncio.SelectorEventLoop())
+            return what(self._ipr, *args)
+        except NetlinkError as err:
+            if err.code in (errno.EPERM, errno.EACCES):
+                raise RuntimeFailure(
+                    "overlayd run needs CAP_NET_ADMIN to set up the host's network"
+                ) from None
+            raise KernelError(f"netlink ({what.__name__.strip('_')})", err.code) from None
+
+    async def _call(self, what: Callable[..., Result], *args: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, what, *args)
+
+    async def facts(self) -> HostFacts:
+        """Return the interfaces of this host with their addresses."""
+        return await self._call(_read_facts)
+
+    async def apply(self, plan: HostPlan) -> list[str]:
+        """Make the host as planned; return what was changed. The device must be there."""
+        self._has_ipv6 = any(net.version == 6 for net in plan.networks)
+        return await self._call(_apply, plan)
+
+    async def remove(self, tun_name: str) -> list[str]:
+        """Remove our routes, and the device if it is a TUN; return what was removed."""
+        return await self._call(_remove, tun_name)
+
+    def port_holder(self, port: int) -> str | None:
+        """Say who holds a UDP port; None if nobody can be found."""
+        return self._thread.submit(self._do, _find_vxlan, port).result() or _find_process(port)
+
+    def warnings(self) -> list[str]:
+        """Return what about this host keeps packets from flowing, with the remedy."""
+        return check_sysctls(has_ipv6=self._has_ipv6)
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield after each change of links, addresses or our routes; several at once count as one."""
+        changed = asyncio.Event()
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as sock:
+            sock.bind((0, GROUPS))
+
+            def drain() -> None:
+                while True:
+                    try:
+                        if _matters(sock.recv(1 << 16)):
+                            changed.set()
+                    except BlockingIOError:
+                        return
+                    except OSError:
+                        changed.set()  # ENOBUFS: some were lost, so look at everything
+                        return
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(sock, drain)
+            try:
+                while True:
+                    await changed.wait()
+                    changed.clear()
+                    yield
+            finally:
+                loop.remove_reader(sock)
+
+    async def close(self) -> None:
+        """Close the netlink socket and end the thread."""
+        if self._ipr is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._ipr.close)
+        self._thread.shutdown()

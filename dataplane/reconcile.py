@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconciliation: from what the store says and what the host is to what must be. Sans-IO.
+
+`apply()` and `host_changed()` take an event, or facts, and the time, and return actions: values that say
+what must be, whole, not how to get there. What must be already is not said again.
+
+A node is one peer, known by its first public address; its id stays with it from publish to publish, and
+through a restart of control (the forwarder's table tells). An id that became free is not given away for
+GRACE_S, so that late counters are nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from dataplane.config import RunConfig
+from dataplane.flannel import overlay_mtu
+from dataplane.model import (
+    Action,
+    Address,
+    Alarm,
+    Encap,
+    Event,
+    HostFacts,
+    HostPlan,
+    Interface,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    Listed,
+    MacAddress,
+    Network,
+    NetworkConfig,
+    Peer,
+    PlanHost,
+    Publish,
+    Rejected,
+    SubnetEntry,
+    SubnetKey,
+    Table,
+)
+
+GRACE_S = 60.0
+MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
+PEERS_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """A lease of another node, and what became of it."""
+
+    id: int | None  # None: refused
+    lease: Lease
+    refused: str | None = None
+
+    @property
+    def subnets(self) -> tuple[Network, ...]:
+        """Its subnets, IPv4 first."""
+        return self.lease.key.subnets()
+
+
+class PeerIds:
+    """Gives each peer an id that stays with it."""
+
+    def __init__(self, known: Iterable[Peer]) -> None:
+        """Begin with the ids of a table that is in force."""
+        self._ids = {peer.addresses[0]: peer.id for peer in known if peer.addresses}
+        self._resting: dict[int, float] = {}  # id -> when it may be given away again
+
+    def assign(self, addresses: Iterable[Address], now: float) -> dict[Address, int]:
+        """Return the id of each peer; those who are not listed any more lose theirs."""
+        wanted = list(dict.fromkeys(addresses))
+        for address in set(self._ids) - set(wanted):
+            self._resting[self._ids.pop(address)] = now + GRACE_S
+        self._resting = {peer_id: until for peer_id, until in self._resting.items() if until > now}
+        free = self._free_ids()
+        for address in wanted:
+            if address not in self._ids:
+                self._ids[address] = next(free)
+        return dict(self._ids)
+
+    def _free_ids(self) -> Iterator[int]:
+        taken = {*self._ids.values(), *self._resting}
+        yield from (peer_id for peer_id in range(PEERS_MAX) if peer_id not in taken)
+        # Only a cluster that is replaced whole within the grace period gets here.
+        yield from sorted(self._resting, key=self._resting.__getitem__)
+
+
+def _host_prefix(address: Address) -> Network:
+    return ip_network((address, address.max_prefixlen))
+
+
+class Reconciler:
+    """Knows the leases and the host; says what must be."""
+
+    def __init__(self, config: RunConfig, facts: HostFacts, known_peers: Iterable[Peer] = ()) -> None:
+        """Begin with no leases; `known_peers` are those of the table in force, whose ids stay theirs."""
+        self._config = config
+        self._facts = facts
+        self._ids = PeerIds(known_peers)
+        self._leases: dict[SubnetKey, Lease] = {}
+        self._views: tuple[PeerView, ...] = ()
+        self._published: Table | None = None
+        self._planned: HostPlan | None = None
+        self._alarm: str | None = None
+        self.network: NetworkConfig | None = None
+        self.own: Lease | None = None
+        self.revision: int | None = None
+        self.reason: str | None = "waiting for the store"  # None: everything is as it must be
+
+    # --- what is told ---------------------------------------------------------------------------------
+
+    def peers(self) -> tuple[PeerView, ...]:
+        """Return the leases of all other nodes."""
+        return self._views
+
+    @property
+    def underlay(self) -> Interface | None:
+        """The interface that holds our public address."""
+        if self.own is None:
+            return None
+        return next((link for ip in self.own.public_ips() if (link := self._facts.holder(ip))), None)
+
+    # --- what arrives -----------------------------------------------------------------------------------
+
+    def apply(self, event: Event, now: float) -> list[Action]:
+        """Take an event of the store; return what must be done."""
+        if isinstance(event, Rejected):
+            return [Alarm(event.reason)]
+        self.revision = event.revision
+        if isinstance(event, Listed):
+            self.network = event.network
+            self._leases = {lease.key: lease for lease in event.leases}
+        elif isinstance(event, LeasePut):
+            self._leases[event.lease.key] = event.lease
+        elif isinstance(event, LeaseDeleted):
+            self._leases.pop(event.key, None)
+        return self._reconcile(now)
+
+    def host_changed(self, facts: HostFacts, now: float) -> list[Action]:
+        """Take new facts of the host; return what must be done."""
+        self._facts = facts
+        return self._reconcile(now)
+
+    # --- what must be -------------------------------------------------------------------------------------
+
+    def _reconcile(self, now: float) -> list[Action]:
+        if self.network is None:
+            return []
+        own, self.reason = self._find_own()
+        if own is None:
+            # What was in force stays; a node without a lease has no reason to cut its pods off.
+            return self._raise_alarm(self.reason)
+        self.own = own
+        if self.underlay is None:
+            self.reason = f"no interface of this host has the address {own.public_ips()[0]}"
+            return self._raise_alarm(self.reason)
+        plan = self._plan(self.network, own, self.underlay)
+        least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
+        if plan.mtu < least:
+            self.reason = (
+                f"pods would get an MTU of {plan.mtu}, at least {least} is needed; raise that of the underlay"
+            )
+            return self._raise_alarm(self.reason)
+        self._alarm = None
+        self._views = self._judge_peers(own, now)
+        actions: list[Action] = []
+        if plan != self._planned:
+            self._planned = plan
+            actions.append(PlanHost(plan))
+        table = self._table(own)
+        if table != self._published:
+            self._published = table
+            actions.append(Publish(table))
+        return actions
+
+    def _raise_alarm(self, text: str | None) -> list[Action]:
+        if text is None or text == self._alarm:
+            return []
+        self._alarm = text
+        return [Alarm(text)]
+
+    def _find_own(self) -> tuple[Lease | None, str | None]:
+        """Find our lease by our public address, or say why there is none."""
+        told = [ip for ip in (self._config.public_ip, self._config.public_ip6) if ip is not None]
+        held = [ip for link in self._facts.interfaces for ip in link.addresses]
+        ours = set(told or held)
+        matches = [lease for lease in self._leases.values() if ours.intersection(lease.public_ips())]
+        if len(matches) == 1:
+            return matches[0], None
+        if matches:
+            keys = ", ".join(str(lease.key) for lease in matches)
+            return None, f"leases {keys} all have an address of this host; choose one with --public-ip"
+        shown = ", ".join(
+            str(ip) for ip in sorted(ours, key=lambda ip: (ip.version, int(ip))) if _can_be_node(ip)
+        )
+        return None, f"no lease has a PublicIP of this host ({shown or 'none'}); add one, or give --public-ip"
+
+    def _judge_peers(self, own: Lease, now: float) -> tuple[PeerView, ...]:
+        others = [lease for lease in self._leases.values() if lease is not own]
+        refusals = {lease.key: self._refusal(lease, own) for lease in others}
+        ids = self._ids.assign(
+            (lease.public_ips()[0] for lease in others if refusals[lease.key] is None), now
+        )
+        return tuple(
+            PeerView(ids[lease.public_ips()[0]] if reason is None else None, lease, reason)
+            for lease in others
+            for reason in (refusals[lease.key],)
+        )
+
+    def _refusal(self, lease: Lease, own: Lease) -> str | None:
+        """Say why a lease cannot be a peer; None if it can."""
+        assert self.network is not None
+        enabled = {self.network.encap, *self._config.encap}
+        if set(lease.public_ips()) & {ip for link in self._facts.interfaces for ip in link.addresses}:
+            return f"its PublicIP {lease.public_ips()[0]} is an address of this host"
+        if lease.encap not in enabled:
+            return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
+        if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
+            return "it has no VtepMAC"
+        if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in own.public_ips()}:
+            return "it has no underlay address of a family that we have"
+        return None
+
+    def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
+        return HostPlan(
+            tun_name=self._config.tun_name,
+            mtu=self._mtu(network, own, underlay),
+            addresses=tuple(subnet.network_address for subnet in own.key.subnets()),
+            networks=tuple(net for net in (network.network, network.network6) if net is not None),
+        )
+
+    def _mtu(self, network: NetworkConfig, own: Lease, underlay: Interface) -> int:
+        """Return the largest packet that fits through every enabled encapsulation."""
+        underlay_mtu = network.underlay_mtu or underlay.mtu
+        return min(
+            overlay_mtu(encap, underlay_mtu, is_underlay6=own.public_ip6 is not None)
+            for encap in {network.encap, *self._config.encap}
+        )
+
+    def _table(self, own: Lease) -> Table:
+        accepted = [view for view in self._views if view.id is not None]
+        nodes: dict[int, dict[Address, None]] = {}
+        for view in accepted:
+            assert view.id is not None
+            nodes.setdefault(view.id, {}).update(dict.fromkeys(view.lease.public_ips()))
+        entries = [entry for view in accepted for entry in _entries(view, own)]
+        addresses = sorted(
+            {ip for link in self._facts.interfaces for ip in link.addresses if _can_be_source(ip)},
+            key=lambda ip: (ip.version, int(ip)),
+        )
+        return Table(
+            peers=tuple(Peer(peer_id, tuple(ips)) for peer_id, ips in sorted(nodes.items())),
+            subnets=tuple(sorted(entries, key=lambda entry: (entry.prefix.version, entry.prefix))),
+            own=own.key.subnets(),
+            sources=tuple(dict.fromkeys((*own.key.subnets(), *map(_host_prefix, addresses)))),
+            allowed=self._config.allow_source,
+        )
+
+
+def _can_be_node(ip: Address) -> bool:
+    return not (ip.is_loopback or ip.is_link_local)
+
+
+def _can_be_source(ip: Address) -> bool:
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
+
+
+def _entries(view: PeerView, own: Lease) -> Iterator[SubnetEntry]:
+    """Yield the table entries of a peer: each subnet over the underlay of its family, else over the other."""
+    lease, reachable = view.lease, {ip.version for ip in own.public_ips()}
+    vteps = {ip.version: ip for ip in lease.public_ips() if ip.version in reachable}
+    macs: dict[int, MacAddress | None] = {4: lease.vtep_mac, 6: lease.vtep_mac6}
+    for subnet in view.subnets:
+        vtep = vteps.get(subnet.version) or next(iter(vteps.values()))
+        mac = macs[subnet.version] or lease.vtep_mac or lease.vtep_mac6
+        assert view.id is not None
+        yield SubnetEntry(subnet, view.id, lease.encap, vtep, mac)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run directory: who owns it, which epoch it is, and what lies where in it.
+
+    lock            flock, held by the one `overlayd run` of this directory for as long as it lives
+    epoch           grows with every `overlayd run`: a forwarder obeys none older than the newest it met
+    run.json        what `status` and `down` must know when nobody answers
+    control.sock    JSON status, served by `overlayd run`
+    forwarder.lock, forwarder.sock, forwarder.log
+                    the same of the forwarder
+
+Locks are flocks and not pids: two containers that share the directory do not see each other's pids.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+
+from dataplane.errors import ConfigError, RuntimeFailure
+
+SOCKET_PATH_MAX = 107  # bytes of sun_path without its final NUL
+FILES = (
+    "epoch",
+    "run.json",
+    "control.sock",
+    "forwarder.sock",
+    "forwarder.lock",
+    "forwarder.log",
+    "lock",
+)
+
+
+def failure(what: str, path: Path, err: OSError) -> RuntimeFailure:
+    """Turn an OSError about a file into one line."""
+    return RuntimeFailure(f"cannot {what} {path}: {os.strerror(err.errno or 0)}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a crash at any moment leaves either the old text or the new one."""
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as err:
+        raise failure("write", path, err) from None
+
+
+def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """Listen on a socket in the run directory, in place of what an earlier owner left there."""
+    draft = path.with_name(f".{path.name}.new")
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        draft.unlink(missing_ok=True)
+        listener.bind(os.fspath(draft))
+        draft.chmod(0o600)
+        listener.listen(16)
+        # Renamed when it is ready: whoever finds the socket is answered.
+        draft.replace(path)
+    except OSError as err:
+        listener.close()
+        raise failure("listen on", path, err) from None
+    return listener
+
+
+class Lock:
+    """An flock on a file in the run directory, released by close() or by the death of the process."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        """Take the lock, or raise RuntimeFailure that says who has it; `owner` names what it stands for."""
+        while True:
+            try:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except OSError as err:
+                raise failure("open", path, err) from None
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
+                self.close()
+                raise RuntimeFailure(f"another {owner} (pid {pid}) owns {path.parent}") from None
+            # `overlayd down` may have removed the file between open and flock: then this is nobody's lock.
+            if path.exists() and os.path.samestat(os.fstat(self._fd), path.stat()):
+                break
+            self.close()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. May be called again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class RunDir:
+    """Paths of one run directory, and the few files in it that are read and written whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is touched yet."""
+        self.path = path.absolute()
+        self.control_socket = self.path / "control.sock"
+        self.forwarder_socket = self.path / "forwarder.sock"
+        self.forwarder_log = self.path / "forwarder.log"
+        limit = SOCKET_PATH_MAX - len("/.forwarder.sock.new")
+        if len(os.fsencode(self.path)) > limit:
+            raise ConfigError(
+                f"run directory {path}: allowed are at most {limit} bytes (a socket lies in it)"
+            )
+
+    def prepare(self) -> None:
+        """Make the directory if it is not there; refuse one that others could write to."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.path.stat()
+        except OSError as err:
+            raise failure("make run directory", self.path, err) from None
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise RuntimeFailure(
+                f"run directory {self.path} is open to others. Fix: chown {os.geteuid()} {self.path}; "
+                f"chmod 700 {self.path}"
+            )
+
+    def lock(self, owner: str = "overlayd run") -> Lock:
+        """Become the one control of this directory."""
+        return Lock(self.path / "lock", owner)
+
+    def lock_forwarder(self) -> Lock:
+        """Become the one forwarder of this directory."""
+        return Lock(self.path / "forwarder.lock", "overlayd forwarder")
+
+    def next_epoch(self, newest: int = 0) -> int:
+        """Count up the epoch, durably, past `newest`, and return it. Only the holder of the lock may."""
+        path = self.path / "epoch"
+        try:
+            epoch = int(path.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            epoch = 0
+        except (OSError, ValueError):
+            raise RuntimeFailure(f"cannot read {path}. Fix: overlayd down, which removes it") from None
+        epoch = max(epoch, newest) + 1
+        write_atomically(path, f"{epoch}\n")
+        return epoch
+
+    def write_facts(self, facts: dict[str, object]) -> None:
+        """Leave behind what `status` and `down` must know when nobody answers."""
+        write_atomically(self.path / "run.json", json.dumps(facts) + "\n")
+
+    def read_facts(self) -> dict[str, object]:
+        """Return what the last `overlayd run` left behind, empty if there is nothing usable."""
+        try:
+            facts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    def remove(self) -> None:
+        """Remove our files, and the directory if nothing else is in it."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f".{name}.new").unlink(missing_ok=True)
+        try:
+            self.path.rmdir()
+        except OSError:
+            pass  # not ours alone, a mount point, or not there

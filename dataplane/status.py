@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `overlayd status` and `overlayd peers` show people; pure functions of the values of figures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Status = Mapping[str, Any]
+
+EXIT_READY, EXIT_NOT_READY = 0, 1
+_SHOWN_LAST = 3  # drop reasons whose last offender is named, most frequent first
+
+
+def exit_code(status: Status) -> int:
+    """Return the exit status of `overlayd status`."""
+    return EXIT_READY if status["ready"] else EXIT_NOT_READY
+
+
+def span(seconds: float | None) -> str:
+    """Shorten a time span: `0.1 s`, `42 s`, `4 min`, `3h07`, `3d04h`."""
+    if seconds is None:
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    if hours < 24:
+        return f"{hours}h{minutes % 60:02}"
+    return f"{hours // 24}d{hours % 24:02}h"
+
+
+def _head(status: Status) -> str:
+    ready = "READY" if status["ready"] else f"NOT READY ({status['reason']})"
+    parts = [f"{status['node'] or 'this node'} {ready}"]
+    if status["encap"]:
+        wire = f" vni {status['vni']} port {status['port']}" if status["encap"] == "vxlan" else ""
+        parts[0] += f"  userspace {status['encap']}{wire}"
+    if status["tier"]:
+        parts.append(f"tier {status['tier']}")
+    forwarder, control, store = status["forwarder"], status["control"], status["store"] or {}
+    parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
+    if forwarder["restarts"]:
+        parts[-1] += f" ({forwarder['restarts']} restarts)"
+    parts.append("control dead" if control["pid"] is None else f"control {span(control['uptime_s'])}")
+    if store.get("revision") is not None:
+        scheme = str(store.get("url")).partition(":")[0]
+        parts.append(f"store {scheme} rev {store['revision']}, {span(store.get('age_s'))} ago")
+    return " · ".join(parts)
+
+
+def _network(status: Status) -> str:
+    parts = []
+    if status["subnet"]:
+        parts.append(f"subnet {status['subnet']}")
+    underlay = status["underlay"]
+    if underlay:
+        parts.append(
+            f"{underlay['iface']} {underlay['address']} mtu {underlay['mtu']} → pods {status['mtu']}"
+        )
+    peers: Sequence[Status] = status["peers"]
+    refused = sum(1 for peer in peers if peer.get("refused"))
+    parts.append(f"peers {len(peers) - refused}/{len(peers)}")
+    parts.append(f"refused {refused}")
+    return " · ".join(parts)
+
+
+def _drops(way: Status, preposition: str) -> str:
+    texts = []
+    for rank, (name, count) in enumerate(sorted(way["drops"].items(), key=lambda drop: -drop[1])):
+        last = way["last"].get(name)
+        text = f"{name} {count}"
+        if last and rank < _SHOWN_LAST:
+            who = f"{preposition} {last['address']}, " if last["address"] else ""
+            text += f" (last {who}{span(last['age_s'])} ago)"
+        texts.append(text)
+    return ", ".join(texts)
+
+
+def _direction(status: Status, name: str, preposition: str) -> str:
+    way = status[name]
+    dropped = sum(way["drops"].values())
+    text = f"{name} {way['offered']} = {way['forwarded']} forwarded"
+    if not dropped:
+        return text + " + 0"
+    return f"{text} + {dropped}: {_drops(way, preposition)}"
+
+
+def _kernel(status: Status) -> list[str]:
+    kernel = status["kernel"]
+    lines = []
+    if kernel["tun_tx_dropped"]:
+        lines.append(
+            f"!  TUN queue was full: the kernel dropped {kernel['tun_tx_dropped']} packets before we saw them"
+        )
+    for name, count in kernel["rxq_overflow"].items():
+        if count:
+            lines.append(
+                f"!  {name} socket buffer was full: the kernel dropped {count} packets before we saw them"
+            )
+    return lines
+
+
+def status_text(status: Status) -> str:
+    """Return what `overlayd status` prints, without the final newline."""
+    lines = [
+        _head(status),
+        _network(status),
+        " · ".join((_direction(status, "tx", "to"), _direction(status, "rx", "from"))),
+        *_kernel(status),
+    ]
+    if status.get("spoof_observed"):
+        lines.append(f"!  {status['spoof_observed']} forged packets let pass (--spoof observe)")
+    if status["store"] and status["store"].get("error"):
+        lines.append(f"!  store: {status['store']['error']}")
+    lines += [f"!  {warning}" for warning in status["warnings"]]
+    return "\n".join(lines)
+
+
+def _row(peer: Status) -> tuple[str, ...]:
+    dropped = ", ".join(f"{name} {count}" for name, count in peer["drops"].items())
+    return (
+        "-" if peer["id"] is None else str(peer["id"]),
+        str(peer["subnet"]),
+        str(peer["public_ip"]),
+        str(peer["vtep_mac"] or "-"),
+        str(peer["encap"]),
+        str(peer["tx_packets"]),
+        str(peer["rx_packets"]),
+        f"refused: {peer['refused']}" if peer.get("refused") else dropped or "-",
+    )
+
+
+def peers_text(status: Status) -> str:
+    """Return what `overlayd peers` prints: a table, one line a peer."""
+    rows: list[tuple[str, ...]] = [("ID", "SUBNET", "PUBLIC IP", "VTEP MAC", "ENCAP", "TX", "RX", "DROPS")]
+    rows += [_row(peer) for peer in status["peers"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numbers = (0, 5, 6)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
