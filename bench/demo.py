@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: pods on three hosts talk, one of them plain kernel VXLAN. `down` removes a lab that was kept.
+
+Each act checks what it shows; the first thing that is not as it should be ends the demo with status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.frames import forged_packet, vxlan_payload
+from bench.lab import OVERLAYD, FrameCounter, Kernel, Lab, Node, remove_lab, wait_for
+
+PREFIX = "ovl-demo"
+MTU = 1450
+PORT = 8472
+FORGED = 5  # packets per stranger
+PINGS = 10
+IPERF_S = 2
+SECOND = Kernel("kernel9", vni=9, port=8473, second_octet=245)
+
+PICTURE = """
+      pod a            pod b            pod c
+    10.244.1.2       10.244.2.2       10.244.3.2
+        |                |                |
+      host a           host b           host c
+     overlayd         overlayd      kernel VXLAN only
+    192.0.2.2        192.0.2.6        192.0.2.10
+        +-------------- router ------------+     (no way out of this machine)
+"""
+
+
+class Failure(Exception):
+    """Something is not as it should be."""
+
+
+def say(text: str = "") -> None:
+    """Tell the audience."""
+    print(text, flush=True)
+
+
+def check(holds: bool, reason: str) -> None:
+    """Go on only if it holds."""
+    if not holds:
+        raise Failure(reason)
+
+
+# --- asking the hosts ---------------------------------------------------------------------------------
+
+
+def read_status(node: Node) -> dict[str, Any]:
+    """Return what `overlayd status --json` says on a host; empty while it is not running."""
+    found = subprocess.run(node.overlayd("status", "--json"), capture_output=True, text=True)
+    status: dict[str, Any] = json.loads(found.stdout) if found.stdout else {}
+    return status
+
+
+def read_drops(status: dict[str, Any]) -> dict[str, int]:
+    """Return the drop counters of both directions by name."""
+    return {
+        f"{way} {name}": count
+        for way in ("tx", "rx")
+        for name, count in status.get(way, {}).get("drops", {}).items()
+    }
+
+
+def balance(status: dict[str, Any], way: str) -> tuple[int, int, int]:
+    """Return offered, forwarded and the sum of drops."""
+    return status[way]["offered"], status[way]["forwarded"], sum(status[way]["drops"].values())
+
+
+def ping(node: Node, target: str, *flags: str) -> tuple[float | None, str]:
+    """Ping from a pod; return the round trip in ms, None without an answer, and what ping said."""
+    found = node.pod.run("ping", "-n", "-c", "1", "-W", "2", *flags, target, check=False)
+    times = [word for word in found.stdout.split() if word.startswith("time=")]
+    return (float(times[0].removeprefix("time=")) if times else None), found.stdout + found.stderr
+
+
+def measure_tcp(client: Node, server: Node, target: str) -> float:
+    """Return the TCP throughput from pod to pod in Gbit/s."""
+    listener = server.pod.spawn("iperf3", "-s", "-1")
+
+    def is_listening() -> bool:
+        return ":5201" in server.pod.run("ss", "-ltn").stdout
+
+    wait_for(is_listening, "iperf3 listens")
+    found = client.pod.run("iperf3", "-c", target, "-t", str(IPERF_S), "-J", check=False)
+    listener.wait(10)
+    report = json.loads(found.stdout)
+    check("error" not in report, f"iperf3: {report.get('error')}")
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+# --- the acts -------------------------------------------------------------------------------------------
+
+
+class Demo:
+    """The lab and what runs in it."""
+
+    def __init__(self) -> None:
+        """Nothing is built yet."""
+        self.act = "setting up"
+        self.lab: Lab | None = None
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """The hosts by name."""
+        assert self.lab is not None
+        return self.lab.nodes
+
+    @contextmanager
+    def acting(self, number: int, title: str) -> Iterator[None]:
+        """Announce an act; what fails in it is reported under its title."""
+        self.act = title
+        say(f"\n{number}. {title}")
+        yield
+
+    def write_peers(self, name: str, encap: str, nodes: list[Node]) -> Path:
+        """Write a peers file with these hosts."""
+        assert self.lab is not None
+        path = self.lab.directory / name
+        config = {
+            "network": {"Network": "10.244.0.0/16", "Backend": {"Type": encap}},
+            "leases": {node.subnet(): node.lease(encap) for node in nodes},
+        }
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def start(self, names: str, peers: Path) -> None:
+        """Start overlayd on hosts and wait until they are ready."""
+        for name in names:
+            self.running[name] = self.nodes[name].start_overlayd(peers)
+        for name in names:
+            node = self.nodes[name]
+
+            def is_ready(node: Node = node, name: str = name) -> bool:
+                code = self.running[name].poll()
+                check(
+                    code is None, f"overlayd run ended with status {code} on host {name}: {node.log()[-500:]}"
+                )
+                return bool(read_status(node).get("ready"))
+
+            wait_for(is_ready, f"overlayd is ready on host {name}: {node.log()[-500:]}", 15.0)
+
+    def build(self) -> None:
+        """Act 1: the lab."""
+        with self.acting(1, "Three hosts, each a network namespace, and a router between them"):
+            say(PICTURE)
+            self.lab = Lab(PREFIX, mtu=MTU)
+            a, b, c = self.nodes.values()
+            for node in (a, b):
+                node.add_second_network(SECOND.second_octet)
+            c.program_kernel([a, b], Kernel())
+            say("   host c has no software of ours: a VXLAN device, programmed as flannel programs it.")
+
+    def come_up(self) -> None:
+        """Act 2: overlayd on two hosts."""
+        with self.acting(2, "overlayd starts on hosts a and b, from one peers file"):
+            self.start("ab", self.write_peers("peers.json", "vxlan", list(self.nodes.values())))
+            a = self.nodes["a"]
+            say("   host a$ overlayd status")
+            self.show(a, "status")
+            say("   host a$ overlayd peers")
+            self.show(a, "peers")
+
+    def show(self, node: Node, command: str) -> None:
+        """Print what a command says on a host."""
+        found = subprocess.run(node.overlayd(command), capture_output=True, text=True)
+        say("\n".join(f"     {line}" for line in found.stdout.splitlines()))
+
+    def ping_all(self) -> None:
+        """Act 3: every pod to every other."""
+        with self.acting(3, "Every pod pings every other (round trip in ms)"):
+            names = list(self.nodes)
+            say("      from \\ to " + "".join(f"{f'pod {name}':>9}" for name in names))
+            for name, node in self.nodes.items():
+                cells = []
+                for other in self.nodes.values():
+                    if other is node:
+                        cells.append(f"{'-':>9}")
+                        continue
+                    time_ms, said = ping(node, other.pod_ip())
+                    check(time_ms is not None, f"pod {name} gets no answer from pod {other.name}: {said}")
+                    cells.append(f"{time_ms:9.2f}")
+                say(f"      pod {name}     " + "".join(cells))
+            self.ping_from_kernel_node()
+
+    def ping_from_kernel_node(self) -> None:
+        a, c = self.nodes["a"], self.nodes["c"]
+        found = c.host.run("ping", "-n", "-c", "1", "-W", "2", "-I", c.address, a.pod_ip(), check=False)
+        check(found.returncode == 0, f"host c cannot ping pod a from its node address: {found.stdout}")
+        say(f"   and host c pings pod a from its node address {c.address}.")
+
+    def find_mtu(self) -> None:
+        """Act 4: the largest packet."""
+        with self.acting(4, f"The largest packet: {MTU} bytes fit, {MTU + 1} do not"):
+            headers = 28  # IPv4 and ICMP
+            for target in (self.nodes["b"], self.nodes["c"]):
+                passes, said = ping(self.nodes["a"], target.pod_ip(), "-M", "do", "-s", str(MTU - headers))
+                check(passes is not None, f"{MTU} bytes do not reach pod {target.name}: {said}")
+                refused, said = ping(
+                    self.nodes["a"], target.pod_ip(), "-M", "do", "-s", str(MTU + 1 - headers)
+                )
+                check(refused is None, f"{MTU + 1} bytes reach pod {target.name}")
+                words = next((line for line in said.splitlines() if "too long" in line.lower()), "no answer")
+                say(f"   a to {target.name}: {MTU} bytes pass in {passes:.2f} ms; {MTU + 1}: {words.strip()}")
+
+    def measure(self) -> None:
+        """Act 5: throughput beside the kernel's."""
+        with self.acting(
+            5, f"TCP between pods a and b, {IPERF_S} s each, beside kernel VXLAN in the same lab"
+        ):
+            a, b = self.nodes["a"], self.nodes["b"]
+            a.program_kernel([b], SECOND)
+            b.program_kernel([a], SECOND)
+            ours = measure_tcp(a, b, b.pod_ip())
+            kernel = measure_tcp(a, b, b.pod_ip(SECOND.second_octet))
+            say(
+                f"   overlayd {ours:6.2f} Gbit/s    kernel VXLAN {kernel:6.2f} Gbit/s    ratio {ours / kernel:.2f}"
+            )
+            say("   (packets still leave the TUN one by one; super-packets are the next step)")
+            for node in (a, b):
+                node.host.ip(f"link del {SECOND.device}\n")
+
+    def refuse_strangers(self) -> None:
+        """Act 6: forged packets."""
+        with self.acting(6, f"Strangers: {FORGED} forged packets each, refused and counted"):
+            assert self.lab is not None
+            a, b, c = self.nodes.values()
+            believable = vxlan_payload(b.pod_ip(), a.pod_ip(), b.mac, a.mac)
+            stolen = vxlan_payload(c.pod_ip(), a.pod_ip(), b.mac, a.mac)
+
+            with self.lab.router.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                self.forge(
+                    "unknown_vtep",
+                    "the router, which is no peer",
+                    lambda: sock.sendto(believable, (a.address, PORT)),
+                )
+            with b.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                self.forge(
+                    "spoofed", "host b, in the name of pod c", lambda: sock.sendto(stolen, (a.address, PORT))
+                )
+            packet = forged_packet(b.address, a.address, PORT, believable)
+            with a.pod.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+                self.forge(
+                    "wrong_iface", "pod a, posing as host b", lambda: sock.sendto(packet, (a.address, 0))
+                )
+
+    def forge(self, counter: str, who: str, send: Callable[[], object]) -> None:
+        """Send forged packets to host a: none may reach the overlay, all must be counted under one name."""
+        a = self.nodes["a"]
+        before = read_drops(read_status(a))
+        overlay = FrameCounter(a.host, "overlay0")
+        try:
+            for _ in range(FORGED):
+                send()
+            risen: dict[str, int] = {}
+
+            def is_counted() -> bool:
+                nonlocal risen
+                now = read_drops(read_status(a))
+                risen = {
+                    name: now[name] - before.get(name, 0) for name in now if now[name] != before.get(name, 0)
+                }
+                return sum(risen.values()) >= FORGED
+
+            try:
+                wait_for(is_counted, f"{FORGED} packets from {who} are counted", 5.0)
+            except AssertionError as err:
+                raise Failure(f"{err}; counters that moved: {risen or 'none'}") from None
+            check(not overlay.take(), f"packets of {who} came out of the overlay")
+        finally:
+            overlay.close()
+        check(risen == {f"rx {counter}": FORGED}, f"packets of {who} moved {risen}, not {counter}")
+        say(f"   {who:<34} {counter} +{risen[f'rx {counter}']}, nothing came out")
+
+    def prove_balance(self, names: str = "ab") -> None:
+        """Check that every packet is accounted for."""
+        for name in names:
+            node = self.nodes[name]
+            status: dict[str, Any] = {}
+
+            def is_balanced(node: Node = node) -> bool:
+                nonlocal status
+                status = read_status(node)
+                return all(
+                    offered == sent + drops
+                    for offered, sent, drops in (balance(status, "tx"), balance(status, "rx"))
+                )
+
+            try:
+                wait_for(is_balanced, "offered = forwarded + drops", 5.0)
+            except AssertionError:
+                raise Failure(
+                    f"packets are missing on host {name}: {balance(status, 'tx')} {balance(status, 'rx')}"
+                ) from None
+            parts = [
+                f"{way} {offered} = {sent} + {drops}"
+                for way in ("tx", "rx")
+                for offered, sent, drops in (balance(status, way),)
+            ]
+            say(f"   host {name}: {', '.join(parts)}")
+
+    def switch_to_ipip(self) -> None:
+        """Act 8: the same over IPIP."""
+        with self.acting(8, "Hosts a and b again, over IPIP"):
+            assert self.lab is not None
+            a, b = self.nodes["a"], self.nodes["b"]
+            for name in "ab":
+                found = subprocess.run(self.nodes[name].overlayd("down"), capture_output=True, text=True)
+                check(found.returncode == 0, f"overlayd down on host {name}: {found.stderr}")
+                self.running.pop(name).wait(10)
+            self.start("ab", self.write_peers("peers-ipip.json", "ipip", [a, b]))
+            wire = FrameCounter(self.lab.router, "ra")
+            try:
+                found = a.pod.run(
+                    "ping", "-n", "-c", str(PINGS), "-i", "0.05", "-W", "2", b.pod_ip(), check=False
+                )
+                check(f" {PINGS} received" in found.stdout, f"pings over IPIP are lost: {found.stdout}")
+                protocols = [frame[23] for frame in wire.take() if frame[12:14] == b"\x08\x00"]
+            finally:
+                wire.close()
+            check(protocols.count(4) == PINGS, f"{protocols.count(4)} IPIP frames left host a, not {PINGS}")
+            check(socket.IPPROTO_UDP not in protocols, "UDP frames left host a")
+            say(f"   {PINGS} pings and answers; {PINGS} frames of protocol 4 left host a, none of UDP.")
+            self.prove_balance()
+
+    def play(self) -> None:
+        """All acts."""
+        self.build()
+        self.come_up()
+        self.ping_all()
+        self.find_mtu()
+        self.measure()
+        self.refuse_strangers()
+        with self.acting(7, "Every packet is accounted for: offered = forwarded + drops"):
+            self.prove_balance()
+        self.switch_to_ipip()
+
+
+def moved_counters(demo: Demo) -> str:
+    """Say which drop counters stand above zero on the hosts that still answer."""
+    found = []
+    for name in demo.running:
+        drops = read_drops(read_status(demo.nodes[name]))
+        found += [f"host {name} {counter} {count}" for counter, count in drops.items()]
+    return ", ".join(found) or "none"
+
+
+def tell_what_to_try(demo: Demo) -> None:
+    """Print what can be done with a lab that stays."""
+    a = demo.nodes["a"]
+    run_dir = f"--run-dir {a.run_dir}"
+    say("\nThe lab stays (KEEP=1). Try, as root in this directory:")
+    say(f"  ip netns exec {a.pod.name} ping {demo.nodes['b'].pod_ip()}")
+    say(f"  {' '.join(OVERLAYD)} status {run_dir}")
+    say(f"  {' '.join(OVERLAYD)} peers {run_dir}")
+    say(f"  ip netns exec {demo.nodes['a'].host.name} tcpdump -ni under0")
+    say("  make demo-down")
+
+
+def main() -> int:
+    """Play the demo; return the exit status."""
+    demo, started_s = Demo(), time.monotonic()
+    keeps = os.environ.get("KEEP") == "1"
+    try:
+        demo.play()
+    except (Failure, AssertionError, subprocess.SubprocessError, OSError) as err:
+        detail = (getattr(err, "stderr", None) or "").strip()
+        say(f"\ndemo: FAILED at {demo.act}: {err} {detail}\n      drops: {moved_counters(demo)}")
+        return 1
+    except KeyboardInterrupt:
+        say("\ndemo: interrupted")
+        keeps = False
+        return 130
+    else:
+        if keeps:
+            tell_what_to_try(demo)
+        say(f"\n(in {time.monotonic() - started_s:.0f} s)\ndemo: ok")
+        return 0
+    finally:
+        if not keeps:
+            remove_lab(PREFIX)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["down"]:
+        remove_lab(PREFIX)
+        sys.exit(0)
+    sys.exit(main())
