@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.frames import forged_packet, vxlan_payload
+from bench.iperf import run_iperf, tcp_gbit_s
 from bench.lab import OVERLAYD, FrameCounter, Kernel, Lab, Node, remove_lab, wait_for
 
 PREFIX = "ovl-demo"
@@ -83,21 +84,6 @@ def ping(node: Node, target: str, *flags: str) -> tuple[float | None, str]:
     found = node.pod.run("ping", "-n", "-c", "1", "-W", "2", *flags, target, check=False)
     times = [word for word in found.stdout.split() if word.startswith("time=")]
     return (float(times[0].removeprefix("time=")) if times else None), found.stdout + found.stderr
-
-
-def measure_tcp(client: Node, server: Node, target: str) -> float:
-    """Return the TCP throughput from pod to pod in Gbit/s."""
-    listener = server.pod.spawn("iperf3", "-s", "-1")
-
-    def is_listening() -> bool:
-        return ":5201" in server.pod.run("ss", "-ltn").stdout
-
-    wait_for(is_listening, "iperf3 listens")
-    found = client.pod.run("iperf3", "-c", target, "-t", str(IPERF_S), "-J", check=False)
-    listener.wait(10)
-    report = json.loads(found.stdout)
-    check("error" not in report, f"iperf3: {report.get('error')}")
-    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
 # --- the acts -------------------------------------------------------------------------------------------
@@ -223,11 +209,10 @@ class Demo:
             a, b = self.nodes["a"], self.nodes["b"]
             a.program_kernel([b], SECOND)
             b.program_kernel([a], SECOND)
-            ours = measure_tcp(a, b, b.pod_ip())
-            kernel = measure_tcp(a, b, b.pod_ip(SECOND.second_octet))
-            say(
-                f"   overlayd {ours:6.2f} Gbit/s    kernel VXLAN {kernel:6.2f} Gbit/s    ratio {ours / kernel:.2f}"
-            )
+            ours = tcp_gbit_s(run_iperf(a, b, b.pod_ip(), IPERF_S))
+            kernel = tcp_gbit_s(run_iperf(a, b, b.pod_ip(SECOND.second_octet), IPERF_S))
+            ratio = f"ratio {ours / kernel:.2f}"
+            say(f"   overlayd {ours:5.2f} Gbit/s   kernel VXLAN {kernel:5.2f} Gbit/s   {ratio}")
             say("   (packets still leave the TUN one by one; super-packets are the next step)")
             for node in (a, b):
                 node.host.ip(f"link del {SECOND.device}\n")
