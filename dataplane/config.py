@@ -85,6 +85,9 @@ def _directory(text: str) -> Path:
 
 
 def _prefix(text: str) -> Network:
+    no_network = f'"{text}" is no network, expected for example 10.9.0.0/16'
+    if "%" in text:  # ip_network() takes zones
+        raise ValueError(no_network)
     try:
         return ip_network(text)
     except ValueError:
@@ -92,7 +95,7 @@ def _prefix(text: str) -> Network:
     try:
         meant = ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f'"{text}" is no network, expected for example 10.9.0.0/16') from None
+        raise ValueError(no_network) from None
     raise ValueError(f"{text} has host bits set; did you mean {meant}?")
 
 
@@ -184,12 +187,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, list[str]]:
             continue
         flag = known.get(variable)
         if flag is None:
-            hint = (
-                suggest(variable.lower(), [name.lower() for name in known])
-                .upper()
-                .replace("DID YOU MEAN", "did you mean")
-            )
-            raise ConfigError(f"environment variable {variable} is unknown{hint}")
+            raise ConfigError(f"environment variable {variable} is unknown{suggest(variable, known)}")
         given[flag.name] = text.split(",") if flag.is_repeatable else [text]
     return given
 

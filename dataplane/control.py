@@ -32,7 +32,7 @@ Request = dict[str, object]
 Reply = dict[str, object]
 
 REQUEST_MAX = 4096  # bytes of one line
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 2.0
 REPLY_MAX = 64 << 20  # bytes; 65536 peers are about 20 MiB
 FORWARDER_TIMEOUT_S = 2.0
 FD_BYTES = struct.calcsize("i")

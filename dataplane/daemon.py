@@ -22,10 +22,10 @@ from dataplane import journal, vtep
 from dataplane.backend import Settings
 from dataplane.backend.userspace import Place, UserspaceBackend
 from dataplane.config import RunConfig
-from dataplane.control import ForwarderClient, Reply, Request, newest_epoch, serve_requests
-from dataplane.errors import NotRunning, RuntimeFailure, StoreError
+from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
+from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
 from dataplane.figures import Node, PeerRow, describe
-from dataplane.model import Alarm, Event, HostPlan, Lease, PlanHost, Publish, Rejected, Table
+from dataplane.model import Alarm, Encap, Event, HostPlan, Lease, PlanHost, Publish, Rejected, Table
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.reconcile import Reconciler
@@ -62,8 +62,13 @@ class Daemon:
         self._table: Table | None = None
         self._plan: HostPlan | None = None
         self.is_carrying = False
-        self._facts: dict[str, object] = {}
+        self._facts: dict[str, object] = {
+            "node": socket.gethostname(),
+            "tun": config.tun_name,
+            "store": {"url": config.store},
+        }
         self._trouble: str | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._store_error: str | None = None
         self._store_heard_s: float | None = None
 
@@ -82,7 +87,6 @@ class Daemon:
             stack.callback(self._remove_socket, self._run_dir.control_socket.stat().st_ino)
             stack.callback(server.close)
 
-            self._leave_facts(None)
             known_peers = await self._backend.adopt()
             self._reconciler = Reconciler(self._config, await self._host.facts(), known_peers)
             await self._work_until_end(store)
@@ -134,7 +138,7 @@ class Daemon:
                     self._store_heard_s = time.monotonic()
                     self._store_error = event.reason if isinstance(event, Rejected) else None
                     self._inputs.put_nowait(event)
-            except StoreError as err:
+            except (StoreError, ConfigError) as err:
                 if self._store_heard_s is None:
                     raise
                 log.error("store lost", error=err, retry_in_s=RETRY_S)
@@ -158,12 +162,19 @@ class Daemon:
                 await self._take(inputs)
                 await self._converge()
                 self._trouble = None
+            except StaleEpoch:
+                raise
             except RuntimeFailure as err:
                 if not self.is_carrying:
                     raise
                 log.error("not as it must be", error=err, retry_in_s=RETRY_S)
                 self._trouble = str(err)
-                asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
+                self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
 
     async def _take(self, inputs: list[Event | HostChanged | Retry]) -> None:
         """Let the reconciler say what must be done."""
@@ -205,10 +216,13 @@ class Daemon:
         own, network, underlay = reconciler.own, reconciler.network, reconciler.underlay
         if own is None or network is None or underlay is None or self._plan is None:
             return None
-        mac = own.vtep_mac or own.vtep_mac6 or vtep.load(self._config.state_dir)
+        encaps = frozenset({network.encap, *self._config.encap})
+        mac = own.vtep_mac or own.vtep_mac6
+        if mac is None and Encap.VXLAN in encaps:
+            mac = vtep.load(self._config.state_dir)
         return Settings(
             network=network,
-            encaps=frozenset({network.encap, *self._config.encap}),
+            encaps=encaps,
             tun_name=self._plan.tun_name,
             mtu=self._plan.mtu,
             underlay=underlay,
@@ -231,26 +245,21 @@ class Daemon:
     def _own(self) -> Lease | None:
         return None if self._reconciler is None else self._reconciler.own
 
-    def _leave_facts(self, settings: Settings | None) -> None:
+    def _leave_facts(self, settings: Settings) -> None:
         """Write down what `status` and `down` must know when nobody answers."""
+        own = self._own()
         facts: dict[str, object] = {
-            "node": socket.gethostname(),
-            "tun": self._config.tun_name,
-            "store": {"url": self._config.store},
+            **self._facts,
+            "encap": ENCAP_NAMES[settings.network.encap],
+            "subnet": None if own is None else str(own.key),
+            "mtu": settings.mtu,
+            "underlay": {
+                "iface": settings.underlay.name,
+                "address": str(settings.underlay4 or settings.underlay6),
+                "mtu": settings.underlay.mtu,
+            },
             "tier_wanted": self._backend.tier_wanted,
         }
-        if settings is not None:
-            own = self._own()
-            facts |= {
-                "encap": ENCAP_NAMES[settings.network.encap],
-                "subnet": None if own is None else str(own.key),
-                "mtu": settings.mtu,
-                "underlay": {
-                    "iface": settings.underlay.name,
-                    "address": str(settings.underlay4 or settings.underlay6),
-                    "mtu": settings.underlay.mtu,
-                },
-            }
         if facts != self._facts:
             self._run_dir.write_facts(facts)
             self._facts = facts

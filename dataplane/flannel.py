@@ -36,7 +36,7 @@ _BACKEND_FIELDS = ("Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouti
 _LEASE_FIELDS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
 _DATA_FIELDS = ("VNI", "VtepMAC")
 
-_KEY = re.compile(r"(?P<v4>[0-9.]+[-/]\d+)?(?:(?:^|&)(?P<v6>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*[-/]\d+))?")
+_KEY = re.compile(r"(?P<v4>[0-9.]+[-/]\d+)?(?:(?(v4)&)(?P<v6>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*[-/]\d+))?")
 
 
 # --- small readers ----------------------------------------------------------------------------------
@@ -44,8 +44,9 @@ _KEY = re.compile(r"(?P<v4>[0-9.]+[-/]\d+)?(?:(?:^|&)(?P<v6>[0-9A-Fa-f:.]*:[0-9A
 
 def suggest(text: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for something close to what is allowed, or nothing."""
-    close = difflib.get_close_matches(text.lower(), list(allowed), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    names = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(text.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 def fold_names(data: object, allowed: tuple[str, ...], where: str, *, strict: bool) -> dict[str, object]:
@@ -57,7 +58,7 @@ def fold_names(data: object, allowed: tuple[str, ...], where: str, *, strict: bo
     for given, value in data.items():
         name = proper.get(str(given).lower())
         if name is None and strict:
-            hint = suggest(str(given), proper)
+            hint = suggest(str(given), allowed)
             raise ValueError(f'{where}: unknown field "{given}"{hint}; allowed are {", ".join(allowed)}')
         if name is not None and name in fields:
             raise ValueError(f'{where}: "{name}" is given twice')
@@ -119,8 +120,8 @@ def read_net6(text: str, where: str) -> IPv6Network:
     """Read an IPv6 prefix; host bits are cut off, as flannel does."""
     try:
         address, slash, length = text.partition("/")
-        if not slash or not length.isascii() or not length.isdigit():
-            raise ValueError("no prefix length")
+        if not slash or not length.isascii() or not length.isdigit() or "%" in address:
+            raise ValueError("no prefix length, or a zone")
         return IPv6Network((IPv6Address(address), int(length)), strict=False)
     except ValueError:
         raise ValueError(
@@ -136,6 +137,7 @@ def check_unicast(address: IPv4Address | IPv6Address, where: str) -> None:
         "a multicast address": address.is_multicast,
         "the broadcast address": str(address) == "255.255.255.255",
         "a link-local address": address.is_link_local,
+        "an address with a zone": "%" in str(address),
     }
     for kind, applies in kinds.items():
         if applies:

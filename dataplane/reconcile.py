@@ -118,10 +118,11 @@ class Reconciler:
 
     @property
     def underlay(self) -> Interface | None:
-        """The interface that holds our public address."""
+        """The interface that holds our public address; with --iface, that one or none."""
         if self.own is None:
             return None
-        return next((link for ip in self.own.public_ips() if (link := self._facts.holder(ip))), None)
+        links = [link for ip in self.own.public_ips() if (link := self._facts.holder(ip))]
+        return next((link for link in links if self._config.iface in (None, link.name)), None)
 
     # --- what arrives -----------------------------------------------------------------------------------
 
@@ -155,7 +156,10 @@ class Reconciler:
             return self._raise_alarm(self.reason)
         self.own = own
         if self.underlay is None:
-            self.reason = f"no interface of this host has the address {own.public_ips()[0]}"
+            where = f"interface {self._config.iface}" if self._config.iface else "no interface of this host"
+            self.reason = (
+                f"{where} {'does not hold' if self._config.iface else 'holds'} {own.public_ips()[0]}"
+            )
             return self._raise_alarm(self.reason)
         plan = self._plan(self.network, own, self.underlay)
         least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
@@ -200,7 +204,8 @@ class Reconciler:
 
     def _judge_peers(self, own: Lease, now: float) -> tuple[PeerView, ...]:
         others = [lease for lease in self._leases.values() if lease is not own]
-        refusals = {lease.key: self._refusal(lease, own) for lease in others}
+        held = {ip for link in self._facts.interfaces for ip in link.addresses}
+        refusals = {lease.key: self._refusal(lease, own, held) for lease in others}
         ids = self._ids.assign(
             (lease.public_ips()[0] for lease in others if refusals[lease.key] is None), now
         )
@@ -210,11 +215,11 @@ class Reconciler:
             for reason in (refusals[lease.key],)
         )
 
-    def _refusal(self, lease: Lease, own: Lease) -> str | None:
+    def _refusal(self, lease: Lease, own: Lease, held: set[Address]) -> str | None:
         """Say why a lease cannot be a peer; None if it can."""
         assert self.network is not None
         enabled = {self.network.encap, *self._config.encap}
-        if set(lease.public_ips()) & {ip for link in self._facts.interfaces for ip in link.addresses}:
+        if not held.isdisjoint(lease.public_ips()):
             return f"its PublicIP {lease.public_ips()[0]} is an address of this host"
         if lease.encap not in enabled:
             return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"

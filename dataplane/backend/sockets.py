@@ -51,9 +51,9 @@ def open_socket(role: Fd, config: ForwarderConfig, device: str, port_holder: Por
         address = config.underlay4 if role in (Fd.UDP4, Fd.UDP4_TX) else config.underlay6
         if err.errno == errno.EADDRINUSE and role not in SENDING:
             holder = port_holder(config.vxlan_port) or "another process"
+            step = "Stop flanneld and remove the device" if "kernel" in holder else "Stop it"
             raise RuntimeFailure(
-                f"UDP port {config.vxlan_port} is held by {holder}. "
-                "Stop it, or choose another Port in the network config"
+                f"UDP port {config.vxlan_port} is held by {holder}. {step}, or choose another Port"
             ) from None
         if err.errno == errno.EADDRNOTAVAIL:
             raise RuntimeFailure(f"{address} is not an address of this host. Check --public-ip") from None

@@ -83,6 +83,7 @@ class UserspaceBackend:
         self._fds: dict[Fd, int] = {}
         self._keys: dict[Fd, Key] = {}
         self._config: ForwarderConfig | None = None
+        self._config_in_force: ForwarderConfig | None = None
         self._tier_wanted: int | None = None
         self._counters: Counters | None = None
         self._generation = 0
@@ -111,7 +112,7 @@ class UserspaceBackend:
             client.close()
             raise
         self._fds = fds
-        self._config = config
+        self._config = self._config_in_force = config
         self._keys = wanted_sockets(config)
         self._counters = Counters(fds[Fd.COUNTERS])
         wanted = self._place.run_dir.read_facts().get("tier_wanted")
@@ -250,6 +251,7 @@ class UserspaceBackend:
             raise ControlError("there is nothing to go with yet")
         await self._request(lambda client: client.go(config, self._fds))
         self._is_go_due = False
+        self._config_in_force = config
         self._state = State.RUNNING
         tier = native.tier_text(config.tier)
         log.info("forwarder goes", pid=self._pid(), tier=tier, generation=self._generation)
@@ -291,6 +293,12 @@ class UserspaceBackend:
     def _start_recovery(self) -> None:
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.create_task(self._recover())
+            self._recovery.add_done_callback(self._check_recovery)
+
+    def _check_recovery(self, task: asyncio.Task[None]) -> None:
+        # A bug there must not leave a node without forwarder and without a word.
+        if not task.cancelled() and (err := task.exception()) is not None:
+            self._on_fatal(RuntimeFailure(f"cannot keep a forwarder running: {err!r}"))
 
     def _forget_client(self) -> None:
         if self._client is not None:
@@ -383,7 +391,7 @@ class UserspaceBackend:
         """Return what status shows of the forwarder."""
         is_alive = self._client is not None
         state = self._state.name.lower() if is_alive else "none"
-        return Dataplane(self._config, self._counters, self._pid(), is_alive, state)
+        return Dataplane(self._config_in_force, self._counters, self._pid(), is_alive, state)
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""

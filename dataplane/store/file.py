@@ -23,7 +23,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from dataplane import flannel
-from dataplane.errors import StoreError
+from dataplane.errors import ConfigError, OverlaydError, StoreError
 from dataplane.model import Address, Encap, Event, Lease, Listed, NetworkConfig, Rejected
 
 FILE_MAX = 16 << 20  # bytes
@@ -120,7 +120,7 @@ class _Overlap(ValueError):
 
 def _parse_leases(data: object, network: NetworkConfig, text: str, name: str) -> tuple[Lease, ...]:
     if not isinstance(data, dict):
-        raise StoreError(f"{name}: leases: expected an object, not {flannel.describe_type(data)}")
+        raise ConfigError(f"{name}: leases: expected an object, not {flannel.describe_type(data)}")
     unique = _Unique()
     leases = []
     for key, value in data.items():
@@ -130,12 +130,12 @@ def _parse_leases(data: object, network: NetworkConfig, text: str, name: str) ->
             _check_backend(lease, network)
             unique.add(lease)
         except ValueError as err:
-            raise StoreError(_at_line(name, text, key, str(err))) from None
+            raise ConfigError(_at_line(name, text, key, str(err))) from None
         leases.append(lease)
     try:
         unique.check_overlaps()
     except _Overlap as err:
-        raise StoreError(_at_line(name, text, err.name, str(err))) from None
+        raise ConfigError(_at_line(name, text, err.name, str(err))) from None
     return tuple(leases)
 
 
@@ -145,11 +145,14 @@ def _at_line(name: str, text: str, field: str, reason: str) -> str:
 
 
 def parse_peers(text: str, name: str = "peers.json") -> Peers:
-    """Read a peers file; raises StoreError with file, line and reason."""
+    """Read a peers file, or say file, line and reason.
+
+    StoreError: it is damaged, no JSON at all. ConfigError: what its author wrote is wrong.
+    """
     try:
         data = json.loads(text, object_pairs_hook=_refuse_duplicates)
     except _Duplicate as err:
-        raise StoreError(_at_line(name, text, err.name, str(err))) from None
+        raise ConfigError(_at_line(name, text, err.name, str(err))) from None
     except json.JSONDecodeError as err:
         raise StoreError(f"{name} line {err.lineno}: no valid JSON: {err.msg} (column {err.colno})") from None
     except RecursionError:
@@ -164,7 +167,7 @@ def parse_peers(text: str, name: str = "peers.json") -> Peers:
     except ValueError as err:
         named = re.search(r'"([^"]+)"|\.(\w+)', str(err))
         field = (named[1] or named[2]) if named else "network"
-        raise StoreError(_at_line(name, text, field, str(err))) from None
+        raise ConfigError(_at_line(name, text, field, str(err))) from None
     return network, _parse_leases(fields.get("leases", {}), network, text, name)
 
 
@@ -185,7 +188,7 @@ class FileStore:
         self._peers: Peers | None = None
 
     def _read(self) -> Peers:
-        """Read and parse the file, or raise StoreError."""
+        """Read and parse the file; raises what parse_peers() does, and StoreError if it cannot be read."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with os.fdopen(fd, "rb") as file:
@@ -220,7 +223,7 @@ class FileStore:
         """Read the file again; None if nothing changed in what it says."""
         try:
             peers = self._read()
-        except StoreError as err:
+        except OverlaydError as err:
             return Rejected(self._revision, str(err))
         if peers == self._peers:
             return None
@@ -232,10 +235,9 @@ class FileStore:
         """Yield what the file says, then each change of it, and why an edit was refused."""
         await self.close()
         self._watch()
-        self._peers = None
-        event = self._load()
-        if isinstance(event, Rejected):
-            raise StoreError(event.reason)
+        self._peers = self._read()
+        self._revision += 1
+        event: Event | None = Listed(self._revision, *self._peers)
         was_rejected = False
         while True:
             if event is None and was_rejected and self._peers is not None:
