@@ -79,13 +79,15 @@ int dp_counters_create(uint32_t threads, uint32_t max_peers)
  */
 int dp_counters_open(int fd, int writable, dp_counters **out)
 {
+	const int wanted = F_SEAL_SHRINK | F_SEAL_GROW;
 	const struct dp_counters_header *header;
+	int seals = fcntl(fd, F_GET_SEALS);
 	struct counters *counters;
 	struct stat stat;
 	int err;
 
-	if ((fcntl(fd, F_GET_SEALS) & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW))
-		return -EPERM;
+	if (seals < 0 || (seals & wanted) != wanted)
+		return -EPERM; /* what is no memfd has no seals to ask for: -1, all bits set */
 	if (fstat(fd, &stat))
 		return -errno;
 	if ((size_t)stat.st_size < sizeof(*header))

@@ -20,10 +20,11 @@
 bool encap_vxlan_push(struct pkt *pkt, uint8_t family, uint32_t vni, const uint8_t *dst_mac, const uint8_t *src_mac)
 {
 	uint8_t *vxlan = pkt_push(pkt, VXLAN_PUSH);
-	uint8_t *eth = vxlan + VXLAN_LEN;
+	uint8_t *eth;
 
 	if (!vxlan)
 		return false;
+	eth = vxlan + VXLAN_LEN;
 	store32(vxlan + VXLAN_FLAGS, (uint32_t)VXLAN_FLAG_I << 24);
 	store32(vxlan + VXLAN_VNI, vni << 8);
 	memcpy(eth + ETH_DST, dst_mac, MAC_LEN);

@@ -189,12 +189,13 @@ static int check(struct fib *fib)
  */
 int dp_fib_open(int fd, dp_fib **out)
 {
+	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat stat;
 	struct fib *fib;
 	int err;
 
-	if ((fcntl(fd, F_GET_SEALS) & FIB_SEALS) != FIB_SEALS)
-		return -EPERM;
+	if (seals < 0 || (seals & FIB_SEALS) != FIB_SEALS)
+		return -EPERM; /* what is no memfd has no seals to ask for: -1, all bits set */
 	if (fstat(fd, &stat))
 		return -errno;
 	if ((size_t)stat.st_size < sizeof(struct fib_header))

@@ -182,9 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _build_parser(words).parse_args(words)
-        return int(args.function(args))
+        code = int(args.function(args))
+        print(end="", flush=True)  # here, where a broken pipe is dealt with
+        return code
     except OverlaydError as err:
-        print(f"overlayd: {err}", file=sys.stderr)
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(err))  # one line
+        print(f"overlayd: {text}", file=sys.stderr)
         return err.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -201,6 +201,7 @@ class HostFacts:
 
     interfaces: tuple[Interface, ...] = ()
 
-    def holder(self, address: Address) -> Interface | None:
-        """Return the interface that holds an address."""
-        return next((link for link in self.interfaces if address in link.addresses), None)
+    def holder(self, address: Address, name: str | None = None) -> Interface | None:
+        """Return the interface that holds an address; with a name, that one or none."""
+        links = (link for link in self.interfaces if address in link.addresses)
+        return next((link for link in links if name in (None, link.name)), None)

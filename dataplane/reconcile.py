@@ -45,6 +45,7 @@ from dataplane.model import (
 GRACE_S = 60.0
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
 PEERS_MAX = 65536
+NO_HOLDER = "no interface of this host has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,8 @@ class Reconciler:
         """The interface that holds our public address; with --iface, that one or none."""
         if self.own is None:
             return None
-        links = [link for ip in self.own.public_ips() if (link := self._facts.holder(ip))]
-        return next((link for link in links if self._config.iface in (None, link.name)), None)
+        links = (self._facts.holder(ip, self._config.iface) for ip in self.own.public_ips())
+        return next((link for link in links if link is not None), None)
 
     # --- what arrives -----------------------------------------------------------------------------------
 
@@ -156,10 +157,8 @@ class Reconciler:
             return self._raise_alarm(self.reason)
         self.own = own
         if self.underlay is None:
-            where = f"interface {self._config.iface}" if self._config.iface else "no interface of this host"
-            self.reason = (
-                f"{where} {'does not hold' if self._config.iface else 'holds'} {own.public_ips()[0]}"
-            )
+            holder = f"interface {self._config.iface} does not have" if self._config.iface else NO_HOLDER
+            self.reason = f"{holder} the address {own.public_ips()[0]}"
             return self._raise_alarm(self.reason)
         plan = self._plan(self.network, own, self.underlay)
         least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
@@ -219,8 +218,9 @@ class Reconciler:
         """Say why a lease cannot be a peer; None if it can."""
         assert self.network is not None
         enabled = {self.network.encap, *self._config.encap}
-        if not held.isdisjoint(lease.public_ips()):
-            return f"its PublicIP {lease.public_ips()[0]} is an address of this host"
+        ours = next((ip for ip in lease.public_ips() if ip in held), None)
+        if ours is not None:
+            return f"its PublicIP {ours} is an address of this host"
         if lease.encap not in enabled:
             return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
         if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:

@@ -24,7 +24,7 @@ def span(seconds: float | None) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{int(seconds)} s"
     minutes = int(seconds // 60)
     if minutes < 60:
         return f"{minutes} min"

@@ -39,7 +39,7 @@ Peers = tuple[NetworkConfig, tuple[Lease, ...]]
 
 def find_line(text: str, name: str) -> int | None:
     """Return the line on which a field of that name is first written."""
-    match = re.search(re.escape(json.dumps(name)) + r"\s*:", text)
+    match = re.search(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else None
 
 
@@ -141,6 +141,7 @@ def _parse_leases(data: object, network: NetworkConfig, text: str, name: str) ->
 
 def _at_line(name: str, text: str, field: str, reason: str) -> str:
     line = find_line(text, field)
+    reason = "".join(char if char.isprintable() else repr(char)[1:-1] for char in reason)  # one line
     return f"{name}: {reason}" if line is None else f"{name} line {line}: {reason}"
 
 
@@ -190,10 +191,10 @@ class FileStore:
     def _read(self) -> Peers:
         """Read and parse the file; raises what parse_peers() does, and StoreError if it cannot be read."""
         try:
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise StoreError(f"{self._path} is no regular file")
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with os.fdopen(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise StoreError(f"{self._path} is no regular file")
                 raw = file.read(FILE_MAX + 1)
         except OSError as err:
             raise StoreError(f"cannot read {self._path}: {err.strerror}") from None
