@@ -118,7 +118,11 @@ class Load:
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
         for thread in self._threads:
             thread.start()
-        wait_for(lambda: len(self.received) > RATE_PPS // 10, "the load to flow")
+        try:
+            wait_for(lambda: len(self.received) > RATE_PPS // 10, "the load to flow")
+        except AssertionError:
+            self.__exit__()  # or the threads would keep the whole run from ending
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
