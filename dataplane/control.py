@@ -71,7 +71,7 @@ class ForwarderClient:
             raise NotRunning(f"no forwarder listens on {path}") from None
         except OSError as err:
             self.close()
-            raise ControlError(f"cannot connect to {path}: {err}") from None
+            raise ControlError(f"cannot connect to {path}: {err.strerror}") from None
         self.pid = peer_pid(self.sock)
 
     def __enter__(self) -> ForwarderClient:

@@ -284,8 +284,8 @@ def parse_lease(key: SubnetKey, data: object, where: str = "lease", *, strict: b
     vni6, mac6 = _parse_data(fields.get("BackendV6Data"), f"{where}.BackendV6Data", strict=strict)
     if vni is not None and vni6 is not None and vni != vni6:
         raise ValueError(f"{where}: BackendData has VNI {vni}, BackendV6Data {vni6}; they must be equal")
-    if encap is Encap.IPIP and (public_ip is None or key.subnet is None):
-        raise ValueError(f'{where}: ipip carries IPv4 over IPv4; "PublicIP" and an IPv4 subnet are needed')
+    if encap is Encap.IPIP and (public_ip is None or key.subnet is None or key.subnet6 is not None):
+        raise ValueError(f'{where}: ipip carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet')
     return Lease(key, public_ip, public_ip6, encap, mac, mac6, vni if vni is not None else vni6)
 
 

@@ -28,11 +28,13 @@ from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
 
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
+IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
 TX_QUEUE_LEN = 4096  # packets; what may wait in the device while a forwarder is replaced
 MAIN_TABLE = 254
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
-SCOPE_LINK, SCOPE_GLOBAL = 253, 0
+SCOPE_LINK, SCOPE_GLOBAL, SCOPE_ANY = 253, 0, 255
 IFF_UP = 1
+IFA_F_NODAD = 0x02
 
 # Of the netlink messages that tell of changes.
 NLMSG_HEADER = struct.Struct("=IHHII")
@@ -164,13 +166,17 @@ def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
             ipr.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
             changed.append(f"{plan.tun_name} without {interface}")
     for interface in sorted(wanted - found, key=str):
-        ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+        # Without, an IPv6 address is tentative for a moment, and a route that prefers it as source invalid.
+        flags = IFA_F_NODAD if interface.version == 6 else 0
+        ipr.addr(
+            "add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, flags=flags
+        )
         changed.append(f"{plan.tun_name} {interface}")
     return changed
 
 
-# (destination, type, interface or None, preferred source or None)
-Route = tuple[Network, int, int | None, Address | None]
+# (destination, type, interface or None, preferred source or None, metric)
+Route = tuple[Network, int, int | None, Address | None, int]
 
 
 def _own_routes(ipr: IPRoute) -> set[Route]:
@@ -186,6 +192,7 @@ def _own_routes(ipr: IPRoute) -> set[Route]:
                     message["type"],
                     None if is_unreachable else _attr(message, "RTA_OIF"),
                     None if source is None else ip_address(source),
+                    _attr(message, "RTA_PRIORITY") or 0,
                 )
             )
     return routes
@@ -195,23 +202,25 @@ def _wanted_routes(index: int, plan: HostPlan) -> set[Route]:
     sources = {ip.version: ip for ip in plan.addresses}
     routes: set[Route] = set()
     for net in plan.networks:
-        routes.add((net, RTN_UNREACHABLE, None, None))
+        routes.add((net, RTN_UNREACHABLE, None, None, UNREACHABLE_METRIC))
         if net.version in sources:
-            routes.add((net, RTN_UNICAST, index, sources[net.version]))
+            metric = 0 if net.version == 4 else IPV6_METRIC
+            routes.add((net, RTN_UNICAST, index, sources[net.version], metric))
     return routes
 
 
 def _route_fields(route: Route) -> dict[str, Any]:
-    net, kind, index, source = route
+    net, kind, index, source, metric = route
     fields: dict[str, Any] = {
         "family": socket.AF_INET if net.version == 4 else socket.AF_INET6,
         "dst": str(net),
         "proto": ROUTE_PROTOCOL,
         "table": MAIN_TABLE,
         "type": kind,
+        "priority": metric,
     }
     if kind == RTN_UNREACHABLE:
-        return {**fields, "priority": UNREACHABLE_METRIC}
+        return fields
     fields |= {"oif": index, "scope": SCOPE_LINK if net.version == 4 else SCOPE_GLOBAL}
     return fields if source is None else {**fields, "prefsrc": str(source)}
 
@@ -225,7 +234,7 @@ def _set_routes(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
         changed.append(f"route {route[0]} {'unreachable' if route[2] is None else plan.tun_name}")
     # What "replace" replaced is gone already.
     for route in _own_routes(ipr) - wanted if found - wanted else ():
-        ipr.route("del", **_route_fields(route))
+        ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
     return changed
 
@@ -246,7 +255,7 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
         ipr.link("del", index=link["index"])
         changed.append(f"no {tun_name}")
     for route in _own_routes(ipr):
-        ipr.route("del", **_route_fields(route))
+        ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
     return changed
 
@@ -305,6 +314,7 @@ class Host:
     def __init__(self) -> None:
         """Prepare; the netlink socket is opened at the first call."""
         self._thread = ThreadPoolExecutor(1, "netlink")
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ipr: IPRoute | None = None
         self._has_ipv6 = False
 
@@ -312,7 +322,8 @@ class Host:
         """Run in the thread: open the socket at first use, and turn netlink's errors into ours."""
         try:
             if self._ipr is None:
-                self._ipr = IPRoute(use_event_loop=asyncio.SelectorEventLoop())
+                self._loop = asyncio.SelectorEventLoop()
+                self._ipr = IPRoute(use_event_loop=self._loop)
             return what(self._ipr, *args)
         except NetlinkError as err:
             if err.code in (errno.EPERM, errno.EACCES):
@@ -372,8 +383,14 @@ class Host:
             finally:
                 loop.remove_reader(sock)
 
+    def _close(self) -> None:
+        if self._ipr is not None:
+            self._ipr.close()
+        if self._loop is not None:
+            self._loop.run_until_complete(asyncio.sleep(0))  # lets the transport end
+            self._loop.close()
+
     async def close(self) -> None:
         """Close the netlink socket and end the thread."""
-        if self._ipr is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._ipr.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()

@@ -68,25 +68,29 @@ class PeerIds:
     def __init__(self, known: Iterable[Peer]) -> None:
         """Begin with the ids of a table that is in force."""
         self._ids = {peer.addresses[0]: peer.id for peer in known if peer.addresses}
-        self._resting: dict[int, float] = {}  # id -> when it may be given away again
+        self._resting: dict[Address, tuple[int, float]] = {}  # gone peer -> its id, and until when it rests
 
     def assign(self, addresses: Iterable[Address], now: float) -> dict[Address, int]:
-        """Return the id of each peer; those who are not listed any more lose theirs."""
+        """Return the id of each peer, as far as there are ids; those who are not listed any more lose theirs.
+
+        Who comes back while its id rests gets the same again.
+        """
         wanted = list(dict.fromkeys(addresses))
         for address in set(self._ids) - set(wanted):
-            self._resting[self._ids.pop(address)] = now + GRACE_S
-        self._resting = {peer_id: until for peer_id, until in self._resting.items() if until > now}
-        free = self._free_ids()
-        for address in wanted:
-            if address not in self._ids:
-                self._ids[address] = next(free)
+            self._resting[address] = (self._ids.pop(address), now + GRACE_S)
+        self._resting = {address: rest for address, rest in self._resting.items() if rest[1] > now}
+        for address in set(wanted) & set(self._resting):
+            self._ids[address] = self._resting.pop(address)[0]
+        newcomers = (address for address in wanted if address not in self._ids)
+        self._ids |= dict(zip(list(newcomers), self._free_ids(), strict=False))
         return dict(self._ids)
 
     def _free_ids(self) -> Iterator[int]:
-        taken = {*self._ids.values(), *self._resting}
+        resting = sorted(self._resting.values(), key=lambda rest: rest[1])
+        taken = {*self._ids.values(), *(peer_id for peer_id, _ in resting)}
         yield from (peer_id for peer_id in range(PEERS_MAX) if peer_id not in taken)
         # Only a cluster that is replaced whole within the grace period gets here.
-        yield from sorted(self._resting, key=self._resting.__getitem__)
+        yield from (peer_id for peer_id, _ in resting)
 
 
 def _host_prefix(address: Address) -> Network:
@@ -208,11 +212,7 @@ class Reconciler:
         ids = self._ids.assign(
             (lease.public_ips()[0] for lease in others if refusals[lease.key] is None), now
         )
-        return tuple(
-            PeerView(ids[lease.public_ips()[0]] if reason is None else None, lease, reason)
-            for lease in others
-            for reason in (refusals[lease.key],)
-        )
+        return tuple(_view(lease, ids.get(lease.public_ips()[0]), refusals[lease.key]) for lease in others)
 
     def _refusal(self, lease: Lease, own: Lease, held: set[Address]) -> str | None:
         """Say why a lease cannot be a peer; None if it can."""
@@ -227,6 +227,8 @@ class Reconciler:
             return "it has no VtepMAC"
         if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in own.public_ips()}:
             return "it has no underlay address of a family that we have"
+        if lease.encap is Encap.IPIP and own.public_ip is None:
+            return "ipip needs an IPv4 underlay, and our lease has no PublicIP"
         return None
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
@@ -263,6 +265,12 @@ class Reconciler:
             sources=tuple(dict.fromkeys((*own.key.subnets(), *map(_host_prefix, addresses)))),
             allowed=self._config.allow_source,
         )
+
+
+def _view(lease: Lease, peer_id: int | None, refused: str | None) -> PeerView:
+    if refused is None and peer_id is None:
+        refused = f"the table is full: it holds {PEERS_MAX} peers"
+    return PeerView(peer_id if refused is None else None, lease, refused)
 
 
 def _can_be_node(ip: Address) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dataplane.errors import ConfigError
 from dataplane.model import Event
@@ -34,9 +34,9 @@ class Store(Protocol):
 
 def open_store(url: str) -> Store:
     """Open the store that a URL names; nothing is read before events()."""
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+    scheme, _, path = url.partition("://")
+    if scheme != "file" or not path.startswith("/"):
         raise ConfigError(f'store "{url}": allowed is file:///path')
     from dataplane.store.file import FileStore
 
-    return FileStore(Path(unquote(parts.path)))
+    return FileStore(Path(unquote(path)))

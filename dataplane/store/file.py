@@ -217,7 +217,9 @@ class FileStore:
     def _drain(self) -> None:
         """Take all that inotify has to tell; what concerns other files of the directory is nothing to us."""
         assert self._inotify is not None
-        if any(event.name in ("", self._path.name) for event in self._inotify.read(timeout=0)):
+        names = {event.name for event in self._inotify.read(timeout=0)}
+        # A link may lead through any name here: Kubernetes swaps `..data`, to which its files are links.
+        if names & {"", self._path.name} or self._path.is_symlink():
             self._changed.set()
 
     def _load(self) -> Event | None:

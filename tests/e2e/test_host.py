@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's network by netlink: exactly what is planned, said once, and nothing of anybody else's.
+
+host namespace
+overlay0 (TUN)      what Host sets up and removes
+under0 192.0.2.1    what it must not touch, with routes and addresses of others
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.lab import Namespace, wait_for
+
+PLAN = """HostPlan(
+    "overlay0",
+    1450,
+    (IPv4Address("10.244.1.0"), IPv6Address("fd00:244:0:1::")),
+    (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48")),
+)"""
+PLAN4 = 'HostPlan("overlay0", 1400, (IPv4Address("10.244.2.0"),), (IPv4Network("10.0.0.0/8"),))'
+APPLY, REMOVE = f"await host.apply({PLAN})", 'await host.remove("overlay0")'
+
+SCRIPT = """
+import asyncio, json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from dataplane.errors import OverlaydError
+from dataplane.model import HostPlan
+from dataplane.netlink import Host
+
+async def main():
+    host = Host()
+    try:
+        return [{steps}]
+    except OverlaydError as err:
+        return f"{{type(err).__name__}}: {{err}}"
+    finally:
+        await host.close()
+
+print(json.dumps(asyncio.run(main()), default=str))
+"""
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    """Yield a host with an underlay and a TUN, which has no addresses yet."""
+    with closing(Namespace(f"host{os.getpid() % 100000}")) as space:
+        space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
+        space.ip(
+            "link set lo up\nlink add under0 type veth peer name far0\nlink set under0 up\nlink set far0 up\n"
+            "addr add 192.0.2.1/24 dev under0\naddr add 2001:db8::1/64 dev under0 nodad\n"
+            "route add 10.99.0.0/16 via 192.0.2.9\nroute add unreachable 10.98.0.0/16 metric 4278190080\n"
+            "route add 10.97.0.0/16 via 192.0.2.9 proto 112\nroute add 2001:db8:9::/48 via 2001:db8::9\n"
+        )
+        yield space
+
+
+@pytest.fixture
+def tun(space: Namespace) -> Namespace:
+    """Give the host a TUN."""
+    space.ip("tuntap add overlay0 mode tun\n")
+    return space
+
+
+def do(space: Namespace, *steps: str) -> Any:
+    """Let a Host do this in a namespace; return what each step returned, or the error."""
+    done = space.run(sys.executable, "-W", "error", "-c", SCRIPT.format(steps=", ".join(steps)))
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def show(space: Namespace, *args: str) -> Any:
+    """Return what `ip` shows, as values."""
+    return json.loads(space.run("ip", "-j", *args).stdout)
+
+
+def is_settled(link: Any) -> bool:
+    """Tell whether a link shows its final state: the kernel follows its carrier a moment later."""
+    if link["operstate"] != "UP":
+        return bool(link["ifname"] == "lo" or link["operstate"] == "DOWN")
+    infos = [info for info in link["addr_info"] if info["scope"] == "link"]
+    return bool(infos) and not any(info.get("tentative") for info in infos)
+
+
+def settle(space: Namespace) -> None:
+    """Wait until every link shows its final state."""
+    wait_for(lambda: all(map(is_settled, show(space, "addr"))), "links have settled")
+
+
+def snapshot(space: Namespace) -> list[list[str]]:
+    """Return all links, addresses and routes, in no order: the kernel lists what is newer later."""
+    settle(space)
+    routes = ("route", "show", "table", "all")
+    tables = [show(space, *args) for args in (("link",), ("addr",), ("-4", *routes), ("-6", *routes))]
+    return [sorted(json.dumps(line, sort_keys=True) for line in table) for table in tables]
+
+
+def own_addresses(space: Namespace, device: str = "overlay0") -> list[str]:
+    """Return the addresses of a device that are no link-local ones."""
+    (link,) = show(space, "addr", "show", "dev", device)
+    infos = [info for info in link["addr_info"] if info["scope"] != "link"]
+    return [f"{info['local']}/{info['prefixlen']}" for info in infos]
+
+
+def own_routes(space: Namespace) -> list[str]:
+    """Return the routes of our protocol."""
+    lines: list[str] = []
+    for family in ("-4", "-6"):
+        lines += space.run("ip", family, "route", "show", "proto", "111").stdout.splitlines()
+    return [" ".join(line.split()) for line in lines]
+
+
+# --- apply() --------------------------------------------------------------------------------------------
+
+
+def test_apply(tun: Namespace) -> None:
+    """The device gets the planned MTU, addresses and routes, and the settings it needs."""
+    changed, again = do(tun, APPLY, APPLY)
+    assert sorted(changed) == sorted(
+        [
+            "overlay0 mtu 1450",
+            "overlay0 txqueuelen 4096",
+            *(line for line in changed if line.startswith("net.")),
+            "overlay0 up",
+            "overlay0 10.244.1.0/32",
+            "overlay0 fd00:244:0:1::/128",
+            *("route 10.244.0.0/16 unreachable", "route 10.244.0.0/16 overlay0"),
+            *("route fd00:244::/48 unreachable", "route fd00:244::/48 overlay0"),
+        ]
+    )
+    assert again == []
+    (link,) = show(tun, "link", "show", "dev", "overlay0")
+    assert (link["mtu"], link["txqlen"], "UP" in link["flags"]) == (1450, 4096, True)
+    assert own_addresses(tun) == ["10.244.1.0/32", "fd00:244:0:1::/128"]
+    # A TUN that no process holds has no carrier, so the kernel says linkdown.
+    assert [line.replace(" linkdown", "") for line in own_routes(tun)] == [
+        "10.244.0.0/16 dev overlay0 scope link src 10.244.1.0",
+        "unreachable 10.244.0.0/16 metric 4278190080",
+        "fd00:244::/48 dev overlay0 src fd00:244:0:1:: metric 1024 pref medium",
+        "unreachable fd00:244::/48 dev lo metric 4278190080 pref medium",
+    ]
+    settings = (
+        "ipv4.conf.overlay0.rp_filter",
+        "ipv6.conf.overlay0.accept_ra",
+        "ipv6.conf.overlay0.disable_ipv6",
+    )
+    read = tun.run("sysctl", "-n", *(f"net.{name}" for name in settings)).stdout.split()
+    assert read == ["2", "0", "0"]
+
+
+def test_apply_by_another_process(tun: Namespace) -> None:
+    """What a process set up is as it must be for the next: nothing is written twice."""
+    do(tun, APPLY)
+    before = snapshot(tun)
+    assert do(tun, APPLY) == [[]]
+    assert snapshot(tun) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "repaired"),
+    [
+        pytest.param("link set overlay0 mtu 1300", ["overlay0 mtu 1450"], id="mtu"),
+        pytest.param("link set overlay0 txqueuelen 10", ["overlay0 txqueuelen 4096"], id="queue"),
+        pytest.param(
+            "addr del 10.244.1.0/32 dev overlay0",
+            ["overlay0 10.244.1.0/32", "route 10.244.0.0/16 overlay0"],
+            id="address gone, and its route with it",
+        ),
+        pytest.param(
+            "addr add 10.244.1.7/24 dev overlay0", ["overlay0 without 10.244.1.7/24"], id="address too many"
+        ),
+        pytest.param(
+            "route del 10.244.0.0/16 dev overlay0", ["route 10.244.0.0/16 overlay0"], id="route gone"
+        ),
+        pytest.param(
+            "route del unreachable 10.244.0.0/16 metric 4278190080",
+            ["route 10.244.0.0/16 unreachable"],
+            id="unreachable route gone",
+        ),
+        pytest.param(
+            "route del fd00:244::/48 dev overlay0", ["route fd00:244::/48 overlay0"], id="IPv6 route gone"
+        ),
+        pytest.param(
+            "route add 10.50.0.0/16 via 192.0.2.9 proto 111", ["no route 10.50.0.0/16"], id="stale route"
+        ),
+        pytest.param(
+            "route add unreachable 10.51.0.0/16 metric 4278190080 proto 111",
+            ["no route 10.51.0.0/16"],
+            id="stale unreachable route",
+        ),
+        pytest.param(
+            "route add fd00:50::/48 via 2001:db8::9 proto 111",
+            ["no route fd00:50::/48"],
+            id="stale IPv6 route",
+        ),
+        pytest.param(
+            "route replace 10.244.0.0/16 via 192.0.2.9 proto 111",
+            ["route 10.244.0.0/16 overlay0"],
+            id="route elsewhere",
+        ),
+        pytest.param(
+            "route add 10.244.0.0/16 dev overlay0 src 10.244.1.0 metric 9 proto 111",
+            ["no route 10.244.0.0/16"],
+            id="other metric",
+        ),
+    ],
+)
+def test_repair(tun: Namespace, damage: str, repaired: list[str]) -> None:
+    """Whatever somebody changed of ours is put right, and only that."""
+    do(tun, APPLY)
+    before = snapshot(tun)
+    tun.ip(damage + "\n")
+    assert snapshot(tun) != before
+    assert do(tun, APPLY) == [repaired]
+    assert do(tun, APPLY) == [[]]
+    assert snapshot(tun) == before
+
+
+def test_another_plan(tun: Namespace) -> None:
+    """A new plan replaces the old one whole."""
+    do(tun, APPLY)
+    do(tun, f"await host.apply({PLAN4})")
+    assert own_addresses(tun) == ["10.244.2.0/32"]
+    assert [line.replace(" linkdown", "") for line in own_routes(tun)] == [
+        "10.0.0.0/8 dev overlay0 scope link src 10.244.2.0",
+        "unreachable 10.0.0.0/8 metric 4278190080",
+    ]
+    assert show(tun, "link", "show", "dev", "overlay0")[0]["mtu"] == 1400
+    assert tun.run("sysctl", "-n", "net.ipv6.conf.overlay0.disable_ipv6").stdout.strip() == "1"
+
+
+def test_others_are_left_alone(tun: Namespace) -> None:
+    """Links, addresses and routes of others are as they were, through set-up, change and removal."""
+
+    def others() -> list[list[str]]:
+        return [
+            [line for line in table if "overlay0" not in line and '"111"' not in line]
+            for table in snapshot(tun)
+        ]
+
+    before = others()
+    assert len(before[2]) > 4
+    for step in (APPLY, f"await host.apply({PLAN4})", APPLY, REMOVE):
+        do(tun, step)
+        assert others() == before
+
+
+def test_no_device(space: Namespace) -> None:
+    """Without the device nothing is set up, and the error says which is gone."""
+    before = snapshot(space)
+    assert do(space, APPLY) == "RuntimeFailure: device overlay0 is gone"
+    assert snapshot(space) == before
+
+
+# --- remove() -------------------------------------------------------------------------------------------
+
+
+def test_remove(space: Namespace) -> None:
+    """After removal the host is as it was before; removing again is nothing."""
+    before = snapshot(space)
+    space.ip("tuntap add overlay0 mode tun\n")
+    do(space, APPLY)
+    assert sorted(*do(space, REMOVE)) == [
+        "no overlay0",
+        "no route 10.244.0.0/16",
+        "no route fd00:244::/48",
+    ]
+    assert snapshot(space) == before
+    assert do(space, REMOVE) == [[]]
+
+
+@pytest.mark.parametrize("kind", ["bridge", "veth"])
+def test_remove_leaves_other_kinds(space: Namespace, kind: str) -> None:
+    """A device of our name that is no TUN is somebody else's."""
+    space.ip(f"link add overlay0 type {kind}\n")
+    before = snapshot(space)
+    assert do(space, REMOVE) == [[]]
+    assert snapshot(space) == before
+
+
+def test_remove_without_device(tun: Namespace) -> None:
+    """When the device is gone already, the routes that are left of ours go too."""
+    do(tun, APPLY)
+    tun.ip("link del overlay0\nroute add 10.50.0.0/16 via 192.0.2.9 proto 111\n")
+    assert sorted(*do(tun, REMOVE)) == [
+        *("no route 10.244.0.0/16", "no route 10.50.0.0/16", "no route fd00:244::/48")
+    ]
+    assert own_routes(tun) == []
+
+
+# --- what is told of the host ---------------------------------------------------------------------------
+
+
+def test_facts(tun: Namespace) -> None:
+    """The facts are every interface with its index, MTU and addresses, IPv4 first."""
+    listed = (
+        "[[l.name, l.index, l.mtu, [str(ip) for ip in l.addresses]] for l in (await host.facts()).interfaces]"
+    )
+    settle(tun)
+    (facts,) = do(tun, listed)
+    shown = [[link["ifname"], link["ifindex"], link["mtu"]] for link in show(tun, "link")]
+    assert sorted(fact[:3] for fact in facts) == sorted(shown)
+    addresses = {name: found for name, _, _, found in facts}
+    assert addresses["lo"] == ["127.0.0.1", "::1"]
+    assert addresses["under0"][:2] == ["192.0.2.1", "2001:db8::1"]
+    assert addresses["overlay0"] == []
+
+
+def test_port_held_by_a_device(space: Namespace) -> None:
+    """A kernel VXLAN device that holds the port is named."""
+    space.ip("link add flannel.1 type vxlan id 7 dev under0 dstport 8472 nolearning\nlink set flannel.1 up\n")
+    assert do(space, "host.port_holder(8472)", "host.port_holder(8473)") == [
+        "kernel device flannel.1 (vni 7)",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", "192.0.2.1"), ("AF_INET6", "::")])
+def test_port_held_by_a_process(space: Namespace, family: str, address: str) -> None:
+    """A process that holds the port is named with its pid."""
+    bind = f"s = socket.socket(socket.{family}, socket.SOCK_DGRAM); s.bind(('{address}', 8472))"
+    hold = f"import socket; {bind}; input()"
+    with subprocess.Popen(
+        space.command(sys.executable, "-c", hold), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for(lambda: ":8472" in space.run("ss", "-Hlun").stdout, "the port is held")
+        (holder,) = do(space, "host.port_holder(8472)")
+        name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+        assert holder == f"process {name} (pid {process.pid})"
+        process.communicate(b"\n", timeout=10)
+
+
+FORWARD4, FORWARD6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
+
+
+def warning(name: str) -> str:
+    """Return the warning about a setting that is off."""
+    return f"{name} is 0: packets of pods are not forwarded. Fix: sysctl -w {name}=1"
+
+
+@pytest.mark.parametrize(
+    ("plan", "on", "expected"),
+    [
+        pytest.param(PLAN, (), [FORWARD4, FORWARD6], id="both off"),
+        pytest.param(PLAN, (FORWARD4,), [FORWARD6], id="IPv6 off"),
+        pytest.param(PLAN, (FORWARD4, FORWARD6), [], id="both on"),
+        pytest.param(PLAN4, (), [FORWARD4], id="IPv4 only, off"),
+        pytest.param(PLAN4, (FORWARD4,), [], id="IPv4 only, on"),
+    ],
+)
+def test_warnings(tun: Namespace, plan: str, on: tuple[str, ...], expected: list[str]) -> None:
+    """A host that does not forward what pods send is warned of, for its families, with the remedy."""
+    tun.run("sysctl", "-qw", *(f"{name}={int(name in on)}" for name in (FORWARD4, FORWARD6)))
+    _, warnings = do(tun, f"await host.apply({plan})", "host.warnings()")
+    assert warnings == [warning(name) for name in expected]
+
+
+def test_no_capability(tun: Namespace) -> None:
+    """Without CAP_NET_ADMIN the error says that it is needed."""
+    script = SCRIPT.format(steps=APPLY)
+    done = tun.run(
+        "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", script
+    )
+    assert (
+        json.loads(done.stdout)
+        == "RuntimeFailure: overlayd run needs CAP_NET_ADMIN to set up the host's network"
+    )

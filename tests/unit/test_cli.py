@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one line for what is wrong, the right exit status, and a `status` that starts at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataplane import cli
+from dataplane.config import FLAGS
+from dataplane.errors import ControlError, KernelError, NotRunning
+
+ROOT = Path(__file__).resolve().parents[2]
+STATUS: dict[str, Any] = {
+    "ready": True,
+    "reason": "",
+    "node": "node1",
+    "tier": None,
+    "encap": None,
+    "subnet": None,
+    "underlay": None,
+    "store": None,
+    "forwarder": {"alive": False, "restarts": 0},
+    "control": {"pid": None},
+    "tx": {"offered": 0, "forwarded": 0, "drops": {}, "last": {}},
+    "rx": {"offered": 0, "forwarded": 0, "drops": {}, "last": {}},
+    "kernel": {"tun_tx_dropped": 0, "rxq_overflow": {}},
+    "warnings": ["ü"],
+    "peers": [],
+}
+# Shows a status that no daemon was asked for.
+SHOW = """
+import sys
+from dataplane import cli
+cli._ask_status = lambda _: {status}
+sys.exit(cli.main(["status"]))
+"""
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Return our environment without variables of overlayd, and with output buffered as usual."""
+    ours = ("OVERLAYD_", "PYTHONUNBUFFERED")
+    return {name: text for name, text in os.environ.items() if not name.startswith(ours)} | more
+
+
+def overlayd(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "dataplane", *args],
+        cwd=ROOT,
+        env=clean_environment(**environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def check_one_line(done: subprocess.CompletedProcess[str], text: str, code: int) -> None:
+    """Check that a command said one line on standard error, and nothing else."""
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("overlayd: ")
+    assert text in done.stderr
+    assert done.returncode == code
+
+
+RUN = ("run", "--store", "file:///x")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        pytest.param((), "the following arguments are required: COMMAND; see overlayd --help", id="nothing"),
+        pytest.param(("strat",), "invalid choice: 'strat' (choose from", id="unknown command"),
+        pytest.param(("a\nb",), r"invalid choice: 'a\nb'", id="newline"),
+        pytest.param(("status", "--jsno"), "unrecognized arguments: --jsno", id="unknown flag"),
+        pytest.param(("status", "--j"), "unrecognized arguments: --j", id="no abbreviations"),
+        pytest.param(("status", "now"), "unrecognized arguments: now", id="unknown word"),
+        pytest.param(("status", "--run-dir"), "argument --run-dir: expected one argument", id="no value"),
+        pytest.param(
+            ("peers", "--run-dir", "run"), 'argument --run-dir: "run" is no absolute path', id="--run-dir"
+        ),
+        pytest.param(("down", "--run-dir", ""), 'argument --run-dir: "" is no absolute path', id="down"),
+        pytest.param(("forwarder", "--store", "x"), "unrecognized arguments: --store x", id="forwarder"),
+        pytest.param(
+            ("run",), "--store is missing; expected where leases come from: file:///path", id="no store"
+        ),
+        pytest.param(("run", "--stoer", "x"), "unrecognized arguments: --stoer x", id="unknown flag of run"),
+        pytest.param(
+            ("run", "--store", "x"), '--store: "x" is no store; allowed is file:///path', id="store"
+        ),
+        pytest.param(
+            ("run", "--store", "etcd://x"), "--store: etcd is not supported yet; allowed is", id="etcd"
+        ),
+        pytest.param((*RUN, "--encap", "ipi"), "(did you mean ipip?)", id="encap"),
+        pytest.param((*RUN, *RUN[1:]), "--store is given 2 times; once is allowed", id="twice"),
+        pytest.param(
+            (*RUN, "--tun-name", "a\n\x1bb"),
+            r'--tun-name: "a\n\x1bb" is no interface name',
+            id="control chars",
+        ),
+    ],
+)
+def test_wrong_command_line(args: tuple[str, ...], text: str) -> None:
+    """A wrong command line is one line on standard error that says what is wrong, and exit status 2."""
+    check_one_line(overlayd(*args), text, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        pytest.param(
+            "OVERLAYD_TIRE", "x", "OVERLAYD_TIRE is unknown (did you mean OVERLAYD_TIER?)", id="name"
+        ),
+        pytest.param("OVERLAYD_TIER", "x", 'OVERLAYD_TIER: "x": allowed are auto, tun-csum', id="value"),
+    ],
+)
+def test_wrong_environment(name: str, value: str, text: str) -> None:
+    """A wrong variable is told of as a wrong flag is."""
+    check_one_line(overlayd(*RUN, **{name: value}), text, 2)
+
+
+@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("peers",), ("peers", "--json")])
+@pytest.mark.parametrize("is_there", [pytest.param(True, id="empty"), pytest.param(False, id="missing")])
+def test_nothing_runs(command: tuple[str, ...], is_there: bool, tmp_path: Path) -> None:
+    """Where nothing runs, one line says where, and how to start it; exit status 3."""
+    run_dir = tmp_path if is_there else tmp_path / "none"
+    text = f"overlayd is not running in {run_dir}. Start it with: overlayd run"
+    check_one_line(overlayd(*command, "--run-dir", str(run_dir)), text, 3)
+    assert run_dir.exists() == is_there
+
+
+def test_version() -> None:
+    """The version is that of the package."""
+    done = overlayd("--version")
+    declared = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared
+    assert (done.stdout, done.stderr, done.returncode) == (f"overlayd {declared[1]}\n", "", 0)
+
+
+def test_help() -> None:
+    """The help names every command, and that of `run` every flag with its variable."""
+    commands = overlayd("--help").stdout
+    for name in ("run", "forwarder", "status", "peers", "down"):
+        assert re.search(rf"^    {name}\b", commands, re.MULTILINE)
+    flags = " ".join(overlayd("run", "--help", COLUMNS="200").stdout.split())
+    for flag in FLAGS:
+        assert f"--{flag.name} {flag.metavar} " in flags
+        assert f"[{flag.variable}]" in flags
+
+
+def test_status_starts_at_once(tmp_path: Path) -> None:
+    """`overlayd status` loads nothing that it does not need."""
+    done = overlayd("status", "--run-dir", str(tmp_path), PYTHONPROFILEIMPORTTIME="1")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    loaded = {line.rpartition("|")[2].strip() for line in lines}
+    assert "dataplane.control" in loaded
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & {"asyncio", "uvloop", "pyroute2", "inotify_simple", "logging"}
+    assert not loaded & {"dataplane.daemon", "dataplane.netlink", "dataplane.config"}
+
+
+def test_status_of_a_file_in_the_way(tmp_path: Path) -> None:
+    """A run directory that is none is said to be unusable in one line, not taken for a bug."""
+    path = tmp_path / "file"
+    path.touch()
+    done = overlayd("status", "--run-dir", str(path))
+    assert done.returncode in (1, 2, 3)
+    assert all(line.startswith("overlayd: ") for line in done.stderr.splitlines())
+
+
+# --- in this process ------------------------------------------------------------------------------------
+
+
+def show(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
+    """Let status find this answer, or this error."""
+
+    def ask(_: Path) -> object:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(cli, "_ask_status", ask)
+
+
+@pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 1)])
+def test_status_tells_by_exit_status(
+    ready: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status says whether the node is ready, and with --json the output is one JSON value."""
+    show(monkeypatch, {**STATUS, "ready": ready})
+    assert cli.main(["status"]) == code
+    assert capsys.readouterr().out.startswith("node1 READY" if ready else "node1 NOT READY")
+    assert cli.main(["status", "--json"]) == code
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {**STATUS, "ready": ready}
+    assert "ü" in shown
+    assert cli.main(["peers"]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        pytest.param(NotRunning("nobody"), 3, "overlayd: nobody\n", id="not running"),
+        pytest.param(ControlError("refused"), 1, "overlayd: refused\n", id="refused"),
+        pytest.param(KernelError("open x", 13), 1, "overlayd: open x: Permission denied\n", id="kernel"),
+        pytest.param(KeyboardInterrupt(), 130, "", id="interrupted"),
+    ],
+)
+def test_errors(
+    error: BaseException,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each family of errors has its exit status."""
+    show(monkeypatch, error)
+    assert cli.main(["status"]) == code
+    assert capsys.readouterr() == ("", text)
+
+
+def test_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What must not happen is said to be a bug of ours, with the traceback to report; exit status 70."""
+    show(monkeypatch, ZeroDivisionError("a bug"))
+    assert cli.main(["status"]) == 70
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "overlayd: internal error, please report it with what follows"
+    assert told[1] == "Traceback (most recent call last):"
+    assert told[-1] == "ZeroDivisionError: a bug"
+
+
+@pytest.mark.parametrize("warnings", [1, 10_000], ids=["short", "long"])
+def test_nobody_reads(warnings: int) -> None:
+    """When who reads the output goes away, the command ends without a word, however much there was to say."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        status = {**STATUS, "warnings": ["x"] * warnings}
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW.format(status=status)],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(theirs)
+    assert (done.stderr, done.returncode) == ("", 1)
+
+
+def test_no_standard_output() -> None:
+    """A command that is started without standard output works all the same."""
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", SHOW.format(status=STATUS)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (done.stderr, done.returncode) == ("", 0)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `overlayd run`: what each takes, what it refuses and in which words, and who beats whom."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from dataplane import config
+from dataplane.config import FLAGS, RunConfig
+from dataplane.errors import ConfigError
+from dataplane.model import Encap
+
+STORE = "file:///etc/overlayd/peers.json"
+
+VALID = (
+    ("store", ["file:///a"], "file:///a"),
+    ("public-ip", ["192.0.2.1"], IPv4Address("192.0.2.1")),
+    ("public-ipv6", ["2001:db8::1"], IPv6Address("2001:db8::1")),
+    ("iface", ["eth0.100"], "eth0.100"),
+    ("run-dir", ["/run/other"], Path("/run/other")),
+    ("state-dir", ["/srv/state"], Path("/srv/state")),
+    ("tun-name", ["overlay-123456x"], "overlay-123456x"),
+    ("encap", ["ipip", "vxlan", "ipip"], (Encap.IPIP, Encap.VXLAN)),
+    (
+        "allow-source",
+        ["10.9.0.0/16", "fd00::/8", "10.9.0.0/16"],
+        (IPv4Network("10.9.0.0/16"), IPv6Network("fd00::/8")),
+    ),
+    ("spoof", ["observe"], "observe"),
+    ("vxlan-reserved", ["ignore"], "ignore"),
+    ("no-route", ["drop"], "drop"),
+    ("tier", ["tun-plain"], "tun-plain"),
+    ("forwarder", ["wait"], "wait"),
+    ("log-level", ["debug"], "debug"),
+    ("log-format", ["json"], "json"),
+)
+
+NO_STORE = "is no store; allowed is file:///path"
+NO_NAME = "is no interface name; allowed are 1 to 15 characters without / : %"
+INVALID = (
+    ("store", "/etc/peers.json", f'"/etc/peers.json" {NO_STORE}'),
+    ("store", "file://host/path", f'"file://host/path" {NO_STORE}'),
+    ("store", "file:///", f'"file:///" {NO_STORE}'),
+    ("store", "http://x/", f'"http://x/" {NO_STORE}'),
+    ("store", "", f'"" {NO_STORE}'),
+    ("store", "etcd://127.0.0.1:2379", "etcd is not supported yet; allowed is file:///path"),
+    ("store", "kube://", "kube is not supported yet; allowed is file:///path"),
+    ("store", "sqlite:///x.db", "sqlite is not supported yet; allowed is file:///path"),
+    ("public-ip", "node1", '"node1" is no IPv4 address'),
+    ("public-ip", "2001:db8::1", '"2001:db8::1" is no IPv4 address'),
+    ("public-ip", "127.0.0.1", "127.0.0.1 is a loopback address, expected the unicast address of a node"),
+    ("public-ip", "0.0.0.0", "0.0.0.0 is unspecified"),
+    ("public-ipv6", "192.0.2.1", '"192.0.2.1" is no IPv6 address'),
+    ("public-ipv6", "ff02::1", "ff02::1 is a multicast address"),
+    ("public-ipv6", "2001:db8::1%eth0", "2001:db8::1%eth0 is an address with a zone"),
+    ("iface", "", f'"" {NO_NAME}'),
+    ("iface", "eth0/1", f'"eth0/1" {NO_NAME}'),
+    ("iface", "eth0:1", f'"eth0:1" {NO_NAME}'),
+    ("iface", "..", f'".." {NO_NAME}'),
+    ("tun-name", "sixteen-letters-", f'"sixteen-letters-" {NO_NAME}'),
+    ("tun-name", "overlay%d", f'"overlay%d" {NO_NAME}'),
+    ("tun-name", "ü" * 8, NO_NAME),
+    ("run-dir", "run", '"run" is no absolute path'),
+    ("state-dir", "./state", '"./state" is no absolute path'),
+    ("state-dir", "", '"" is no absolute path'),
+    ("encap", "vxlna", '"vxlna": allowed are vxlan, ipip (did you mean vxlan?)'),
+    ("allow-source", "10.9.0.0/33", '"10.9.0.0/33" is no network, expected for example 10.9.0.0/16'),
+    ("allow-source", "10.9.1.0/16", "10.9.1.0/16 has host bits set; did you mean 10.9.0.0/16?"),
+    ("allow-source", "fd00::%eth0/64", '"fd00::%eth0/64" is no network'),
+    ("spoof", "enforced", '"enforced": allowed are enforce, observe (did you mean enforce?)'),
+    ("vxlan-reserved", "yes", '"yes": allowed are drop, ignore'),
+    ("no-route", "icpm", '"icpm": allowed are icmp, drop (did you mean icmp?)'),
+    ("tier", "xdp", '"xdp": allowed are auto, tun-csum, tun-vnet, tun-plain'),
+    ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
+    ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
+    ("log-format", "xml", '"xml": allowed are text, json'),
+)
+
+
+def by_flag(rows: tuple[tuple[str, object, object], ...]) -> list[str]:
+    """Name the rows of a table."""
+    return [f"{name}={value}" for name, value, _ in rows]
+
+
+def parse(*pairs: tuple[str, str], **environ: str) -> RunConfig:
+    """Parse flags in order, with a store besides if none is among them."""
+    given: dict[str, list[str]] = {}
+    for name, text in pairs:
+        given.setdefault(name, []).append(text)
+    return config.parse(given, {"OVERLAYD_STORE": STORE, **environ})
+
+
+def test_defaults() -> None:
+    """Only a store must be told; the rest is as the help says."""
+    assert config.parse({"store": [STORE]}, {}) == RunConfig(store=STORE)
+
+
+def test_every_flag_is_tried() -> None:
+    """The tables of this file leave out no flag."""
+    names = {flag.name for flag in FLAGS}
+    assert {name for name, _, _ in VALID} == names
+    assert {name for name, _, _ in INVALID} == names
+
+
+@pytest.mark.parametrize(("name", "texts", "value"), VALID, ids=by_flag(VALID))
+def test_flag_is_read(name: str, texts: list[str], value: object) -> None:
+    """A good value arrives in its field, typed; a repeated one once."""
+    flag = next(flag for flag in FLAGS if flag.name == name)
+    assert getattr(parse(*((name, text) for text in texts)), flag.field) == value
+
+
+@pytest.mark.parametrize(("name", "texts", "value"), VALID, ids=by_flag(VALID))
+def test_variable_is_read(name: str, texts: list[str], value: object) -> None:
+    """The environment says the same, with commas where a flag may be repeated."""
+    flag = next(flag for flag in FLAGS if flag.name == name)
+    assert getattr(parse(**{flag.variable: ",".join(texts)}), flag.field) == value
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), INVALID, ids=by_flag(INVALID))
+def test_flag_is_refused(name: str, text: str, reason: str) -> None:
+    """A bad value is refused in one line that begins with the flag and says what is allowed."""
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        parse((name, text))
+    assert str(caught.value).startswith(f"--{name}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), INVALID, ids=by_flag(INVALID))
+def test_variable_is_refused(name: str, text: str, reason: str) -> None:
+    """A bad value from the environment is refused under the name of its variable."""
+    flag = next(flag for flag in FLAGS if flag.name == name)
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        parse(**{flag.variable: text})
+    assert str(caught.value).startswith(f"{flag.variable}: ")
+
+
+@pytest.mark.parametrize("name", [flag.name for flag in FLAGS if not flag.is_repeatable])
+def test_once_is_allowed(name: str) -> None:
+    """A flag that has one value is refused when it is given twice, even with the same value."""
+    text = next(texts[0] for known, texts, _ in VALID if known == name)
+    with pytest.raises(ConfigError, match=f"^--{name} is given 2 times; once is allowed$"):
+        parse((name, text), (name, text))
+
+
+def test_flag_beats_variable() -> None:
+    """A flag replaces what the environment says, whole, even where that is wrong."""
+    result = parse(
+        ("tier", "tun-plain"),
+        ("encap", "ipip"),
+        OVERLAYD_TIER="nonsense",
+        OVERLAYD_ENCAP="vxlan",
+        OVERLAYD_SPOOF="observe",
+    )
+    assert (result.tier, result.encap, result.spoof) == ("tun-plain", (Encap.IPIP,), "observe")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        pytest.param(
+            "OVERLAYD_STOER",
+            "environment variable OVERLAYD_STOER is unknown (did you mean OVERLAYD_STORE?)",
+            id="typing error",
+        ),
+        pytest.param("OVERLAYD_QQQQQQQQQQQQQQ", "OVERLAYD_QQQQQQQQQQQQQQ is unknown", id="like nothing"),
+        pytest.param("OVERLAYD_", "environment variable OVERLAYD_ is unknown", id="only the prefix"),
+    ],
+)
+def test_unknown_variable(variable: str, text: str) -> None:
+    """A variable with our prefix that means nothing is refused."""
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        parse(**{variable: "x"})
+
+
+def test_other_variables_are_passed_over() -> None:
+    """Variables without our prefix are nothing to us."""
+    assert parse(PATH="/bin", OVERLAY="x") == RunConfig(store=STORE)
+
+
+def test_store_is_missing() -> None:
+    """Without a store nothing can be done."""
+    with pytest.raises(ConfigError, match=r"^--store is missing"):
+        config.parse({"iface": ["eth0"]}, {})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "name"),
+    [
+        pytest.param([("iface", "eth0"), ("tun-name", "eth0")], "eth0", id="both told"),
+        pytest.param([("iface", "overlay0")], "overlay0", id="the default TUN"),
+    ],
+)
+def test_overlay_on_itself(pairs: list[tuple[str, str]], name: str) -> None:
+    """The overlay cannot be its own underlay."""
+    with pytest.raises(ConfigError, match=f"^--iface and --tun-name are both {name}; "):
+        parse(*pairs)

@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconciliation: which lease is ours, who is a peer and under which id, and what is said to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+
+from dataplane.config import RunConfig
+from dataplane.model import (
+    Action,
+    Address,
+    Alarm,
+    Encap,
+    Event,
+    HostFacts,
+    HostPlan,
+    Interface,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    Listed,
+    MacAddress,
+    Network,
+    NetworkConfig,
+    Peer,
+    PlanHost,
+    Publish,
+    Rejected,
+    SubnetEntry,
+    SubnetKey,
+    Table,
+)
+from dataplane.reconcile import GRACE_S, Reconciler
+
+CONFIG = RunConfig(store="file:///x")
+NET = NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN)
+NET6 = NetworkConfig(None, IPv6Network("fd00:244::/48"), Encap.VXLAN)
+DUAL = NetworkConfig(NET.network, NET6.network6, Encap.VXLAN)
+LO = Interface("lo", 1, 65536, (IPv4Address("127.0.0.1"), IPv6Address("::1")))
+IP1, IP2 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+IP1_6, IP2_6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
+FACTS = HostFacts((LO, Interface("eth0", 2, 1500, (IP1,))))
+FACTS_DUAL = HostFacts((LO, Interface("eth0", 2, 1500, (IP1, IP1_6, IPv6Address("fe80::1")))))
+
+
+def mac(n: int) -> MacAddress:
+    """Return the MAC of node n."""
+    return MacAddress(bytes((2, 0, 0, 0, 0, n)))
+
+
+def lease(n: int, encap: Encap = Encap.VXLAN) -> Lease:
+    """Return the lease of node n, IPv4 only."""
+    return Lease(
+        SubnetKey(IPv4Network(f"10.244.{n}.0/24")),
+        IPv4Address(f"192.0.2.{n}"),
+        None,
+        encap,
+        mac(n) if encap is Encap.VXLAN else None,
+    )
+
+
+def dual(n: int) -> Lease:
+    """Return the lease of node n, in both families."""
+    return replace(
+        lease(n),
+        key=SubnetKey(IPv4Network(f"10.244.{n}.0/24"), IPv6Network(f"fd00:244:0:{n}::/64")),
+        public_ip6=IPv6Address(f"2001:db8::{n}"),
+        vtep_mac6=mac(0x60 + n),
+    )
+
+
+def only6(n: int) -> Lease:
+    """Return the lease of node n, IPv6 only."""
+    whole = dual(n)
+    return replace(whole, key=SubnetKey(None, whole.key.subnet6), public_ip=None, vtep_mac=None)
+
+
+def listed(*leases: Lease, network: NetworkConfig = NET, revision: int = 1) -> Listed:
+    """Return a complete list."""
+    return Listed(revision, network, leases)
+
+
+def table_of(actions: Iterable[Action]) -> Table:
+    """Return the one table that is to be published."""
+    (table,) = (action.table for action in actions if isinstance(action, Publish))
+    return table
+
+
+def plan_of(actions: Iterable[Action]) -> HostPlan:
+    """Return the one plan for the host."""
+    (plan,) = (action.plan for action in actions if isinstance(action, PlanHost))
+    return plan
+
+
+def ids(table: Table) -> dict[Address, int]:
+    """Return the peers of a table by their first address."""
+    return {peer.addresses[0]: peer.id for peer in table.peers}
+
+
+def address(n: int) -> IPv4Address:
+    """Return the underlay address of node n."""
+    return IPv4Address(f"192.0.2.{n}")
+
+
+# --- the first list -------------------------------------------------------------------------------------
+
+
+def test_waits_for_the_store() -> None:
+    """Before the first list nothing is done, and the reason says what is waited for."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    assert reconciler.host_changed(FACTS_DUAL, 0.0) == []
+    assert reconciler.reason == "waiting for the store"
+    assert (reconciler.own, reconciler.underlay, reconciler.revision, reconciler.peers()) == (None,) * 3 + (
+        (),
+    )
+
+
+def test_two_nodes() -> None:
+    """From a list follow the whole host plan and the whole table, the host first."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    assert reconciler.apply(listed(lease(1), lease(2), revision=5), 0.0) == [
+        PlanHost(HostPlan("overlay0", 1450, (IPv4Address("10.244.1.0"),), (IPv4Network("10.244.0.0/16"),))),
+        Publish(
+            Table(
+                peers=(Peer(0, (IP2,)),),
+                subnets=(SubnetEntry(IPv4Network("10.244.2.0/24"), 0, Encap.VXLAN, IP2, mac(2)),),
+                own=(IPv4Network("10.244.1.0/24"),),
+                sources=(IPv4Network("10.244.1.0/24"), IPv4Network("192.0.2.1/32")),
+            )
+        ),
+    ]
+    assert reconciler.reason is None
+    assert reconciler.revision == 5
+    assert reconciler.own == lease(1)
+    assert reconciler.underlay == FACTS.interfaces[1]
+    assert [(view.id, view.lease, view.refused) for view in reconciler.peers()] == [(0, lease(2), None)]
+
+
+def test_dual_stack_plan() -> None:
+    """In both families the TUN has both addresses and both networks behind it."""
+    plan = plan_of(Reconciler(CONFIG, FACTS_DUAL).apply(listed(dual(1), network=DUAL), 0.0))
+    assert plan == HostPlan(
+        "overlay0",
+        1430,
+        (IPv4Address("10.244.1.0"), IPv6Address("fd00:244:0:1::")),
+        (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48")),
+    )
+
+
+def test_names_and_sources_of_the_configuration() -> None:
+    """The TUN is called as told, and sources allowed by flag are in the table."""
+    allowed = (IPv4Network("10.9.0.0/16"),)
+    config = replace(CONFIG, tun_name="pods", allow_source=allowed)
+    actions = Reconciler(config, FACTS).apply(listed(lease(1)), 0.0)
+    assert plan_of(actions).tun_name == "pods"
+    assert table_of(actions).allowed == allowed
+
+
+# --- which lease is ours ----------------------------------------------------------------------------------
+
+TWO_HELD = HostFacts((LO, Interface("eth0", 2, 1500, (IP1,)), Interface("eth1", 3, 9000, (IP2,))))
+
+
+@pytest.mark.parametrize(
+    ("config", "facts", "leases", "expected"),
+    [
+        pytest.param(CONFIG, FACTS, (lease(1), lease(2)), lease(1), id="by held address"),
+        pytest.param(CONFIG, FACTS_DUAL, (only6(1), only6(2)), only6(1), id="by held IPv6 address"),
+        pytest.param(
+            replace(CONFIG, public_ip=IP2), TWO_HELD, (lease(1), lease(2)), lease(2), id="by told address"
+        ),
+        pytest.param(
+            replace(CONFIG, public_ip6=IP1_6), FACTS_DUAL, (dual(1), lease(2)), dual(1), id="by told IPv6"
+        ),
+        pytest.param(
+            replace(CONFIG, public_ip=IP1, public_ip6=IP1_6),
+            FACTS_DUAL,
+            (dual(1), dual(2)),
+            dual(1),
+            id="by both",
+        ),
+    ],
+)
+def test_own_lease(config: RunConfig, facts: HostFacts, leases: tuple[Lease, ...], expected: Lease) -> None:
+    """Our lease is the one with an address that we were told, else that we hold; it is never a peer."""
+    reconciler = Reconciler(config, facts)
+    table = table_of(reconciler.apply(listed(*leases, network=DUAL), 0.0))
+    assert reconciler.own == expected
+    assert table.own == expected.key.subnets()
+    assert not {entry.prefix for entry in table.subnets} & set(expected.key.subnets())
+    assert expected not in [view.lease for view in reconciler.peers()]
+
+
+@pytest.mark.parametrize(
+    ("config", "facts", "leases", "reason"),
+    [
+        pytest.param(
+            CONFIG,
+            FACTS_DUAL,
+            (lease(2), lease(3)),
+            "no lease has a PublicIP of this host (192.0.2.1, 2001:db8::1); add one, or give --public-ip",
+            id="none held",
+        ),
+        pytest.param(CONFIG, HostFacts((LO,)), (lease(2),), "of this host (none); add one", id="no address"),
+        pytest.param(
+            replace(CONFIG, public_ip=address(9)),
+            FACTS,
+            (lease(1),),
+            "no lease has a PublicIP of this host (192.0.2.9)",
+            id="none told",
+        ),
+        pytest.param(
+            CONFIG,
+            TWO_HELD,
+            (lease(1), lease(2)),
+            "leases 10.244.1.0/24, 10.244.2.0/24 all have an address of this host; choose one with",
+            id="two",
+        ),
+        pytest.param(
+            replace(CONFIG, public_ip=IP2),
+            FACTS,
+            (lease(1), lease(2)),
+            "no interface of this host has the address 192.0.2.2",
+            id="told but not held",
+        ),
+    ],
+)
+def test_no_own_lease(config: RunConfig, facts: HostFacts, leases: tuple[Lease, ...], reason: str) -> None:
+    """Without one lease of ours there is an alarm that says why and what to do, told once."""
+    reconciler = Reconciler(config, facts)
+    (alarm,) = reconciler.apply(listed(*leases), 0.0)
+    assert isinstance(alarm, Alarm)
+    assert reason in alarm.text
+    assert reconciler.reason == alarm.text
+    assert reconciler.apply(listed(*leases, revision=2), 1.0) == []
+
+
+def test_lost_lease_keeps_the_table() -> None:
+    """When our lease goes, what was in force stays, and comes back without a word when nothing changed."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    (alarm,) = reconciler.apply(LeaseDeleted(2, lease(1).key), 1.0)
+    assert isinstance(alarm, Alarm)
+    assert reconciler.reason == alarm.text
+    assert [view.id for view in reconciler.peers()] == [0]
+    assert reconciler.apply(LeasePut(3, lease(1)), 2.0) == []
+    assert reconciler.reason is None
+    assert reconciler.apply(LeaseDeleted(4, lease(1).key), 3.0) == [alarm]
+
+
+# --- events ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(listed(lease(1), lease(2), lease(3), revision=2), id="the same list"),
+        pytest.param(listed(lease(3), lease(1), lease(2), revision=2), id="in another order"),
+        pytest.param(LeasePut(2, lease(2)), id="a lease as it is"),
+        pytest.param(LeasePut(2, lease(1)), id="our lease as it is"),
+        pytest.param(LeaseDeleted(2, lease(9).key), id="deletion of what is not there"),
+        pytest.param(LeasePut(2, replace(lease(2), vni=1)), id="a change of no consequence"),
+    ],
+)
+def test_nothing_new(event: Event) -> None:
+    """What must be already is not said again, but the revision counts on."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0)
+    assert reconciler.apply(event, 1.0) == []
+    assert reconciler.revision == 2
+
+
+def test_rejected() -> None:
+    """An unusable store is an alarm and nothing else."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    before = reconciler.peers()
+    assert reconciler.apply(Rejected(1, "peers.json line 3: bad"), 1.0) == [Alarm("peers.json line 3: bad")]
+    assert (reconciler.peers(), reconciler.revision, reconciler.reason) == (before, 1, None)
+    assert reconciler.apply(listed(lease(1), lease(2)), 2.0) == []
+
+
+def test_mac_change() -> None:
+    """A node with a new MAC keeps its id, and the table is published again."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    before = table_of(reconciler.apply(listed(lease(1), lease(2)), 0.0))
+    actions = reconciler.apply(LeasePut(2, replace(lease(2), vtep_mac=mac(0x42))), 1.0)
+    entry = replace(before.subnets[0], vtep_mac=mac(0x42))
+    assert actions == [Publish(replace(before, subnets=(entry,)))]
+
+
+def test_list_replaces_everything() -> None:
+    """Whatever is not in a list is gone, the network's settings too."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0)
+    network = replace(NET, network=IPv4Network("10.0.0.0/8"), underlay_mtu=1400)
+    actions = reconciler.apply(listed(lease(1), lease(3), network=network, revision=2), 1.0)
+    assert set(ids(table_of(actions))) == {address(3)}
+    assert plan_of(actions).networks == (network.network,)
+    assert plan_of(actions).mtu == 1350
+
+
+# --- ids -------------------------------------------------------------------------------------------------
+
+
+def test_ids_stay() -> None:
+    """Who stays keeps its id, whoever comes and goes."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    first = ids(table_of(reconciler.apply(listed(lease(1), lease(2), lease(3), lease(4)), 0.0)))
+    assert sorted(first.values()) == [0, 1, 2]
+    second = ids(table_of(reconciler.apply(LeaseDeleted(2, lease(3).key), 1.0)))
+    assert second == {ip: n for ip, n in first.items() if ip != address(3)}
+    third = ids(table_of(reconciler.apply(listed(lease(5), lease(4), lease(1), lease(2), revision=3), 2.0)))
+    assert {ip: third[ip] for ip in second} == second
+
+
+@pytest.mark.parametrize(
+    ("after_s", "expected"),
+    [
+        pytest.param(1.0, 1, id="at once"),
+        pytest.param(GRACE_S - 0.1, 1, id="just before the end"),
+        pytest.param(GRACE_S, 0, id="after 60 s"),
+    ],
+)
+def test_ids_rest(after_s: float, expected: int) -> None:
+    """An id that became free is nobody's for 60 s, so that late counters are nobody else's."""
+    assert GRACE_S == 60.0
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2)), 100.0)
+    reconciler.apply(LeaseDeleted(2, lease(2).key), 100.0)
+    assert ids(table_of(reconciler.apply(LeasePut(3, lease(3)), 100.0 + after_s))) == {address(3): expected}
+
+
+@pytest.mark.parametrize(("away_s", "expected"), [(1.0, 1), (GRACE_S - 0.1, 1), (GRACE_S, 0)])
+def test_who_comes_back_gets_its_id_again(away_s: float, expected: int) -> None:
+    """A node that was gone for less than 60 s is counted where it was before."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(3), lease(2)), 100.0)
+    reconciler.apply(LeaseDeleted(2, lease(2).key), 100.0)
+    reconciler.apply(LeaseDeleted(3, lease(3).key), 100.0)
+    table = table_of(reconciler.apply(LeasePut(4, lease(2)), 100.0 + away_s))
+    assert ids(table) == {IP2: expected}
+
+
+def test_ids_survive_a_restart() -> None:
+    """The ids of the table in force stay with their nodes; those of nodes that are gone rest first."""
+    known = (Peer(7, (IP2, IP2_6)), Peer(0, (address(3),)))
+    reconciler = Reconciler(CONFIG, FACTS, known)
+    table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(4)), 0.0))
+    assert ids(table) == {IP2: 7, address(4): 1}
+    later = table_of(reconciler.apply(LeasePut(2, lease(5)), GRACE_S))
+    assert ids(later) == {IP2: 7, address(4): 1, address(5): 0}
+
+
+def test_one_node_with_two_subnets() -> None:
+    """Two leases with one address are one peer."""
+    other = replace(lease(2), key=SubnetKey(IPv4Network("10.244.200.0/24")))
+    table = table_of(Reconciler(CONFIG, FACTS).apply(listed(lease(1), other, lease(2)), 0.0))
+    assert table.peers == (Peer(0, (IP2,)),)
+    assert [(str(entry.prefix), entry.peer_id) for entry in table.subnets] == [
+        ("10.244.2.0/24", 0),
+        ("10.244.200.0/24", 0),
+    ]
+
+
+# --- entries -----------------------------------------------------------------------------------------------
+
+V4, V6 = IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64")
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "entries"),
+    [
+        pytest.param(lease(1), lease(2), [(V4, IP2, mac(2))], id="4 to 4"),
+        pytest.param(dual(1), lease(2), [(V4, IP2, mac(2))], id="dual to 4"),
+        pytest.param(lease(1), dual(2), [(V4, IP2, mac(2)), (V6, IP2, mac(0x62))], id="4 to dual"),
+        pytest.param(dual(1), dual(2), [(V4, IP2, mac(2)), (V6, IP2_6, mac(0x62))], id="dual to dual"),
+        pytest.param(only6(1), dual(2), [(V4, IP2_6, mac(2)), (V6, IP2_6, mac(0x62))], id="6 to dual"),
+        pytest.param(only6(1), only6(2), [(V6, IP2_6, mac(0x62))], id="6 to 6"),
+        pytest.param(
+            dual(1),
+            replace(dual(2), vtep_mac6=None),
+            [(V4, IP2, mac(2)), (V6, IP2_6, mac(2))],
+            id="one MAC for both",
+        ),
+        pytest.param(
+            dual(1),
+            replace(dual(2), vtep_mac=None),
+            [(V4, IP2, mac(0x62)), (V6, IP2_6, mac(0x62))],
+            id="one MAC for both, of IPv6",
+        ),
+    ],
+)
+def test_entries(own: Lease, peer: Lease, entries: list[tuple[Network, Address, MacAddress]]) -> None:
+    """Each subnet goes over the underlay of its family, else over the other, to the MAC of its family."""
+    actions = Reconciler(CONFIG, FACTS_DUAL).apply(listed(own, peer, network=DUAL), 0.0)
+    assert table_of(actions).subnets == tuple(
+        SubnetEntry(prefix, 0, Encap.VXLAN, vtep, to) for prefix, vtep, to in entries
+    )
+    assert table_of(actions).peers == (Peer(0, peer.public_ips()),)
+
+
+def test_entries_of_ipip() -> None:
+    """An IPIP peer has no MAC, and is taken where IPIP is the network's or told by flag."""
+    for network, encaps in ((replace(NET, encap=Encap.IPIP), ()), (NET, (Encap.IPIP,))):
+        reconciler = Reconciler(replace(CONFIG, encap=encaps), FACTS)
+        own = lease(1, network.encap)
+        table = table_of(reconciler.apply(listed(own, lease(2, Encap.IPIP), network=network), 0.0))
+        assert table.subnets == (SubnetEntry(V4, 0, Encap.IPIP, IP2, None),)
+
+
+def test_order_of_the_table() -> None:
+    """A table is in order of ids and prefixes, so that equal states are equal tables."""
+    table = table_of(
+        Reconciler(CONFIG, FACTS_DUAL).apply(listed(dual(9), dual(1), dual(3), network=DUAL), 0.0)
+    )
+    assert [peer.id for peer in table.peers] == [0, 1]
+    assert [str(entry.prefix) for entry in table.subnets] == [
+        *("10.244.3.0/24", "10.244.9.0/24", "fd00:244:0:3::/64", "fd00:244:0:9::/64")
+    ]
+
+
+# --- refused leases ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "reason"),
+    [
+        pytest.param(
+            dual(1), lease(2, Encap.IPIP), "its backend ipip is not enabled here; see --encap", id="encap"
+        ),
+        pytest.param(dual(1), replace(lease(2), vtep_mac=None), "it has no VtepMAC", id="no MAC"),
+        pytest.param(
+            dual(1),
+            replace(lease(2), public_ip=IPv4Address("198.51.100.1")),
+            "its PublicIP 198.51.100.1 is an address of this host",
+            id="own address",
+        ),
+        pytest.param(
+            dual(1),
+            replace(dual(2), public_ip6=IPv6Address("2001:db8:1::1")),
+            "its PublicIP 2001:db8:1::1 is an address of this host",
+            id="own IPv6 address",
+        ),
+        pytest.param(lease(1), only6(2), "it has no underlay address of a family that we have", id="family"),
+    ],
+)
+def test_refused(own: Lease, peer: Lease, reason: str) -> None:
+    """A lease that cannot be a peer is listed with the reason, has no id, and harms nobody else."""
+    more = Interface("eth1", 3, 1500, (IPv4Address("198.51.100.1"), IPv6Address("2001:db8:1::1")))
+    config = replace(CONFIG, public_ip=IP1)
+    reconciler = Reconciler(config, HostFacts((*FACTS_DUAL.interfaces, more)))
+    table = table_of(reconciler.apply(listed(own, peer, lease(3), network=DUAL), 0.0))
+    assert ids(table) == {address(3): 0}
+    assert [(view.id, view.lease, view.refused) for view in reconciler.peers()] == [
+        (None, peer, reason),
+        (0, lease(3), None),
+    ]
+    assert reconciler.peers()[0].subnets == peer.key.subnets()
+    assert reconciler.reason is None
+
+
+def test_refused_lease_is_mended() -> None:
+    """A refused lease becomes a peer as soon as it can."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), replace(lease(2), vtep_mac=None)), 0.0)
+    assert ids(table_of(reconciler.apply(LeasePut(2, lease(2)), 1.0))) == {IP2: 0}
+
+
+# --- MTU ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "network", "encaps", "expected"),
+    [
+        pytest.param(lease(1), NET, (), 1450, id="VXLAN over IPv4"),
+        pytest.param(dual(1), DUAL, (), 1430, id="VXLAN over both"),
+        pytest.param(only6(1), NET6, (), 1430, id="VXLAN over IPv6"),
+        pytest.param(lease(1, Encap.IPIP), replace(NET, encap=Encap.IPIP), (), 1480, id="IPIP"),
+        pytest.param(lease(1), NET, (Encap.IPIP,), 1450, id="VXLAN and IPIP"),
+        pytest.param(lease(1), replace(NET, underlay_mtu=1400), (), 1350, id="Backend.MTU smaller"),
+        pytest.param(lease(1), replace(NET, underlay_mtu=9000), (), 8950, id="Backend.MTU larger"),
+        pytest.param(lease(1), replace(NET, underlay_mtu=626), (), 576, id="just large enough"),
+        pytest.param(only6(1), replace(NET6, underlay_mtu=1350), (), 1280, id="just large enough for IPv6"),
+    ],
+)
+def test_mtu(own: Lease, network: NetworkConfig, encaps: tuple[Encap, ...], expected: int) -> None:
+    """The TUN's MTU fits through every enabled encapsulation, over the MTU that is told or found."""
+    reconciler = Reconciler(replace(CONFIG, encap=encaps), FACTS_DUAL)
+    assert plan_of(reconciler.apply(listed(own, network=network), 0.0)).mtu == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "network", "mtu", "least"),
+    [
+        pytest.param(lease(1), replace(NET, underlay_mtu=625), 575, 576, id="IPv4"),
+        pytest.param(dual(1), replace(DUAL, underlay_mtu=1349), 1279, 1280, id="IPv6"),
+    ],
+)
+def test_mtu_too_small(own: Lease, network: NetworkConfig, mtu: int, least: int) -> None:
+    """An MTU that no host may have is an alarm, and nothing is done."""
+    reconciler = Reconciler(CONFIG, FACTS_DUAL)
+    text = f"pods would get an MTU of {mtu}, at least {least} is needed; raise that of the underlay"
+    assert reconciler.apply(listed(own, network=network), 0.0) == [Alarm(text)]
+    assert reconciler.reason == text
+
+
+def test_mtu_follows_the_underlay() -> None:
+    """When the underlay's MTU changes, only the host's plan does."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    before = plan_of(reconciler.apply(listed(lease(1), lease(2)), 0.0))
+    facts = HostFacts((LO, replace(FACTS.interfaces[1], mtu=9000)))
+    assert reconciler.host_changed(facts, 1.0) == [PlanHost(replace(before, mtu=8950))]
+
+
+# --- the host ----------------------------------------------------------------------------------------------
+
+
+def test_host_changed_adds_sources() -> None:
+    """A new address of this host may send; loopback, link-local and the like never."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    before = table_of(reconciler.apply(listed(lease(1), lease(2)), 0.0))
+    cni0 = Interface("cni0", 4, 1450, (IPv4Address("10.244.1.1"), IPv6Address("fe80::2")))
+    actions = reconciler.host_changed(HostFacts((*FACTS_DUAL.interfaces, cni0)), 1.0)
+    assert actions == [
+        Publish(
+            replace(
+                before,
+                sources=(
+                    IPv4Network("10.244.1.0/24"),
+                    IPv4Network("10.244.1.1/32"),
+                    IPv4Network("192.0.2.1/32"),
+                    IPv6Network("2001:db8::1/128"),
+                ),
+            )
+        )
+    ]
+    assert reconciler.host_changed(FACTS, 2.0) == [Publish(before)]
+    assert reconciler.host_changed(FACTS, 3.0) == []
+
+
+def test_underlay_goes_and_comes() -> None:
+    """Without the interface of our address there is an alarm; when it is back, what was in force still is."""
+    reconciler = Reconciler(replace(CONFIG, public_ip=IP1), FACTS)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    (alarm,) = reconciler.host_changed(HostFacts((LO,)), 1.0)
+    assert alarm == Alarm("no interface of this host has the address 192.0.2.1")
+    assert reconciler.underlay is None
+    assert reconciler.host_changed(FACTS, 2.0) == []
+    assert reconciler.reason is None
+
+
+def test_iface_must_hold_the_address() -> None:
+    """With --iface the underlay is that interface, whichever else holds the address too."""
+    both = HostFacts((*FACTS.interfaces, Interface("eth1", 3, 9000, (IP1,))))
+    reconciler = Reconciler(replace(CONFIG, iface="eth1"), FACTS)
+    assert reconciler.apply(listed(lease(1)), 0.0) == [
+        Alarm("interface eth1 does not have the address 192.0.2.1")
+    ]
+    assert plan_of(reconciler.host_changed(both, 1.0)).mtu == 8950
+    assert reconciler.underlay == both.interfaces[2]
+
+
+def test_a_full_table_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More peers than there are ids are refused with the reason; the others work."""
+    monkeypatch.setattr("dataplane.reconcile.PEERS_MAX", 1)
+    reconciler = Reconciler(CONFIG, FACTS)
+    table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))
+    assert ids(table) == {IP2: 0}
+    assert [view.refused for view in reconciler.peers()] == [None, "the table is full: it holds 1 peers"]
