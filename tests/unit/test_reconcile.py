@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -11,8 +10,6 @@ import pytest
 
 from dataplane.config import RunConfig
 from dataplane.model import (
-    Action,
-    Address,
     Alarm,
     Encap,
     Event,
@@ -22,89 +19,36 @@ from dataplane.model import (
     Lease,
     LeaseDeleted,
     LeasePut,
-    Listed,
-    MacAddress,
-    Network,
     NetworkConfig,
     Peer,
     PlanHost,
     Publish,
     Rejected,
     SubnetEntry,
-    SubnetKey,
     Table,
 )
-from dataplane.reconcile import GRACE_S, Reconciler
-
-CONFIG = RunConfig(store="file:///x")
-NET = NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN)
-NET6 = NetworkConfig(None, IPv6Network("fd00:244::/48"), Encap.VXLAN)
-DUAL = NetworkConfig(NET.network, NET6.network6, Encap.VXLAN)
-LO = Interface("lo", 1, 65536, (IPv4Address("127.0.0.1"), IPv6Address("::1")))
-IP1, IP2 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
-IP1_6, IP2_6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
-FACTS = HostFacts((LO, Interface("eth0", 2, 1500, (IP1,))))
-FACTS_DUAL = HostFacts((LO, Interface("eth0", 2, 1500, (IP1, IP1_6, IPv6Address("fe80::1")))))
-
-
-def mac(n: int) -> MacAddress:
-    """Return the MAC of node n."""
-    return MacAddress(bytes((2, 0, 0, 0, 0, n)))
-
-
-def lease(n: int, encap: Encap = Encap.VXLAN) -> Lease:
-    """Return the lease of node n, IPv4 only."""
-    return Lease(
-        SubnetKey(IPv4Network(f"10.244.{n}.0/24")),
-        IPv4Address(f"192.0.2.{n}"),
-        None,
-        encap,
-        mac(n) if encap is Encap.VXLAN else None,
-    )
-
-
-def dual(n: int) -> Lease:
-    """Return the lease of node n, in both families."""
-    return replace(
-        lease(n),
-        key=SubnetKey(IPv4Network(f"10.244.{n}.0/24"), IPv6Network(f"fd00:244:0:{n}::/64")),
-        public_ip6=IPv6Address(f"2001:db8::{n}"),
-        vtep_mac6=mac(0x60 + n),
-    )
-
-
-def only6(n: int) -> Lease:
-    """Return the lease of node n, IPv6 only."""
-    whole = dual(n)
-    return replace(whole, key=SubnetKey(None, whole.key.subnet6), public_ip=None, vtep_mac=None)
-
-
-def listed(*leases: Lease, network: NetworkConfig = NET, revision: int = 1) -> Listed:
-    """Return a complete list."""
-    return Listed(revision, network, leases)
-
-
-def table_of(actions: Iterable[Action]) -> Table:
-    """Return the one table that is to be published."""
-    (table,) = (action.table for action in actions if isinstance(action, Publish))
-    return table
-
-
-def plan_of(actions: Iterable[Action]) -> HostPlan:
-    """Return the one plan for the host."""
-    (plan,) = (action.plan for action in actions if isinstance(action, PlanHost))
-    return plan
-
-
-def ids(table: Table) -> dict[Address, int]:
-    """Return the peers of a table by their first address."""
-    return {peer.addresses[0]: peer.id for peer in table.peers}
-
-
-def address(n: int) -> IPv4Address:
-    """Return the underlay address of node n."""
-    return IPv4Address(f"192.0.2.{n}")
-
+from dataplane.reconcile import Reconciler
+from tests.leases import (
+    CONFIG,
+    DUAL,
+    FACTS,
+    FACTS_DUAL,
+    IP1,
+    IP1_6,
+    IP2,
+    LO,
+    NET,
+    NET6,
+    address,
+    dual,
+    ids,
+    lease,
+    listed,
+    mac,
+    only6,
+    plan_of,
+    table_of,
+)
 
 # --- the first list -------------------------------------------------------------------------------------
 
@@ -304,173 +248,6 @@ def test_list_replaces_everything() -> None:
     assert plan_of(actions).mtu == 1350
 
 
-# --- ids -------------------------------------------------------------------------------------------------
-
-
-def test_ids_stay() -> None:
-    """Who stays keeps its id, whoever comes and goes."""
-    reconciler = Reconciler(CONFIG, FACTS)
-    first = ids(table_of(reconciler.apply(listed(lease(1), lease(2), lease(3), lease(4)), 0.0)))
-    assert sorted(first.values()) == [0, 1, 2]
-    second = ids(table_of(reconciler.apply(LeaseDeleted(2, lease(3).key), 1.0)))
-    assert second == {ip: n for ip, n in first.items() if ip != address(3)}
-    third = ids(table_of(reconciler.apply(listed(lease(5), lease(4), lease(1), lease(2), revision=3), 2.0)))
-    assert {ip: third[ip] for ip in second} == second
-
-
-@pytest.mark.parametrize(
-    ("after_s", "expected"),
-    [
-        pytest.param(1.0, 1, id="at once"),
-        pytest.param(GRACE_S - 0.1, 1, id="just before the end"),
-        pytest.param(GRACE_S, 0, id="after 60 s"),
-    ],
-)
-def test_ids_rest(after_s: float, expected: int) -> None:
-    """An id that became free is nobody's for 60 s, so that late counters are nobody else's."""
-    assert GRACE_S == 60.0
-    reconciler = Reconciler(CONFIG, FACTS)
-    reconciler.apply(listed(lease(1), lease(2)), 100.0)
-    reconciler.apply(LeaseDeleted(2, lease(2).key), 100.0)
-    assert ids(table_of(reconciler.apply(LeasePut(3, lease(3)), 100.0 + after_s))) == {address(3): expected}
-
-
-@pytest.mark.parametrize(("away_s", "expected"), [(1.0, 1), (GRACE_S - 0.1, 1), (GRACE_S, 0)])
-def test_who_comes_back_gets_its_id_again(away_s: float, expected: int) -> None:
-    """A node that was gone for less than 60 s is counted where it was before."""
-    reconciler = Reconciler(CONFIG, FACTS)
-    reconciler.apply(listed(lease(1), lease(3), lease(2)), 100.0)
-    reconciler.apply(LeaseDeleted(2, lease(2).key), 100.0)
-    reconciler.apply(LeaseDeleted(3, lease(3).key), 100.0)
-    table = table_of(reconciler.apply(LeasePut(4, lease(2)), 100.0 + away_s))
-    assert ids(table) == {IP2: expected}
-
-
-def test_ids_survive_a_restart() -> None:
-    """The ids of the table in force stay with their nodes; those of nodes that are gone rest first."""
-    known = (Peer(7, (IP2, IP2_6)), Peer(0, (address(3),)))
-    reconciler = Reconciler(CONFIG, FACTS, known)
-    table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(4)), 0.0))
-    assert ids(table) == {IP2: 7, address(4): 1}
-    later = table_of(reconciler.apply(LeasePut(2, lease(5)), GRACE_S))
-    assert ids(later) == {IP2: 7, address(4): 1, address(5): 0}
-
-
-def test_one_node_with_two_subnets() -> None:
-    """Two leases with one address are one peer."""
-    other = replace(lease(2), key=SubnetKey(IPv4Network("10.244.200.0/24")))
-    table = table_of(Reconciler(CONFIG, FACTS).apply(listed(lease(1), other, lease(2)), 0.0))
-    assert table.peers == (Peer(0, (IP2,)),)
-    assert [(str(entry.prefix), entry.peer_id) for entry in table.subnets] == [
-        ("10.244.2.0/24", 0),
-        ("10.244.200.0/24", 0),
-    ]
-
-
-# --- entries -----------------------------------------------------------------------------------------------
-
-V4, V6 = IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64")
-
-
-@pytest.mark.parametrize(
-    ("own", "peer", "entries"),
-    [
-        pytest.param(lease(1), lease(2), [(V4, IP2, mac(2))], id="4 to 4"),
-        pytest.param(dual(1), lease(2), [(V4, IP2, mac(2))], id="dual to 4"),
-        pytest.param(lease(1), dual(2), [(V4, IP2, mac(2)), (V6, IP2, mac(0x62))], id="4 to dual"),
-        pytest.param(dual(1), dual(2), [(V4, IP2, mac(2)), (V6, IP2_6, mac(0x62))], id="dual to dual"),
-        pytest.param(only6(1), dual(2), [(V4, IP2_6, mac(2)), (V6, IP2_6, mac(0x62))], id="6 to dual"),
-        pytest.param(only6(1), only6(2), [(V6, IP2_6, mac(0x62))], id="6 to 6"),
-        pytest.param(
-            dual(1),
-            replace(dual(2), vtep_mac6=None),
-            [(V4, IP2, mac(2)), (V6, IP2_6, mac(2))],
-            id="one MAC for both",
-        ),
-        pytest.param(
-            dual(1),
-            replace(dual(2), vtep_mac=None),
-            [(V4, IP2, mac(0x62)), (V6, IP2_6, mac(0x62))],
-            id="one MAC for both, of IPv6",
-        ),
-    ],
-)
-def test_entries(own: Lease, peer: Lease, entries: list[tuple[Network, Address, MacAddress]]) -> None:
-    """Each subnet goes over the underlay of its family, else over the other, to the MAC of its family."""
-    actions = Reconciler(CONFIG, FACTS_DUAL).apply(listed(own, peer, network=DUAL), 0.0)
-    assert table_of(actions).subnets == tuple(
-        SubnetEntry(prefix, 0, Encap.VXLAN, vtep, to) for prefix, vtep, to in entries
-    )
-    assert table_of(actions).peers == (Peer(0, peer.public_ips()),)
-
-
-def test_entries_of_ipip() -> None:
-    """An IPIP peer has no MAC, and is taken where IPIP is the network's or told by flag."""
-    for network, encaps in ((replace(NET, encap=Encap.IPIP), ()), (NET, (Encap.IPIP,))):
-        reconciler = Reconciler(replace(CONFIG, encap=encaps), FACTS)
-        own = lease(1, network.encap)
-        table = table_of(reconciler.apply(listed(own, lease(2, Encap.IPIP), network=network), 0.0))
-        assert table.subnets == (SubnetEntry(V4, 0, Encap.IPIP, IP2, None),)
-
-
-def test_order_of_the_table() -> None:
-    """A table is in order of ids and prefixes, so that equal states are equal tables."""
-    table = table_of(
-        Reconciler(CONFIG, FACTS_DUAL).apply(listed(dual(9), dual(1), dual(3), network=DUAL), 0.0)
-    )
-    assert [peer.id for peer in table.peers] == [0, 1]
-    assert [str(entry.prefix) for entry in table.subnets] == [
-        *("10.244.3.0/24", "10.244.9.0/24", "fd00:244:0:3::/64", "fd00:244:0:9::/64")
-    ]
-
-
-# --- refused leases ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("own", "peer", "reason"),
-    [
-        pytest.param(
-            dual(1), lease(2, Encap.IPIP), "its backend ipip is not enabled here; see --encap", id="encap"
-        ),
-        pytest.param(dual(1), replace(lease(2), vtep_mac=None), "it has no VtepMAC", id="no MAC"),
-        pytest.param(
-            dual(1),
-            replace(lease(2), public_ip=IPv4Address("198.51.100.1")),
-            "its PublicIP 198.51.100.1 is an address of this host",
-            id="own address",
-        ),
-        pytest.param(
-            dual(1),
-            replace(dual(2), public_ip6=IPv6Address("2001:db8:1::1")),
-            "its PublicIP 2001:db8:1::1 is an address of this host",
-            id="own IPv6 address",
-        ),
-        pytest.param(lease(1), only6(2), "it has no underlay address of a family that we have", id="family"),
-    ],
-)
-def test_refused(own: Lease, peer: Lease, reason: str) -> None:
-    """A lease that cannot be a peer is listed with the reason, has no id, and harms nobody else."""
-    more = Interface("eth1", 3, 1500, (IPv4Address("198.51.100.1"), IPv6Address("2001:db8:1::1")))
-    config = replace(CONFIG, public_ip=IP1)
-    reconciler = Reconciler(config, HostFacts((*FACTS_DUAL.interfaces, more)))
-    table = table_of(reconciler.apply(listed(own, peer, lease(3), network=DUAL), 0.0))
-    assert ids(table) == {address(3): 0}
-    assert [(view.id, view.lease, view.refused) for view in reconciler.peers()] == [
-        (None, peer, reason),
-        (0, lease(3), None),
-    ]
-    assert reconciler.peers()[0].subnets == peer.key.subnets()
-    assert reconciler.reason is None
-
-
-def test_refused_lease_is_mended() -> None:
-    """A refused lease becomes a peer as soon as it can."""
-    reconciler = Reconciler(CONFIG, FACTS)
-    reconciler.apply(listed(lease(1), replace(lease(2), vtep_mac=None)), 0.0)
-    assert ids(table_of(reconciler.apply(LeasePut(2, lease(2)), 1.0))) == {IP2: 0}
-
-
 # --- MTU ---------------------------------------------------------------------------------------------------
 
 
@@ -563,12 +340,3 @@ def test_iface_must_hold_the_address() -> None:
     ]
     assert plan_of(reconciler.host_changed(both, 1.0)).mtu == 8950
     assert reconciler.underlay == both.interfaces[2]
-
-
-def test_a_full_table_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More peers than there are ids are refused with the reason; the others work."""
-    monkeypatch.setattr("dataplane.reconcile.PEERS_MAX", 1)
-    reconciler = Reconciler(CONFIG, FACTS)
-    table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))
-    assert ids(table) == {IP2: 0}
-    assert [view.refused for view in reconciler.peers()] == [None, "the table is full: it holds 1 peers"]
