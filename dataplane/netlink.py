@@ -86,7 +86,7 @@ def set_sysctls(wanted: dict[str, str]) -> list[str]:
 
 
 def check_sysctls(*, has_ipv6: bool) -> list[str]:
-    """Return a warning for each setting of the host that keeps pods' packets from being forwarded."""
+    """Return a warning for each setting of the whole host that costs packets; none is ours to change."""
     warnings = []
     wanted = {"net/ipv4/ip_forward": "1"}
     if has_ipv6:
@@ -98,6 +98,11 @@ def check_sysctls(*, has_ipv6: bool) -> list[str]:
             warnings.append(
                 f"{dotted} is {found}: packets of pods are not forwarded. Fix: sysctl -w {dotted}={value}"
             )
+    if read_sysctl("net/ipv4/conf/all/rp_filter") == "1":
+        warnings.append(
+            "net.ipv4.conf.all.rp_filter is 1: what peers send from their node address is dropped. "
+            "Fix: sysctl -w net.ipv4.conf.all.rp_filter=2"
+        )
     return warnings
 
 

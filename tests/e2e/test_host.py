@@ -364,6 +364,14 @@ def test_warnings(tun: Namespace, plan: str, on: tuple[str, ...], expected: list
     assert warnings == [warning(name) for name in expected]
 
 
+def test_strict_reverse_path_filter_is_warned_of(tun: Namespace) -> None:
+    """A host that would drop what peers send from their node address is told so, with the remedy."""
+    tun.run("sysctl", "-qw", f"{FORWARD4}=1", "net.ipv4.conf.all.rp_filter=1")
+    (warnings,) = do(tun, "host.warnings()")
+    assert [line.partition(":")[0] for line in warnings] == ["net.ipv4.conf.all.rp_filter is 1"]
+    assert "Fix: sysctl -w net.ipv4.conf.all.rp_filter=2" in warnings[0]
+
+
 def test_no_capability(tun: Namespace) -> None:
     """Without CAP_NET_ADMIN the error says that it is needed."""
     script = SCRIPT.format(steps=APPLY)
