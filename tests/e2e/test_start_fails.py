@@ -19,6 +19,7 @@ import pytest
 
 from bench.lab import Namespace
 from dataplane import native
+from tests.e2e.hoststate import look
 from tests.e2e.pair import START_S, peers_file
 from tests.e2e.rig import ROOT, Daemon
 
@@ -39,14 +40,6 @@ def host() -> Iterator[Namespace]:
 def daemon(host: Namespace, tmp_path: Path) -> Daemon:
     """Return a daemon that is not started."""
     return Daemon(host, tmp_path / "node", peers_file(), ["--public-ip", "192.0.2.1"])
-
-
-def look(host: Namespace) -> str:
-    """Return all of the host that overlayd could change."""
-    shown = [
-        host.run("ip", *args).stdout for args in (("link",), ("addr",), ("route", "show", "table", "all"))
-    ]
-    return "".join(shown) + host.run("sysctl", "-a", "-r", "^net").stdout
 
 
 def without(capability: str) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from bench.lab import wait_for
 from dataplane import native
+from tests.e2e.hoststate import look
 from tests.e2e.pair import (
     BATCH_MAX,
     EXTRA,
@@ -218,7 +219,7 @@ def test_garbage_on_the_control_socket_harms_nothing(pair: Pair) -> None:
 
 
 def test_sigterm_leaves_the_dataplane_and_down_removes_it(pair: Pair) -> None:
-    """SIGTERM of run exits 0 and packets keep flowing; `down` leaves nothing, and may be said twice."""
+    """SIGTERM of run exits 0 and packets flow on; `down` leaves the host as it was, and may be said twice."""
     daemon, space = pair.daemons["a"], pair.spaces["a"]
     with Load(pair) as load:
         daemon.stop()
@@ -232,10 +233,16 @@ def test_sigterm_leaves_the_dataplane_and_down_removes_it(pair: Pair) -> None:
         links = json.loads(space.run("ip", "-j", "link").stdout)
         assert {link["ifname"] for link in links} == {"lo", "under0"}
         assert "10.244" not in space.run("ip", "route", "show", "table", "all").stdout
+    before = look(space)
     restart(daemon)
     with Load(pair) as load:
         pass
     assert load.lost() == 0
+    daemon.stop()
+    assert look(space) != before
+    subprocess.run(daemon.command("down"), cwd=ROOT, check=True, timeout=START_S)
+    assert look(space) == before
+    restart(daemon)
 
 
 # --- two containers ---------------------------------------------------------------------------------
