@@ -46,7 +46,7 @@ def _store(text: str) -> str:
     scheme, sep, path = text.partition("://")
     if sep and scheme in ("etcd", "kube", "sqlite"):
         raise ValueError(f"{scheme} is not supported yet; allowed is file:///path")
-    if not sep or scheme != "file" or not path.startswith("/") or path == "/":
+    if not sep or scheme != "file" or not path.startswith("/") or path == "/" or "%00" in path:
         raise ValueError(f'"{text}" is no store; allowed is file:///path')
     return text
 

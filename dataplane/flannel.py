@@ -23,6 +23,10 @@ MTU_MIN, MTU_MAX = 576, 65535
 # Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone.
 OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20}
 
+# What no pod network may touch: this host, every host, one link, groups.
+_SPECIAL4 = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")))
+_SPECIAL6 = tuple(map(IPv6Network, ("::/127", "fe80::/10", "ff00::/8")))
+
 BACKENDS = {"vxlan": Encap.VXLAN, "ipip": Encap.IPIP}
 # Known to flannel, so worth another answer than "unknown".
 OTHER_BACKENDS = ("alloc", "extension", "host-gw", "ipsec", "tencent-vpc", "udp", "wireguard")
@@ -133,6 +137,8 @@ def check_unicast(address: IPv4Address | IPv6Address, where: str) -> None:
     """Refuse addresses that no node can be reached at."""
     kinds = {
         "unspecified": address.is_unspecified,
+        "in 0.0.0.0/8": address.version == 4 and address.packed[0] == 0,
+        "an IPv4 address written as IPv6": address.version == 6 and address.ipv4_mapped is not None,
         "a loopback address": address.is_loopback,
         "a multicast address": address.is_multicast,
         "the broadcast address": str(address) == "255.255.255.255",
@@ -177,6 +183,7 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
     has_v6 = read_bool(fields.get("EnableIPv6", False), f"{where}.EnableIPv6")
     if not has_v4 and not has_v6:
         raise ValueError(f"{where}: EnableIPv4 and EnableIPv6 are both false")
+    read_bool(fields.get("EnableNFTables", False), f"{where}.EnableNFTables")
     network = network6 = None
     if has_v4:
         if "Network" not in fields:
@@ -184,6 +191,8 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         network = read_net4(read_text(fields["Network"], f"{where}.Network"), f"{where}.Network")
         if not 8 <= network.prefixlen <= 28:
             raise ValueError(f"{where}.Network: {network} has an unusable length, allowed is /8 to /28")
+        _check_ordinary(any(map(network.overlaps, _SPECIAL4)), network, f"{where}.Network")
+        _check_subnets(fields, where, network)
     if has_v6:
         if "IPv6Network" not in fields:
             raise ValueError(f'{where}: "IPv6Network" is missing, expected for example "fd00:244::/48"')
@@ -191,9 +200,49 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         network6 = read_net6(read_text(fields["IPv6Network"], name), name)
         if not 16 <= network6.prefixlen <= 124:
             raise ValueError(f"{name}: {network6} has an unusable length, allowed is /16 to /124")
+        _check_ordinary(any(map(network6.overlaps, _SPECIAL6)), network6, name)
+        _check_subnets(fields, where, network6)
     if "Backend" not in fields:
         raise ValueError(f'{where}: "Backend" is missing, expected for example {{"Type": "vxlan"}}')
     return _parse_backend(fields["Backend"], f"{where}.Backend", network, network6, strict=strict)
+
+
+def _check_ordinary(is_special: bool, network: IPv4Network | IPv6Network, where: str) -> None:
+    if is_special:
+        raise ValueError(f"{where}: {network} holds loopback, link-local, multicast or unspecified addresses")
+
+
+def _check_subnets(fields: Mapping[str, object], where: str, network: IPv4Network | IPv6Network) -> None:
+    """Check SubnetLen, SubnetMin and SubnetMax by flannel's rules; 0 or none means flannel's default."""
+    prefix, longest, usual = ("", 30, 24) if network.version == 4 else ("IPv6", 126, 64)
+    shortest = network.prefixlen + 2
+    name = f"{where}.{prefix}SubnetLen"
+    length = read_int(fields.get(f"{prefix}SubnetLen", 0), name, 0, longest) or max(usual, shortest)
+    if length < shortest:
+        raise ValueError(
+            f"{name}: {length} leaves no four subnets in {network}; allowed is {shortest} to {longest}"
+        )
+    ends = []
+    for end in (f"{prefix}SubnetMin", f"{prefix}SubnetMax"):
+        if fields.get(end) is not None:
+            text = read_text(fields[end], f"{where}.{end}")
+            ends.append(_read_bound(text, f"{where}.{end}", network, length))
+    if ends != sorted(ends):
+        raise ValueError(f"{where}.{prefix}SubnetMin is above {prefix}SubnetMax")
+
+
+def _read_bound(text: str, where: str, network: IPv4Network | IPv6Network, length: int) -> int:
+    try:
+        if "%" in text:  # IPv6Network() takes zones
+            raise ValueError("a zone")
+        address = type(network)(f"{text}/{network.max_prefixlen}").network_address
+    except ValueError:
+        raise ValueError(f'{where}: "{text}" is no IPv{network.version} address') from None
+    if address not in network:
+        raise ValueError(f"{where}: {address} is outside the network {network}")
+    if int(address) & ((1 << network.max_prefixlen - length) - 1):
+        raise ValueError(f"{where}: {address} is not where a /{length} begins")
+    return int(address)
 
 
 def _parse_backend(

@@ -97,6 +97,44 @@ def _host_prefix(address: Address) -> Network:
     return ip_network((address, address.max_prefixlen))
 
 
+def find_collisions(leases: Iterable[Lease], own: Lease) -> dict[SubnetKey, str]:
+    """Say which leases claim what is ours, or an address or a subnet of another node.
+
+    The table cannot hold a prefix twice, and a peer that claims our subnet could send in our pods' names.
+    Of two that collide the one with the lower key stays, in whatever order they came.
+    """
+    refusals: dict[SubnetKey, str] = {}
+    nodes: dict[Address, Lease] = {}  # who has this underlay address
+    holders: dict[Network, Lease] = {}
+    for lease in sorted(leases, key=lambda lease: str(lease.key)):
+        subnets = lease.key.subnets()
+        ours = next((net for net in subnets for mine in own.key.subnets() if overlap(net, mine)), None)
+        taken = next((net for net in subnets if net in holders), None)
+        stolen = next(
+            (ip for ip in lease.public_ips() if ip in nodes and not is_same_node(lease, nodes[ip])), None
+        )
+        if ours is not None:
+            refusals[lease.key] = f"its subnet {ours} overlaps our own"
+        elif taken is not None:
+            refusals[lease.key] = f"its subnet {taken} is also leased to {holders[taken].public_ips()[0]}"
+        elif stolen is not None:
+            refusals[lease.key] = f"its PublicIP {stolen} is also that of {nodes[stolen].key}"
+        else:
+            nodes |= dict.fromkeys(lease.public_ips(), lease)
+            holders |= dict.fromkeys(subnets, lease)
+    return refusals
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Return whether two networks share addresses."""
+    return one.version == other.version and one.overlaps(other)
+
+
+def is_same_node(one: Lease, other: Lease) -> bool:
+    """Return whether two leases are of one node: it is known by its first public address."""
+    return one.public_ips()[0] == other.public_ips()[0]
+
+
 class Reconciler:
     """Knows the leases and the host; says what must be."""
 
@@ -209,6 +247,7 @@ class Reconciler:
         others = [lease for lease in self._leases.values() if lease is not own]
         held = {ip for link in self._facts.interfaces for ip in link.addresses}
         refusals = {lease.key: self._refusal(lease, own, held) for lease in others}
+        refusals |= find_collisions((lease for lease in others if refusals[lease.key] is None), own)
         ids = self._ids.assign(
             (lease.public_ips()[0] for lease in others if refusals[lease.key] is None), now
         )
@@ -223,6 +262,8 @@ class Reconciler:
             return f"its PublicIP {ours} is an address of this host"
         if lease.encap not in enabled:
             return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
+        if lease.encap is Encap.VXLAN and lease.vni not in (None, self.network.vni):
+            return f"its VNI {lease.vni} is not the network's VNI {self.network.vni}"
         if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
             return "it has no VtepMAC"
         if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in own.public_ips()}:

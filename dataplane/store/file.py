@@ -6,7 +6,7 @@
                                   "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}}}}
 
 A file is taken whole or not at all: a broken edit is refused with its line, and what was in force stays.
-parse_peers() is pure; FileStore reads, and watches the directory (editors replace files by renaming).
+parse_peers() is pure; FileStore reads, and lets PathWatch tell it when.
 """
 
 from __future__ import annotations
@@ -17,47 +17,85 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-
-from inotify_simple import INotify, flags
 
 from dataplane import flannel
 from dataplane.errors import ConfigError, OverlaydError, StoreError
 from dataplane.model import Address, Encap, Event, Lease, Listed, NetworkConfig, Rejected
+from dataplane.store.watch import PathWatch, explain
 
 FILE_MAX = 16 << 20  # bytes
-WATCHED = (
-    flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.DELETE_SELF | flags.MOVE_SELF
-)
 
 Peers = tuple[NetworkConfig, tuple[Lease, ...]]
+FieldPath = tuple[str, ...]
+_TOKEN = re.compile(r'(?P<name>"[^"\\]*(?:\\.[^"\\]*)*")(?=\s*:)|"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],]')
 
 
 # --- pure -----------------------------------------------------------------------------------------------
 
 
-def find_line(text: str, name: str) -> int | None:
-    """Return the line on which a field of that name is first written."""
-    match = re.search(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:", text)
-    return text.count("\n", 0, match.start()) + 1 if match else None
+def list_fields(text: str) -> Iterator[tuple[FieldPath, int]]:
+    """Yield each field of valid JSON, by the names that lead to it, and the line on which it is written."""
+    outer: list[str] = []  # the name that each open object or array has
+    name, line, at = "", 1, 0
+    for token in _TOKEN.finditer(text):
+        line, at = line + text.count("\n", at, token.start()), token.start()
+        if token["name"]:
+            name = json.loads(token["name"])
+            yield (*outer[1:], name), line
+        elif token[0] in "{[":
+            outer.append(name)
+        elif token[0] in "}]":
+            outer.pop()
+        if token[0] in "[,":
+            name = f"#{at}"  # an element of an array is nobody's namesake
+
+
+def find_line(text: str, path: FieldPath, reason: str = "") -> int | None:
+    """Return the line of the innermost field, at `path` or below, that a reason names; None for no field."""
+    lines: dict[FieldPath, int] = {}
+    for found, line in list_fields(text):
+        if found[: len(path)] == path:
+            lines.setdefault(found, line)
+    is_prefixed = path and reason.lower().startswith(path[-1].lower())
+    plain = (reason[len(path[-1]) :] if is_prefixed else reason).partition(";")[0]
+    for quoted, word in re.findall(r'"([^"]*)"|(\w+)', plain):
+        named = (quoted or word).lower()
+        inner = (
+            found
+            for found in lines
+            if found[:-1] == path and found[-1].lower() == named  # as JSON in Go
+        )
+        path = next(inner, path)
+    return lines.get(path)
+
+
+def find_duplicate(text: str) -> tuple[str, int]:
+    """Return the name and the line of the first field that is written a second time in its object."""
+    seen: set[FieldPath] = set()
+    for path, line in list_fields(text):
+        if path in seen:
+            return path[-1], line
+        seen.add(path)
+    raise AssertionError("called for a text without duplicates")
 
 
 class _Duplicate(ValueError):
     """A field is written twice in one object."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f'"{name}" is given twice')
-        self.name = name
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields: dict[str, object] = {}
     for name, value in pairs:
         if name in fields:
-            raise _Duplicate(name)
+            raise _Duplicate
         fields[name] = value
     return fields
+
+
+def _field_of(address: Address) -> str:
+    return "PublicIP" if address.version == 4 else "PublicIPv6"
 
 
 def _check_within(lease: Lease, network: NetworkConfig) -> None:
@@ -74,7 +112,7 @@ def _check_within(lease: Lease, network: NetworkConfig) -> None:
     for address in lease.public_ips():
         whole = network.network if address.version == 4 else network.network6
         if whole is not None and address in whole:
-            raise ValueError(f"PublicIP {address} lies inside the overlay network {whole}")
+            raise ValueError(f"{_field_of(address)} {address} lies inside the overlay network {whole}")
 
 
 def _check_backend(lease: Lease, network: NetworkConfig) -> None:
@@ -88,17 +126,17 @@ class _Unique:
     """Subnets and addresses seen so far; each may belong to one lease."""
 
     def __init__(self) -> None:
-        self._addresses: dict[Address, Lease] = {}
-        self._subnets: dict[int, list[tuple[int, int, Lease]]] = {4: [], 6: []}
+        self._addresses: dict[Address, str] = {}
+        self._subnets: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
 
-    def add(self, lease: Lease) -> None:
-        """Note a lease, or say which earlier one it collides with."""
+    def add(self, key: str, lease: Lease) -> None:
+        """Note a lease under the key it is written with, or say which earlier one it collides with."""
         for address in lease.public_ips():
-            other = self._addresses.setdefault(address, lease)
-            if other is not lease:
-                raise ValueError(f"PublicIP {address} is also that of {other.key}")
+            other = self._addresses.setdefault(address, key)
+            if other != key:
+                raise ValueError(f"{_field_of(address)} {address} is also that of {other}")
         for subnet in lease.key.subnets():
-            span = (int(subnet.network_address), int(subnet.broadcast_address), lease)
+            span = (int(subnet.network_address), int(subnet.broadcast_address), key)
             self._subnets[subnet.version].append(span)
 
     def check_overlaps(self) -> None:
@@ -113,14 +151,17 @@ class _Unique:
 class _Overlap(ValueError):
     """Two subnets overlap."""
 
-    def __init__(self, one: Lease, two: Lease) -> None:
-        super().__init__(f"{two.key} overlaps {one.key}")
-        self.name = str(two.key)
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{two} overlaps {one}")
+        self.key = two
 
 
-def _parse_leases(data: object, network: NetworkConfig, text: str, name: str) -> tuple[Lease, ...]:
+def _parse_leases(
+    data: object, network: NetworkConfig, text: str, name: str, field: str
+) -> tuple[Lease, ...]:
     if not isinstance(data, dict):
-        raise ConfigError(f"{name}: leases: expected an object, not {flannel.describe_type(data)}")
+        reason = f"leases: expected an object, not {flannel.describe_type(data)}"
+        raise ConfigError(_at_line(name, text, (field,), reason))
     unique = _Unique()
     leases = []
     for key, value in data.items():
@@ -128,19 +169,23 @@ def _parse_leases(data: object, network: NetworkConfig, text: str, name: str) ->
             lease = flannel.parse_lease(flannel.parse_key(key), value, key)
             _check_within(lease, network)
             _check_backend(lease, network)
-            unique.add(lease)
+            unique.add(key, lease)
         except ValueError as err:
-            raise ConfigError(_at_line(name, text, key, str(err))) from None
+            raise ConfigError(_at_line(name, text, (field, key), str(err))) from None
         leases.append(lease)
     try:
         unique.check_overlaps()
     except _Overlap as err:
-        raise ConfigError(_at_line(name, text, err.name, str(err))) from None
+        raise ConfigError(_at_line(name, text, (field, err.key), str(err))) from None
     return tuple(leases)
 
 
-def _at_line(name: str, text: str, field: str, reason: str) -> str:
-    line = find_line(text, field)
+def _at_line(name: str, text: str, path: FieldPath, reason: str) -> str:
+    line = find_line(text, path, reason)
+    return _one_line(name, line, reason)
+
+
+def _one_line(name: str, line: int | None, reason: str) -> str:
     reason = "".join(char if char.isprintable() else repr(char)[1:-1] for char in reason)  # one line
     return f"{name}: {reason}" if line is None else f"{name} line {line}: {reason}"
 
@@ -152,24 +197,27 @@ def parse_peers(text: str, name: str = "peers.json") -> Peers:
     """
     try:
         data = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except _Duplicate as err:
-        raise ConfigError(_at_line(name, text, err.name, str(err))) from None
+    except _Duplicate:
+        field, line = find_duplicate(text)
+        raise ConfigError(_one_line(name, line, f'"{field}" is given twice')) from None
     except json.JSONDecodeError as err:
         raise StoreError(f"{name} line {err.lineno}: no valid JSON: {err.msg} (column {err.colno})") from None
     except RecursionError:
         raise StoreError(f"{name}: nested too deeply") from None
-    except ValueError as err:
-        raise StoreError(f"{name}: {err}") from None
+    except ValueError:  # Python's limit
+        raise StoreError(f"{name}: holds a number of more digits than anybody needs") from None
     try:
         fields = flannel.fold_names(data, ("network", "leases"), "file", strict=True)
         if "network" not in fields:
             raise ValueError('file: "network" is missing')
+    except ValueError as err:
+        raise ConfigError(_at_line(name, text, (), str(err))) from None
+    written = {field.lower(): field for field in data}
+    try:
         network = flannel.parse_network(fields["network"])
     except ValueError as err:
-        named = re.search(r'"([^"]+)"|\.(\w+)', str(err))
-        field = (named[1] or named[2]) if named else "network"
-        raise ConfigError(_at_line(name, text, field, str(err))) from None
-    return network, _parse_leases(fields.get("leases", {}), network, text, name)
+        raise ConfigError(_at_line(name, text, (written["network"],), str(err))) from None
+    return network, _parse_leases(fields.get("leases", {}), network, text, name, written.get("leases", ""))
 
 
 # --- the shell ------------------------------------------------------------------------------------------
@@ -183,7 +231,7 @@ class FileStore:
     def __init__(self, path: Path) -> None:
         """Name the file; it is read by events()."""
         self._path = path
-        self._inotify: INotify | None = None
+        self._watch: PathWatch | None = None
         self._changed = asyncio.Event()
         self._revision = 0
         self._peers: Peers | None = None
@@ -206,55 +254,49 @@ class FileStore:
             line = raw.count(b"\n", 0, err.start) + 1
             raise StoreError(f"{self._path.name} line {line}: no valid UTF-8") from None
 
-    def _watch(self) -> None:
+    def _follow(self) -> None:
         try:
-            self._inotify = INotify(nonblocking=True)
-            self._inotify.add_watch(self._path.parent, WATCHED)
+            if self._watch is None:
+                self._watch = PathWatch(self._path)
+                asyncio.get_running_loop().add_reader(self._watch.fileno(), self._drain)
+            self._watch.follow()
         except OSError as err:
-            raise StoreError(f"cannot watch {self._path.parent}: {err.strerror}") from None
-        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._drain)
+            raise StoreError(f"cannot watch {self._path}: {explain(err)}") from None
 
     def _drain(self) -> None:
-        """Take all that inotify has to tell; what concerns other files of the directory is nothing to us."""
-        assert self._inotify is not None
-        names = {event.name for event in self._inotify.read(timeout=0)}
-        # A link may lead through any name here: Kubernetes swaps `..data`, to which its files are links.
-        if names & {"", self._path.name} or self._path.is_symlink():
+        assert self._watch is not None
+        if self._watch.drain():
             self._changed.set()
 
-    def _load(self) -> Event | None:
-        """Read the file again; None if nothing changed in what it says."""
-        try:
-            peers = self._read()
-        except OverlaydError as err:
-            return Rejected(self._revision, str(err))
-        if peers == self._peers:
-            return None
-        self._revision += 1
-        self._peers = peers
+    def _load(self) -> Listed:
+        """Read the file; what changes after that sets `_changed`."""
+        self._follow()
+        peers = self._read()
+        if peers != self._peers:
+            self._revision += 1
+            self._peers = peers
         return Listed(self._revision, *peers)
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield what the file says, then each change of it, and why an edit was refused."""
         await self.close()
-        self._watch()
-        self._peers = self._read()
-        self._revision += 1
-        event: Event | None = Listed(self._revision, *self._peers)
-        was_rejected = False
+        self._peers = None
+        said: Event = self._load()
+        yield said
         while True:
-            if event is None and was_rejected and self._peers is not None:
-                event = Listed(self._revision, *self._peers)  # mended to what was in force all along
-            if event is not None:
-                was_rejected = isinstance(event, Rejected)
-                yield event
             await self._changed.wait()
             self._changed.clear()
-            event = self._load()
+            try:
+                event: Event = self._load()
+            except OverlaydError as err:
+                event = Rejected(self._revision, str(err))
+            if event != said:
+                said = event
+                yield event
 
     async def close(self) -> None:
         """Stop watching."""
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-            self._inotify.close()
-            self._inotify = None
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch.fileno())
+            self._watch.close()
+            self._watch = None

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,3 +174,41 @@ def test_order_of_a_list(found: list[Lease]) -> None:
         tables.append([action.table for action in actions if isinstance(action, Publish)])
     shown = [[(e.prefix, e.vtep, e.vtep_mac) for t in found for e in t.subnets] for found in tables]
     assert shown[0] == shown[1]
+
+
+def colliding() -> st.SearchStrategy[Lease]:
+    """Leases in both families whose subnets and addresses are so few that they collide, with ours too."""
+    return st.builds(
+        lambda v4, v6, ip, ip6: Lease(
+            SubnetKey(v4, v6),
+            IPv4Address(f"192.0.2.{ip}"),
+            ip6,
+            Encap.VXLAN,
+            MacAddress(bytes((2, 0, 0, 0, 0, ip))),
+        ),
+        st.sampled_from(("10.244.2.0/24", "10.244.3.0/24", "10.244.1.128/25", "10.244.0.0/22")).map(
+            IPv4Network
+        ),
+        st.none() | st.sampled_from([IPv6Network(f"fd00:0:0:{n}::/64") for n in range(3)]),
+        st.integers(2, 5),
+        st.none() | st.sampled_from([IPv6Address(f"2001:db8::{n}") for n in range(2, 5)]),
+    )
+
+
+@given(st.lists(colliding(), max_size=8, unique_by=lambda lease: lease.key), st.randoms())
+def test_collisions(found: list[Lease], random: Random) -> None:
+    """No table holds a prefix or an address twice or touches our subnet, whatever the order of the list."""
+    own = make_lease(1, 1, 1, Encap.VXLAN)
+    shuffled = random.sample(found, len(found))
+    accepted = []
+    for order in (found, shuffled):
+        reconciler = Reconciler(CONFIG, FACTS)
+        actions = reconciler.apply(Listed(1, NET, (own, *order)), 0.0)
+        (table,) = (action.table for action in actions if isinstance(action, Publish))
+        prefixes = [entry.prefix for entry in table.subnets]
+        addresses = [ip for peer in table.peers for ip in peer.addresses]
+        assert len(set(prefixes)) == len(prefixes)
+        assert len(set(addresses)) == len(addresses)
+        assert not [net for net in prefixes if net.version == 4 and net.overlaps(own.key.subnets()[0])]
+        accepted.append({view.lease for view in reconciler.peers() if view.refused is None})
+    assert accepted[0] == accepted[1]

@@ -67,6 +67,16 @@ def test_network_defaults() -> None:
             id="fields of no use here",
         ),
         pytest.param(
+            network(SubnetLen=0, SubnetMin=None, SubnetMax=None),
+            NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN),
+            id="fields of no use here, left to their defaults",
+        ),
+        pytest.param(
+            network(Network="10.244.0.0/28", SubnetMax="10.244.0.12"),
+            NetworkConfig(IPv4Network("10.244.0.0/28"), None, Encap.VXLAN),
+            id="smallest network, subnets of /30 by default",
+        ),
+        pytest.param(
             network(Backend={"Type": "ipip"}),
             NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.IPIP),
             id="ipip",
@@ -133,6 +143,78 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
         ),
         pytest.param(
             network(Network="10.0.0.0/29"), "unusable length, allowed is /8 to /28", id="too narrow"
+        ),
+        pytest.param(
+            network(Network="127.0.0.0/8"),
+            "network.Network: 127.0.0.0/8 holds loopback, link-local, multicast or unspecified addresses",
+            id="loopback",
+        ),
+        pytest.param(network(Network="0.0.0.0/8"), "0.0.0.0/8 holds loopback, link-local", id="zero"),
+        pytest.param(network(Network="169.254.0.0/16"), "169.254.0.0/16 holds loopback", id="link-local"),
+        pytest.param(network(Network="224.1.0.0/16"), "224.1.0.0/16 holds loopback", id="multicast"),
+        pytest.param(
+            network(EnableIPv6=True, IPv6Network="::/16"), "::/16 holds loopback", id="IPv6 loopback"
+        ),
+        pytest.param(
+            network(EnableIPv6=True, IPv6Network="fe80::/64"),
+            "fe80::/64 holds loopback",
+            id="IPv6 link-local",
+        ),
+        pytest.param(
+            network(EnableIPv6=True, IPv6Network="ff02::/16"), "ff02::/16 holds loopback", id="IPv6 multicast"
+        ),
+        pytest.param(
+            network(EnableNFTables="yes"),
+            "network.EnableNFTables: expected true or false, not a string",
+            id="EnableNFTables is a string",
+        ),
+        pytest.param(
+            network(SubnetLen="24"),
+            "network.SubnetLen: expected an integer from 0 to 30, not a string",
+            id="SubnetLen is a string",
+        ),
+        pytest.param(
+            network(SubnetLen=31),
+            "network.SubnetLen: 31 is out of range, allowed is 0 to 30",
+            id="SubnetLen 31",
+        ),
+        pytest.param(
+            network(SubnetLen=17),
+            "network.SubnetLen: 17 leaves no four subnets in 10.244.0.0/16; allowed is 18 to 30",
+            id="SubnetLen too short",
+        ),
+        pytest.param(
+            network(SubnetMin="10.245.0.0"),
+            "network.SubnetMin: 10.245.0.0 is outside the network 10.244.0.0/16",
+            id="SubnetMin outside",
+        ),
+        pytest.param(
+            network(SubnetMax="10.244.1.128"),
+            "network.SubnetMax: 10.244.1.128 is not where a /24 begins",
+            id="SubnetMax between subnets",
+        ),
+        pytest.param(
+            network(SubnetMin="10.244.9.0", SubnetMax="10.244.8.0"),
+            "network.SubnetMin is above SubnetMax",
+            id="SubnetMin above SubnetMax",
+        ),
+        pytest.param(
+            network(SubnetMin="10.244.1.0/24"),
+            'network.SubnetMin: "10.244.1.0/24" is no IPv4 address',
+            id="SubnetMin is a network",
+        ),
+        pytest.param(
+            network(SubnetMax=7), "network.SubnetMax: expected a string", id="SubnetMax is a number"
+        ),
+        pytest.param(
+            network(EnableIPv6=True, IPv6Network="fd00:244::/48", IPv6SubnetLen=127),
+            "network.IPv6SubnetLen: 127 is out of range, allowed is 0 to 126",
+            id="IPv6SubnetLen 127",
+        ),
+        pytest.param(
+            network(EnableIPv6=True, IPv6Network="fd00:244::/48", IPv6SubnetMin="fd00:244::%eth0"),
+            'network.IPv6SubnetMin: "fd00:244::%eth0" is no IPv6 address',
+            id="IPv6SubnetMin with a zone",
         ),
         pytest.param(
             network(EnableIPv6=True),

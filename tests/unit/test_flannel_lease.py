@@ -183,6 +183,10 @@ def test_lease_is_read(key: SubnetKey, data: object, expected: Lease) -> None:
             lease(PublicIP="255.255.255.255"), "255.255.255.255 is the broadcast address", id="broadcast"
         ),
         pytest.param(lease(PublicIP="169.254.1.1"), "169.254.1.1 is a link-local address", id="link-local"),
+        pytest.param(lease(PublicIP="0.1.2.3"), "0.1.2.3 is in 0.0.0.0/8", id="this network"),
+        pytest.param(
+            lease(PublicIPv6="::ffff:192.0.2.1"), "is an IPv4 address written as IPv6", id="mapped IPv4"
+        ),
         pytest.param(lease(PublicIPv6="::1"), "::1 is a loopback address", id="IPv6 loopback"),
         pytest.param(lease(PublicIPv6="ff02::1"), "ff02::1 is a multicast address", id="IPv6 multicast"),
         pytest.param(lease(PublicIPv6="fe80::1"), "fe80::1 is a link-local address", id="IPv6 link-local"),

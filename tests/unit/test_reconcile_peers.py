@@ -184,6 +184,21 @@ def test_order_of_the_table() -> None:
             "its PublicIP 2001:db8:1::1 is an address of this host",
             id="own IPv6 address",
         ),
+        pytest.param(
+            dual(1), replace(lease(2), vni=7), "its VNI 7 is not the network's VNI 1", id="other VNI"
+        ),
+        pytest.param(
+            dual(1),
+            replace(lease(2), key=SubnetKey(IPv4Network("10.244.0.0/23"))),
+            "its subnet 10.244.0.0/23 overlaps our own",
+            id="around our subnet",
+        ),
+        pytest.param(
+            dual(1),
+            replace(dual(2), key=SubnetKey(IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:1::/80"))),
+            "its subnet fd00:244:0:1::/80 overlaps our own",
+            id="in our subnet",
+        ),
         pytest.param(lease(1), only6(2), "it has no underlay address of a family that we have", id="family"),
     ],
 )
@@ -200,6 +215,35 @@ def test_refused(own: Lease, peer: Lease, reason: str) -> None:
     ]
     assert reconciler.peers()[0].subnets == peer.key.subnets()
     assert reconciler.reason is None
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        pytest.param(
+            replace(dual(3), key=SubnetKey(lease(2).key.subnet, dual(3).key.subnet6)),
+            "its subnet 10.244.2.0/24 is also leased to 192.0.2.2",
+            id="subnet",
+        ),
+        pytest.param(
+            replace(dual(3), public_ip6=IP2_6),
+            "its PublicIP 2001:db8::2 is also that of 10.244.2.0/24",
+            id="second address",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_collision(other: Lease, reason: str, is_reversed: bool) -> None:
+    """Of two nodes that claim the same only the one with the lower key is a peer, whoever came first."""
+    stays = replace(lease(2), public_ip6=IP2_6)
+    reconciler = Reconciler(CONFIG, FACTS_DUAL)
+    found = (other, stays) if is_reversed else (stays, other)
+    table = table_of(reconciler.apply(listed(lease(1), *found, network=DUAL), 0.0))
+    assert table.peers == (Peer(0, (IP2, IP2_6)),)
+    assert [entry.prefix for entry in table.subnets] == [stays.key.subnet]
+    assert {view.lease: view.refused for view in reconciler.peers()} == {stays: None, other: reason}
+    again = table_of(reconciler.apply(LeaseDeleted(2, stays.key), 1.0))
+    assert [peer.addresses for peer in again.peers] == [other.public_ips()]
 
 
 def test_refused_lease_is_mended() -> None:
