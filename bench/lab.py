@@ -157,6 +157,12 @@ class Kernel:
     second_octet: int = 244
 
 
+def skip_dad(*namespaces: Namespace) -> None:
+    """Let IPv6 work at once: nobody in a lab has an address twice, and looking for that takes two seconds."""
+    for namespace in namespaces:
+        namespace.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+
+
 class Node:
     """A host of the lab with one pod behind it."""
 
@@ -168,6 +174,7 @@ class Node:
         self.run_dir = self.directory / "run"
         self.host = Namespace(f"{prefix}-{name}")
         self.pod = Namespace(f"{prefix}-pod-{name}")
+        skip_dad(self.host, self.pod)
         self.directory.mkdir(parents=True)
 
     @property
@@ -299,6 +306,7 @@ class Lab:
         self.nodes: dict[str, Node] = {}
         try:
             self.router = Namespace(f"{prefix}-router")
+            skip_dad(self.router)
             self.router.ip("link set lo up\n")
             self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
             for index, name in enumerate(names, 1):

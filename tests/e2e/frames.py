@@ -88,7 +88,7 @@ class Node:
 US = Node(1, "192.0.2.1", "fd00:192::1")  # the host under test
 DUAL = Node(2, "192.0.2.2", "fd00:192::2")  # VXLAN, each family over its own
 FOUR = Node(3, "192.0.2.3")  # VXLAN, IPv6 pods over the IPv4 underlay
-IPIP = Node(4, "192.0.2.4", encap="ipip")
+IPIP = Node(4, "192.0.2.4", encap="ipip", has_subnet6=False)
 SIX = Node(5, None, "fd00:192::5")  # VXLAN, IPv4 pods over the IPv6 underlay
 STRANGER = Node(66, "192.0.2.66", "fd00:192::66")  # on the underlay, in no lease
 PEERS = (DUAL, FOUR, IPIP, SIX)

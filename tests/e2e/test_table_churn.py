@@ -148,7 +148,7 @@ class Log:
         self.in_force_s.append(time.monotonic())
 
     def judge(self, traffic: Traffic) -> list[str]:
-        """Return what is wrong: packets where no table of their time sent them, old tables after newer ones."""
+        """Return what is wrong: packets where no table of their time sent them, old tables after new ones."""
         wrong = list(traffic.strange)
         newest = 0
         for number, peer, seen_s in traffic.seen:

@@ -93,6 +93,13 @@ def test_clear_i_flag_is_refused(rig: Rig, flags: int) -> None:
     rig.refused(udp4(vxlan_payload(from_peer(), header=bytes([flags]) + VXLAN_HEADER[1:])), "vxlan_flags")
 
 
+@pytest.mark.parametrize("flags", [0x00, 0xF7], ids="case_002-ignore-{:02x}".format)
+def test_clear_i_flag_is_refused_whatever_is_ignored(ignoring_rig: Rig, flags: int) -> None:
+    """The I flag is no reserved bit: --vxlan-reserved ignore does not ignore that it is clear."""
+    payload = vxlan_payload(from_peer(), header=bytes([flags]) + VXLAN_HEADER[1:])
+    ignoring_rig.refused(udp4(payload), "vxlan_flags")
+
+
 def _set_bit(bit: int) -> bytes:
     return (int.from_bytes(VXLAN_HEADER, "big") | 1 << (63 - bit)).to_bytes(8, "big")
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the C test programs of this directory with sanitizers and runs them: each must end well.
+
+The first line of each program says what must hold. Objects are kept in build/c, and made again when a source
+has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+HERE = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "c"
+
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread", "-g", f"-I{CSRC}", f"-I{HERE}"]
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wmissing-declarations", "-Werror"]
+FLAVOURS = {
+    "address": [
+        "-O1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ],
+    "thread": ["-O1", "-fsanitize=thread"],
+    "plain": ["-O2"],
+}
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+PURE = ["decap_vxlan", "decap_ipip", "parse", "checksum", "offload", "icmp", "fib_damage"]
+THREADED = ["fib_threads", "engine_threads"]
+RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
+DEADLINE_S = 60
+
+
+def compile_one(flavour: str, source: Path, target: Path) -> None:
+    """Compile one C file."""
+    command = ["gcc", *FLAGS, *WARNINGS, *FLAVOURS[flavour], "-c", "-o", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def fingerprint(flavour: str) -> str:
+    """Return a digest of everything that goes into a flavour."""
+    digest = hashlib.sha256(repr((FLAGS, WARNINGS, FLAVOURS[flavour])).encode())
+    for path in sorted([*CSRC.glob("*.[ch]"), *HERE.glob("*.[ch]")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build_flavour(flavour: str, programs: list[str]) -> Path:
+    """Build the engine as a library and these programs against it, unless they are current; return where."""
+    where = BUILD / flavour
+    stamp = where / "stamp"
+    wanted = fingerprint(flavour)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return where
+    where.mkdir(parents=True, exist_ok=True)
+    units = [path for path in sorted(CSRC.glob("*.c")) if path.stem != "probe"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(compile_one, flavour, path, where / f"unit_{path.stem}.o") for path in units]
+        jobs += [
+            pool.submit(compile_one, flavour, HERE / f"{name}.c", where / f"{name}.o") for name in programs
+        ]
+        for job in jobs:
+            job.result()
+    library = where / "libengine.a"
+    library.unlink(missing_ok=True)
+    subprocess.run(["ar", "rcs", library, *(where / f"unit_{path.stem}.o" for path in units)], check=True)
+    for name in programs:
+        # The library comes last: a program that includes a unit, to reach into it, takes precedence.
+        parts: list[str | Path] = ["-o", where / name, where / f"{name}.o", library]
+        subprocess.run(["gcc", "-pthread", *FLAVOURS[flavour], *parts], check=True)
+    stamp.write_text(wanted, encoding="utf-8")
+    return where
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str, str], Path]:
+    """Return a function that builds a program in a flavour and returns its path."""
+
+    def build(flavour: str, name: str) -> Path:
+        names = ["worker_calls"] if flavour == "plain" else [n for f, n in RUNS if f == flavour]
+        return build_flavour(flavour, names) / name
+
+    return build
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Run a program to its end; return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("flavour", "name"), RUNS)
+def test_program(program: Callable[[str, str], Path], flavour: str, name: str) -> None:
+    """What the first line of the program says holds, and no sanitizer has anything to add."""
+    run(program(flavour, name))
+
+
+def test_worker_calls(program: Callable[[str, str], Path]) -> None:
+    """A worker under traffic and publishes makes only the system calls it promises, and allocates nothing."""
+    assert "packets out" in run(program("plain", "worker_calls"), "1500")
+
+
+def test_every_program_is_run() -> None:
+    """No program of this directory is forgotten."""
+    assert {path.stem for path in HERE.glob("*.c")} == {name for _, name in RUNS} | {"worker_calls"}
+
+
+PROBED = ["csum", "pkt", "parse", "encap", "offload", "icmp", "fib"]
+
+
+def test_probe_under_sanitizers() -> None:
+    """The tests in Python find the same with the units compiled with sanitizers: nothing."""
+    command = [sys.executable, "csrc/build_native.py", "--probe", "--sanitize=address"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    library = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # Python never frees all it has, so leaks are none of this test's business.
+    printed = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(f"tests/unit/test_{name}.py" for name in PROBED),
+        *(f"tests/property/test_{name}.py" for name in ("csum", "lpm", "parse", "encap", "fib")),
+        LD_PRELOAD=library,
+        ASAN_OPTIONS="detect_leaks=0",
+        PROBE="tests._probe_address",
+    )
+    assert " passed" in printed

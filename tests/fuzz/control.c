@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Whatever a control sends to a forwarder is answered, or ends its connection; no descriptor stays behind.
+ *
+ * An input is a list of requests: a byte that says how, one with the type, one with the epoch, two with the mask
+ * of descriptors, one with how many really come along, one that names a byte of the configuration to change and
+ * one to change it to. ctl.c is included, to reach what serves one connection. Engines that get going are real;
+ * their TUN and sockets are eventfds, on which nothing ever arrives.
+ */
+#include <fcntl.h>
+#include <sys/eventfd.h>
+
+#include "fuzz.h"
+#include "packets.h"
+#include "ctl.c"
+
+/* More descriptors than this program ever has, and more than ctl.c has room for (padding makes it one more). */
+enum { FDS_MAX = 256, FDS_SENT_MAX = DP_FD_COUNT + 2 };
+enum { REQUEST_LEN = 8, REQUESTS_MAX = 16 };
+enum { HOW_SHORT = 1, HOW_LONG = 2, HOW_MAGIC = 4, HOW_ABI = 8, HOW_NO_READER = 16, HOW_WRONG_FD = 32 };
+
+/* Good descriptors by enum dp_fd, to send along. */
+static int good_fds[DP_FD_COUNT];
+
+/**
+ * open_good() - Open what a working engine needs
+ */
+static void open_good(void)
+{
+	struct dp_table_spec spec = {.generation = 1};
+
+	for (int i = 0; i < DP_FD_COUNT; i++)
+		good_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	close(good_fds[DP_FD_COUNTERS]);
+	close(good_fds[DP_FD_FIB]);
+	good_fds[DP_FD_COUNTERS] = dp_counters_create(1, 16);
+	good_fds[DP_FD_FIB] = dp_fib_create(&spec);
+	CHECK(good_fds[DP_FD_COUNTERS] >= 0 && good_fds[DP_FD_FIB] >= 0);
+}
+
+/**
+ * count_open() - Count open descriptors
+ *
+ * The lowest free one would tell nothing: what leaks lies above the sockets of this program.
+ *
+ * Return: how many there are
+ */
+static int count_open(void)
+{
+	int count = 0;
+
+	for (int fd = 0; fd < FDS_MAX; fd++)
+		count += fcntl(fd, F_GETFD) >= 0;
+	return count;
+}
+
+/**
+ * make_request() - Make a request as an input says
+ * @op:		REQUEST_LEN bytes
+ * @request:	Filled in; descriptors are borrowed
+ *
+ * Return: descriptors to send along
+ */
+static uint32_t make_request(const uint8_t *op, struct parcel *request)
+{
+	uint16_t mask = load16(op + 3);
+	uint32_t count = 0;
+
+	memset(request, 0, sizeof(*request));
+	request->msg.magic = op[0] & HOW_MAGIC ? 0x12345678 : DP_CTL_MAGIC;
+	request->msg.abi = op[0] & HOW_ABI ? DP_ABI + 1 : DP_ABI;
+	request->msg.type = op[1] % (DP_MSG_COUNT + 2);
+	request->msg.epoch = op[2];
+	request->msg.fd_mask = mask & 0x8000 ? mask | 1U << 20 : mask % (1U << DP_FD_COUNT);
+	request->msg.config = packet_config;
+	request->msg.config.tun_mtu = 1450;
+	((uint8_t *)&request->msg.config)[op[6] % sizeof(struct dp_config)] = op[7];
+	for (int i = 0; i < DP_FD_COUNT; i++) {
+		if (request->msg.fd_mask & 1U << i)
+			request->fds[count++] = good_fds[op[0] & HOW_WRONG_FD ? (i + op[5]) % DP_FD_COUNT : i];
+	}
+	for (uint32_t i = count; i < DP_FD_COUNT; i++)
+		request->fds[i] = good_fds[DP_FD_TUN];
+	if (op[5] & 0x80)
+		count = op[5] % (FDS_SENT_MAX + 1U); /* more or fewer than it says */
+	return count;
+}
+
+/**
+ * send_request() - Send a request as an input says
+ * @fd:		Control's end of the connection
+ * @op:		REQUEST_LEN bytes
+ *
+ * Return: false if it must end the connection
+ */
+static bool send_request(int fd, const uint8_t *op)
+{
+	union {
+		struct cmsghdr align;
+		uint8_t bytes[CMSG_SPACE(sizeof(int) * FDS_SENT_MAX)];
+	} space;
+	static uint8_t bytes[2 * sizeof(struct dp_msg)];
+	struct parcel request;
+	uint32_t count = make_request(op, &request);
+	int fds[FDS_SENT_MAX];
+	struct iovec iov = {bytes, sizeof(struct dp_msg)};
+	struct msghdr hdr = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	memcpy(bytes, &request.msg, sizeof(request.msg));
+	memcpy(fds, request.fds, sizeof(request.fds));
+	for (int i = DP_FD_COUNT; i < FDS_SENT_MAX; i++)
+		fds[i] = good_fds[DP_FD_TUN];
+	if (op[0] & HOW_SHORT)
+		iov.iov_len = op[7];
+	if (op[0] & HOW_LONG)
+		iov.iov_len = sizeof(struct dp_msg) + op[7];
+	if (count) {
+		hdr.msg_control = &space;
+		hdr.msg_controllen = CMSG_SPACE(count * sizeof(int));
+		memset(&space, 0, sizeof(space));
+		space.align = (struct cmsghdr){
+			.cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(&space.align), fds, count * sizeof(int));
+	}
+	CHECK(sendmsg(fd, &hdr, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)iov.iov_len);
+	return iov.iov_len == sizeof(struct dp_msg) && count <= DP_FD_COUNT;
+}
+
+/**
+ * take_answer() - Receive the answer, and check it
+ * @fd:		Control's end of the connection
+ * @connection:	The forwarder's end
+ * @must_answer:	Silence is allowed only on a connection that was ended
+ *
+ * Return: true if there was one, and it said that a command was carried out
+ */
+static bool take_answer(int fd, const struct connection *connection, bool must_answer)
+{
+	union fd_space space;
+	struct parcel reply = {.msg = {.type = 0}};
+	struct iovec iov = {&reply.msg, sizeof(reply.msg)};
+	struct msghdr hdr = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof(space)};
+	ssize_t n = recvmsg(fd, &hdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (n <= 0) {
+		CHECK(!must_answer || connection->fd < 0);
+		return false;
+	}
+	memset(reply.fds, -1, sizeof(reply.fds));
+	CHECK(n == (ssize_t)sizeof(reply.msg) && reply.msg.magic == DP_CTL_MAGIC && reply.msg.abi == DP_ABI);
+	CHECK(reply.msg.error <= 0 && (reply.msg.error == 0) == (reply.msg.text[0] == 0));
+	CHECK(memchr(reply.msg.text, 0, sizeof(reply.msg.text)));
+	CHECK(sort_fds(&reply, &hdr)); /* as many as it says */
+	close_fds(&reply);
+	return !reply.msg.error && reply.msg.type != DP_MSG_HELLO && reply.msg.type != DP_MSG_INSPECT;
+}
+
+/**
+ * serve() - Let a forwarder serve the requests of an input on one connection after the other
+ * @forwarder:	State
+ * @data:	Requests
+ * @size:	Bytes of them
+ *
+ * Return: true if a command was obeyed
+ */
+static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
+{
+	struct connection *connection = &forwarder->connections[0];
+	int ends[2] = {-1, -1};
+	bool is_obeyed = false;
+
+	for (size_t at = 0; at + REQUEST_LEN <= size && at < REQUEST_LEN * REQUESTS_MAX; at += REQUEST_LEN) {
+		bool is_sound;
+
+		if (connection->fd < 0) {
+			if (ends[1] >= 0)
+				close(ends[1]);
+			CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
+			*connection = (struct connection){.fd = ends[0]};
+		}
+		is_sound = send_request(ends[1], data + at);
+		if (data[at] & HOW_NO_READER)
+			shutdown(ends[1], SHUT_RD);
+		serve_request(forwarder, connection);
+		CHECK(is_sound || connection->fd < 0);
+		if (take_answer(ends[1], connection, !(data[at] & HOW_NO_READER)))
+			is_obeyed = true;
+	}
+	if (connection->fd >= 0)
+		hang_up(connection);
+	if (ends[1] >= 0)
+		close(ends[1]);
+	return is_obeyed;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct forwarder forwarder = {.listen_fd = -1, .signal_fd = -1, .identity = {.pid = 1}};
+	static bool is_ready;
+	bool is_obeyed;
+	int before;
+
+	if (!is_ready)
+		open_good();
+	is_ready = true;
+	before = count_open();
+	for (int i = 0; i < CONNECTIONS_MAX; i++)
+		forwarder.connections[i].fd = -1;
+	is_obeyed = serve(&forwarder, data, size);
+	CHECK((forwarder.state == DP_STATE_EMPTY) == !forwarder.engine);
+	dp_engine_destroy(forwarder.engine);
+	CHECK(count_open() == before);
+	return fuzz_count(is_obeyed);
+}
