@@ -9,7 +9,7 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz bench clean
+.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ fuzz: build ## the fuzzers, for a bounded time (ARGS are theirs)
 
 bench: build ## overlayd beside kernel VXLAN in the same run
 	@$(PYTHON) -m bench.compare $(ARGS)
+
+bench-micro: build ## the pure C units, one by one
+	@$(PYTHON) -m pytest bench/test_micro.py $(ARGS)
 
 clean: ## all that was built, .venv included
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -104,9 +104,7 @@ uint32_t lpm_build(struct lpm_prefix *prefixes, uint32_t count, uint8_t bits, ad
 		}
 		emit(&sweep, prefix->key, prefix->value);
 	}
-	while (sweep.depth > 1 && sweep.open[sweep.depth - 1].last == top)
-		sweep.depth--; /* they end with the address space itself */
-	close_before(&sweep, top);
+	close_before(&sweep, top); /* what ends with the address space itself stays open */
 	return sweep.count;
 }
 

@@ -13,7 +13,7 @@
 #include "fib_layout.h"
 #include "tables.h"
 
-enum { DAMAGES = 40000, SNAPSHOT_ROOM = 16384, ENTRIES = 12 };
+enum { DAMAGES = 40000, SNAPSHOT_ROOM = 16384, ENTRIES = 12, LARGE = 64 << 20 };
 
 /* A good snapshot to damage. */
 static struct {
@@ -90,6 +90,31 @@ static bool damage(uint64_t *dice)
 }
 
 /**
+ * check_wrapping() - A number of peers whose size wraps is refused before the first one is read
+ *
+ * Zeros make good peers, and the kernel maps a file this large right below the wall: who believes the number
+ * runs into it.
+ */
+static void check_wrapping(void)
+{
+	struct fib_header header;
+	uint8_t *wall = mmap(NULL, LARGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int fd = memfd_create("snapshot", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct fib *fib;
+
+	memcpy(&header, good.bytes, sizeof(header));
+	header.size = LARGE;
+	header.peers = (struct fib_section){.offset = good.len, .count = 1ULL << 63};
+	CHECK(wall != MAP_FAILED && fd >= 0 && !ftruncate(fd, LARGE));
+	CHECK(pwrite(fd, good.bytes, good.len, 0) == (ssize_t)good.len);
+	CHECK(pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header));
+	CHECK(!fcntl(fd, F_ADD_SEALS, FIB_SEALS));
+	CHECK(dp_fib_open(fd, &fib) == -EBADMSG);
+	close(fd);
+	munmap(wall, LARGE);
+}
+
+/**
  * check_unsealed() - What cannot be sealed, or is not, is not opened
  */
 static void check_unsealed(void)
@@ -155,6 +180,7 @@ int main(void)
 	for (int i = 0; i < DAMAGES; i++)
 		accepted += damage(&dice);
 	CHECK(accepted > DAMAGES / 20 && accepted < DAMAGES / 2); /* both ways are well trodden */
+	check_wrapping();
 	check_unsealed();
 	check_counters();
 	return 0;

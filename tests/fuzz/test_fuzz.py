@@ -22,6 +22,8 @@ EDGES = {
     "lpm": 85,
     "control": 230,
 }
+# Least share of inputs that get all the way. Hardly any mutation of a whole table is one itself.
+ACCEPTED = dict.fromkeys(EDGES, 0.01) | {"fib_open": 0.002}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,4 +47,4 @@ def test_target_finds_nothing(target: str) -> None:
     assert not found.is_crash, found.log[-4000:]
     assert found.executions > 500
     assert found.coverage >= EDGES[target]
-    assert found.accepted > 0.01
+    assert found.accepted > ACCEPTED[target]

@@ -212,12 +212,14 @@ def _spec(**fields: object) -> object:
         (4, "0a000001", 31),
         (4, "80000000", 0),
         (4, "0a000000", 33),
+        (4, "00000000", 33),
         (4, "0a000000", 128),
         (4, "0a000000", 255),
         (6, "fd" + "00" * 14 + "01", 127),
         (6, "fd" + "00" * 15, 7),
         (6, "fd" + "00" * 15, 0),
         (6, "fd" + "00" * 15, 129),
+        (6, "00" * 16, 129),
         (0, "00" * 4, 0),
         (5, "0a000000", 8),
         (255, "0a000000", 8),
@@ -335,6 +337,20 @@ def test_section_outside_is_refused(
     at = _section(index) + field
     fds.append(memfd(snapshot[:at] + struct.pack("=Q", value) + snapshot[at + 8 :]))
     assert refusal(fds[-1]) == "EBADMSG"
+
+
+@pytest.mark.parametrize("count", [2**63, 2**61, 2**64 - 1], ids=hex)
+def test_number_of_peers_that_wraps_is_refused(snapshot: bytes, fds: list[int], count: int) -> None:
+    """A number of peers whose size wraps is refused, however good the first of them look."""
+    at = len(snapshot)
+    data = bytearray(snapshot.ljust(8192, b"\0"))  # all zeros make valid peers
+    struct.pack_into("=Q", data, 16, len(data))
+    struct.pack_into("=QQ", data, _section(1), at, count)
+    fds.append(memfd(bytes(data)))
+    assert refusal(fds[-1]) == "EBADMSG"
+    struct.pack_into("=QQ", data, _section(1), at, (len(data) - at) // PEER_LEN)
+    fds.append(memfd(bytes(data)))
+    assert refusal(fds[-1]) is None
 
 
 @pytest.mark.parametrize("index", range(22))

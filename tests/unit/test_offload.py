@@ -270,6 +270,16 @@ def test_what_cannot_be_offloaded_is_left_alone(name: str) -> None:
     assert describe(NOT_OFFLOADED[name]) == (1, Vnet())
 
 
+@pytest.mark.parametrize(("name", "cut"), [("udp4", 7), ("tcp4", 17), ("udp6", 7), ("tcp6", 17)])
+def test_checksum_field_in_the_padding_is_not_looked_at(name: str, cut: int) -> None:
+    """Padding that happens to complete a header cut in its checksum field makes no partial packet."""
+    way = WAYS[name]
+    segment = SEGMENT[way.proto](b"")[:cut]
+    field = l4_partial(segment, way.proto, way.src, way.dst).to_bytes(2, "big")
+    packet = way.wrap(segment[: CHECK_OFF[way.proto]] + field[:1])
+    assert describe(packet + field[1:] + bytes(8)) == (1, Vnet())
+
+
 # --- super-packets ------------------------------------------------------------------------------------
 
 SUPER = {"tcp4": (GSO_TCP4, 40), "tcp6": (GSO_TCP6, 60), "tcp6-extension": (GSO_TCP6, 84)}
