@@ -138,22 +138,26 @@ static bool open_tables(struct fib *fib)
 }
 
 /**
- * check_entries() - Check subnet and peer entries
- * @fib:	Mapped snapshot
+ * fib_are_entries_valid() - Check subnet and peer entries
+ * @subnets:	Subnet entries
+ * @subnets_count:	How many
+ * @peers:	Peers
+ * @peers_count:	How many
  *
  * Return: true if all ids, families and encapsulations are in range
  */
-static bool check_entries(const struct fib *fib)
+bool fib_are_entries_valid(const struct dp_subnet *subnets, uint64_t subnets_count, const struct dp_peer *peers,
+			   uint64_t peers_count)
 {
-	for (uint64_t i = 0; i < fib->header->subnets.count; i++) {
-		const struct dp_subnet *subnet = &fib->subnets[i];
+	for (uint64_t i = 0; i < subnets_count; i++) {
+		const struct dp_subnet *subnet = &subnets[i];
 
 		if (subnet->peer_id >= DP_MAX_PEERS || subnet->encap >= DP_ENCAP_COUNT ||
 		    (subnet->vtep.family != 4 && subnet->vtep.family != 6))
 			return false;
 	}
-	for (uint64_t i = 0; i < fib->header->peers.count; i++) {
-		if (fib->peers[i].id >= DP_MAX_PEERS)
+	for (uint64_t i = 0; i < peers_count; i++) {
+		if (peers[i].id >= DP_MAX_PEERS)
 			return false;
 	}
 	return true;
@@ -174,7 +178,8 @@ static int check(struct fib *fib)
 	fib->subnets = section_at(fib, header->subnets, sizeof(struct dp_subnet));
 	fib->peers = section_at(fib, header->peers, sizeof(struct dp_peer));
 	if (header->size != fib->size || !fib->subnets || !fib->peers || header->subnets.count > UINT32_MAX - 1 ||
-	    !check_entries(fib) || !open_tables(fib))
+	    !fib_are_entries_valid(fib->subnets, header->subnets.count, fib->peers, header->peers.count) ||
+	    !open_tables(fib))
 		return -EBADMSG;
 	return 0;
 }

@@ -84,7 +84,7 @@ static int collect_list(struct lpm_prefix *list, uint32_t *count, const struct d
  * @spec:	Peers
  * @is_v6:	Family wanted
  *
- * Return: 0, or -EINVAL for a peer id out of range
+ * Return: 0 or -EINVAL for an impossible address
  */
 static int collect_vteps(struct lpm_prefix *list, uint32_t *count, const struct dp_table_spec *spec, bool is_v6)
 {
@@ -93,8 +93,6 @@ static int collect_vteps(struct lpm_prefix *list, uint32_t *count, const struct 
 		struct dp_prefix host = {.addr = is_v6 ? peer->addr6 : peer->addr4, .len = is_v6 ? 128 : 32};
 		int err;
 
-		if (peer->id >= DP_MAX_PEERS)
-			return -EINVAL;
 		if (!host.addr.family)
 			continue;
 		err = collect_prefix(list, count, &host, is_v6, peer->id + 1);
@@ -265,7 +263,7 @@ close_fd:
  * @spec:	What goes in; only read
  *
  * Return: descriptor owned by the caller; -EINVAL for an impossible address,
- * prefix or peer id; -ENOMEM or another -errno of memfd_create(), write(), fcntl()
+ * prefix, encapsulation or peer id; -ENOMEM or another -errno of memfd_create(), write(), fcntl()
  */
 int dp_fib_create(const struct dp_table_spec *spec)
 {
@@ -279,7 +277,9 @@ int dp_fib_create(const struct dp_table_spec *spec)
 	struct build build = {.base = calloc(1, size_max(spec))};
 	int result = -ENOMEM;
 
-	if (scratch.list && scratch.starts && scratch.values && build.base)
+	if (!fib_are_entries_valid(spec->subnets, spec->subnets_count, spec->peers, spec->peers_count))
+		result = -EINVAL;
+	else if (scratch.list && scratch.starts && scratch.values && build.base)
 		result = fill(&build, spec, &scratch);
 	if (!result)
 		result = write_memfd(build.base, build.used);

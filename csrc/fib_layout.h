@@ -35,4 +35,7 @@ struct fib_header {
 	struct fib_section values[2][FIB_TABLE_COUNT];
 };
 
+bool fib_are_entries_valid(const struct dp_subnet *subnets, uint64_t subnets_count, const struct dp_peer *peers,
+			   uint64_t peers_count);
+
 #endif

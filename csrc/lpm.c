@@ -94,8 +94,6 @@ uint32_t lpm_build(struct lpm_prefix *prefixes, uint32_t count, uint8_t bits, ad
 		const struct lpm_prefix *prefix = &prefixes[i];
 		addr_t host_bits = prefix->len ? ((addr_t)1 << (bits - prefix->len)) - 1 : top;
 
-		if (prefix->len && prefix->len == bits)
-			host_bits = 0;
 		close_before(&sweep, prefix->key);
 		if (sweep.depth < NESTING_MAX) {
 			sweep.open[sweep.depth].last = prefix->key | host_bits;

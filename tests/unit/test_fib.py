@@ -242,6 +242,19 @@ def test_peer_id_out_of_range_is_refused(peer_id: int) -> None:
     assert fib_create(Spec(peers=[(peer_id, "192.0.2.3", None)])) == -errno.EINVAL
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"peer_id": MAX_PEERS}, {"encap": lib.DP_ENCAP_COUNT}, {"vtep": {"family": 0}}, {"vtep": {"family": 5}}],
+    ids=str,
+)
+def test_impossible_subnet_entry_is_refused(wrong: dict[str, object]) -> None:
+    """What the forwarder would refuse is not published in the first place."""
+    prefix = {"addr": {"family": 4, "bytes": bytes([10, 0, 0, 0])}, "len": 8}
+    good = {"prefix": prefix, "vtep": {"family": 4}}
+    array = ffi.new("struct dp_subnet[]", [good | wrong])
+    assert lib.dp_fib_create(_spec(subnets=array, subnets_count=1)) == -errno.EINVAL
+
+
 def test_snapshot_is_sealed(snapshot: bytes, fds: list[int]) -> None:
     """Nobody can change a table that is in force: neither its bytes nor its size, nor the seals."""
     assert fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & SEALS == SEALS
