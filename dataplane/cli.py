@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line. What a command needs is imported by the command, so that `status` starts at once."""
+"""The command line. What a command needs is imported by the command, so that `status` starts at once.
+
+Exit status: those of errors.py; 130 when interrupted; 70 for a bug of ours, with the traceback to report,
+since nobody can be asked to make it happen again with another log level.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,28 @@ EXIT_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError instead of printing a usage and leaving."""
+    """Raises ConfigError that names what is allowed, instead of printing a usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong; argparse's own texts name what is allowed."""
+        """Say in one line what is wrong."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse like the original, but refuse here, where it is known what is allowed, what is not known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if not word.startswith("-"):
+                raise ConfigError(f'"{word}" is one word too many; see {self.prog} --help')
+            name = word.partition("=")[0]
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            raise ConfigError(f"flag {name} is unknown to {self.prog}; {_list_allowed(name, flags)}")
+        return found, unknown
+
+
+def _list_allowed(text: str, allowed: Sequence[str]) -> str:
+    from dataplane.flannel import suggest
+
+    return f"allowed are {', '.join(allowed)}{suggest(text, allowed)}"
 
 
 class _Collect(argparse.Action):
@@ -64,22 +85,43 @@ def _ask_status(run_dir: Path) -> dict[str, Any]:
     from dataplane import control
     from dataplane.errors import ControlError, NotRunning
 
+    silence: ControlError | None = None
     try:
         return control.ask(run_dir, {"cmd": "status"})
-    except (NotRunning, ControlError) as err:
-        if not isinstance(err, NotRunning):
-            print(f"overlayd: {err}; showing what the forwarder knows", file=sys.stderr)
-    try:
-        return control.inspect_status(run_dir)
     except NotRunning:
+        pass
+    except ControlError as err:  # it is there, but hangs, or is somebody else's
+        silence = err
+    try:
+        answer = control.inspect_status(run_dir)
+    except (NotRunning, ControlError) as err:
+        if silence is not None:
+            raise silence from None
+        if not isinstance(err, NotRunning):
+            raise
         raise NotRunning(f"overlayd is not running in {run_dir}. Start it with: overlayd run") from None
+    if silence is not None:
+        print(f"overlayd: {silence}; showing what the forwarder knows", file=sys.stderr)
+        answer["reason"] = str(silence)
+    return answer
+
+
+def _print(text: str) -> None:
+    """Print, with a ? for each character that the encoding of standard output lacks."""
+    encoding = _encoding()
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def _show(args: argparse.Namespace, text: Callable[[dict[str, Any]], str]) -> int:
     from dataplane import status
 
     answer = _ask_status(args.run_dir)
-    print(json.dumps(answer, indent=2, ensure_ascii=False) if args.json else text(answer))
+    is_utf8 = _encoding().lower().replace("-", "") == "utf8"
+    _print(json.dumps(answer, indent=2, ensure_ascii=not is_utf8) if args.json else text(answer))
     return status.exit_code(answer)
 
 
@@ -108,6 +150,16 @@ def _path(text: str) -> Path:
     if not text.startswith("/"):
         raise argparse.ArgumentTypeError(f'"{text}" is no absolute path')
     return Path(text)
+
+
+def _device(text: str) -> str:
+    from dataplane.config import FLAGS
+
+    (flag,) = (flag for flag in FLAGS if flag.name == "tun-name")
+    try:
+        return str(flag.parse(text))
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
 
 
 def _add_command(
@@ -142,14 +194,15 @@ def _add_flags(parser: _Parser, argv: Sequence[str]) -> None:
         )
 
 
-def _build_parser(argv: Sequence[str]) -> _Parser:
+def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
+    """Return the parser and the names of the commands."""
     parser = _Parser(
         prog="overlayd",
         description="A userspace VXLAN and IPIP overlay dataplane for pod networks.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"overlayd {VERSION}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _add_flags(
         _add_command(commands, "run", "follow the store and carry this node's pod packets", _run), argv
     )
@@ -164,9 +217,24 @@ def _build_parser(argv: Sequence[str]) -> _Parser:
     down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
     _add_run_dir(down)
     down.add_argument(
-        "--tun-name", default=TUN_NAME, metavar="NAME", help="if no overlayd run left word of it"
+        "--tun-name",
+        type=_device,
+        default=TUN_NAME,
+        metavar="NAME",
+        help=f"if no overlayd run left word of it (default: {TUN_NAME})",
     )
-    return parser
+    return parser, tuple(commands.choices)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _build_parser(words)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command is not None and command not in commands:
+        raise ConfigError(f'command "{command}" is unknown; {_list_allowed(command, commands)}')
+    args = parser.parse_args(words)
+    if command is None:
+        raise ConfigError(f"the command is missing; {_list_allowed('', commands)}")
+    return args
 
 
 def _report_bug() -> int:
@@ -181,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status (errors.py)."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _build_parser(words).parse_args(words)
+        args = _parse(words)
         code = int(args.function(args))
         print(end="", flush=True)  # here, where a broken pipe is dealt with
         return code

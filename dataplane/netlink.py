@@ -34,6 +34,7 @@ MAIN_TABLE = 254
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 SCOPE_LINK, SCOPE_GLOBAL, SCOPE_ANY = 253, 0, 255
 IFF_UP = 1
+IFF_TUN = 1  # IFLA_TUN_TYPE; 2 is a TAP
 IFA_F_NODAD = 0x02
 
 # Of the netlink messages that tell of changes.
@@ -98,11 +99,7 @@ def check_sysctls(*, has_ipv6: bool) -> list[str]:
             warnings.append(
                 f"{dotted} is {found}: packets of pods are not forwarded. Fix: sysctl -w {dotted}={value}"
             )
-    if read_sysctl("net/ipv4/conf/all/rp_filter") == "1":
-        warnings.append(
-            "net.ipv4.conf.all.rp_filter is 1: what peers send from their node address is dropped. "
-            "Fix: sysctl -w net.ipv4.conf.all.rp_filter=2"
-        )
+    # A strict net.ipv4.conf.all.rp_filter is none of them: the greater of it and our device's 2 holds.
     return warnings
 
 
@@ -135,6 +132,14 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
 def _kind(link: Any) -> str | None:
     info = _attr(link, "IFLA_LINKINFO")
     return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def _is_tun(link: Any) -> bool:
+    # A TAP is of kind "tun" too, and never ours.
+    if _kind(link) != "tun":
+        return False
+    data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TUN
 
 
 def _find_link(ipr: IPRoute, name: str) -> Any | None:
@@ -256,7 +261,7 @@ def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
 def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
     changed = []
     link = _find_link(ipr, tun_name)
-    if link is not None and _kind(link) == "tun":
+    if link is not None and _is_tun(link):
         ipr.link("del", index=link["index"])
         changed.append(f"no {tun_name}")
     for route in _own_routes(ipr):
@@ -270,11 +275,11 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
 
 def _find_vxlan(ipr: IPRoute, port: int) -> str | None:
     for link in ipr.get_links():
-        if _kind(link) != "vxlan":
+        # One that is down has no socket.
+        if _kind(link) != "vxlan" or not link["flags"] & IFF_UP:
             continue
         data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-        found = data.get_attr("IFLA_VXLAN_PORT")
-        if found in (port, socket.htons(port)):
+        if data.get_attr("IFLA_VXLAN_PORT") == port:
             name, vni = _attr(link, "IFLA_IFNAME"), data.get_attr("IFLA_VXLAN_ID")
             return f"kernel device {name} (vni {vni})"
     return None

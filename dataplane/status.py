@@ -38,7 +38,9 @@ def _head(status: Status) -> str:
     ready = "READY" if status["ready"] else f"NOT READY ({status['reason']})"
     parts = [f"{status['node'] or 'this node'} {ready}"]
     if status["encap"]:
-        wire = f" vni {status['vni']} port {status['port']}" if status["encap"] == "vxlan" else ""
+        # Known once there is a forwarder that was told.
+        has_vni = status["encap"] == "vxlan" and status["vni"] is not None
+        wire = f" vni {status['vni']} port {status['port']}" if has_vni else ""
         parts[0] += f"  userspace {status['encap']}{wire}"
     if status["tier"]:
         parts.append(f"tier {status['tier']}")
@@ -115,9 +117,11 @@ def status_text(status: Status) -> str:
     ]
     if status.get("spoof_observed"):
         lines.append(f"!  {status['spoof_observed']} forged packets let pass (--spoof observe)")
+    warnings = list(status["warnings"])
     if status["store"] and status["store"].get("error"):
-        lines.append(f"!  store: {status['store']['error']}")
-    lines += [f"!  {warning}" for warning in status["warnings"]]
+        warnings.insert(0, f"store: {status['store']['error']}")
+    # Control warns of the store too: once is enough.
+    lines += [f"!  {warning}" for warning in dict.fromkeys(warnings)]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ PLAN = """HostPlan(
     (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48")),
 )"""
 PLAN4 = 'HostPlan("overlay0", 1400, (IPv4Address("10.244.2.0"),), (IPv4Network("10.0.0.0/8"),))'
+EVERY_GROUP = 0x7FFFFFFF  # of netlink: links, neighbours, queues, addresses, routes, rules
 APPLY, REMOVE = f"await host.apply({PLAN})", 'await host.remove("overlay0")'
 
 SCRIPT = """
@@ -161,7 +163,15 @@ def test_apply_by_another_process(tun: Namespace) -> None:
     """What a process set up is as it must be for the next: nothing is written twice."""
     do(tun, APPLY)
     before = snapshot(tun)
-    assert do(tun, APPLY) == [[]]
+    with tun.socket(socket.AF_NETLINK, socket.SOCK_RAW) as told:
+        told.bind((0, EVERY_GROUP))
+        assert do(tun, APPLY) == [[]]
+        # The kernel tells of changes before it answers who made them.
+        with pytest.raises(BlockingIOError):
+            told.recv(1 << 16, socket.MSG_DONTWAIT)
+        do(tun, f"await host.apply({PLAN4})")
+        assert told.recv(1 << 16, socket.MSG_DONTWAIT)
+    do(tun, APPLY)
     assert snapshot(tun) == before
 
 
@@ -278,10 +288,12 @@ def test_remove(space: Namespace) -> None:
     assert do(space, REMOVE) == [[]]
 
 
-@pytest.mark.parametrize("kind", ["bridge", "veth"])
-def test_remove_leaves_other_kinds(space: Namespace, kind: str) -> None:
+@pytest.mark.parametrize(
+    "made", ["link add overlay0 type bridge", "link add overlay0 type veth", "tuntap add overlay0 mode tap"]
+)
+def test_remove_leaves_other_kinds(space: Namespace, made: str) -> None:
     """A device of our name that is no TUN is somebody else's."""
-    space.ip(f"link add overlay0 type {kind}\n")
+    space.ip(f"{made}\n")
     before = snapshot(space)
     assert do(space, REMOVE) == [[]]
     assert snapshot(space) == before
@@ -324,6 +336,14 @@ def test_port_held_by_a_device(space: Namespace) -> None:
     ]
 
 
+def test_port_not_held_by_a_device(space: Namespace) -> None:
+    """A kernel VXLAN device that is down, or has another port, is not blamed."""
+    down = "link add down0 type vxlan id 7 dev under0 dstport 8472"
+    swapped = "link add swapped0 type vxlan id 8 dev under0 dstport 6177"  # 8472 with its bytes swapped
+    space.ip(f"{down}\n{swapped}\nlink set swapped0 up\n")
+    assert do(space, "host.port_holder(8472)") == [None]
+
+
 @pytest.mark.parametrize(("family", "address"), [("AF_INET", "192.0.2.1"), ("AF_INET6", "::")])
 def test_port_held_by_a_process(space: Namespace, family: str, address: str) -> None:
     """A process that holds the port is named with its pid."""
@@ -364,12 +384,88 @@ def test_warnings(tun: Namespace, plan: str, on: tuple[str, ...], expected: list
     assert warnings == [warning(name) for name in expected]
 
 
-def test_strict_reverse_path_filter_is_warned_of(tun: Namespace) -> None:
-    """A host that would drop what peers send from their node address is told so, with the remedy."""
+STRICT = """
+import fcntl, json, os, socket, struct, sys
+from ipaddress import IPv4Address, IPv4Network
+import asyncio
+from scapy.layers.inet import IP, UDP
+from dataplane.model import HostPlan
+from dataplane.netlink import Host
+
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"overlay0", 0x1001))  # TUNSETIFF
+
+async def main():
+    host = Host()
+    await host.apply(PLAN4)
+    warnings = host.warnings()
+    await host.close()
+    return warnings
+
+warnings = asyncio.run(main())
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("10.244.2.0", 7))
+    sock.settimeout(float(sys.argv[1]))
+    os.write(tun, bytes(IP(src="192.0.2.9", dst="10.244.2.0") / UDP(sport=7, dport=7) / b"x"))
+    try:
+        said = sock.recvfrom(9)[1][0]
+    except TimeoutError:
+        said = None
+print(json.dumps([warnings, said]))
+""".replace("PLAN4", PLAN4)
+
+
+def test_strict_reverse_path_filter_does_no_harm(tun: Namespace) -> None:
+    """What peers send from their node address arrives on a host with a strict filter: ours is loose."""
     tun.run("sysctl", "-qw", f"{FORWARD4}=1", "net.ipv4.conf.all.rp_filter=1")
-    (warnings,) = do(tun, "host.warnings()")
-    assert [line.partition(":")[0] for line in warnings] == ["net.ipv4.conf.all.rp_filter is 1"]
-    assert "Fix: sysctl -w net.ipv4.conf.all.rp_filter=2" in warnings[0]
+    done = tun.run(sys.executable, "-c", STRICT, "10")
+    assert json.loads(done.stdout) == [[], "192.0.2.9"]
+
+
+CHANGES = """
+import asyncio, subprocess, sys
+import uvloop
+from dataplane.netlink import Host
+
+async def main():
+    host = Host()
+    changes = host.changes()
+    waiting = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0)  # now it listens
+    for line in sys.argv[1:]:
+        subprocess.run(["ip", *line.split()], check=True)
+    # What the kernel told is there already: whoever reads it reads it in the next turns of the loop.
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    print(len(done), end="")
+    if done:  # all of it counted as one
+        waiting = asyncio.ensure_future(anext(changes))
+        print(len((await asyncio.wait([waiting], timeout=0.2))[0]), end="")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await changes.aclose()
+    await host.close()
+
+asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        pytest.param(["link set under0 mtu 1400"], "10", id="link"),
+        pytest.param(["addr add 192.0.2.77/24 dev under0"], "10", id="address"),
+        pytest.param(["addr add 2001:db8::77/64 dev under0 nodad"], "10", id="IPv6 address"),
+        pytest.param(["route add 10.50.0.0/16 via 192.0.2.9 proto 111"], "10", id="our route"),
+        pytest.param(["link set under0 mtu 1400", "link set under0 mtu 1500"], "10", id="two are one"),
+        pytest.param(["route add 10.50.0.0/16 via 192.0.2.9 proto 112"], "0", id="somebody's route"),
+        pytest.param(["route add 2001:db8:7::/48 via 2001:db8::9"], "0", id="somebody's IPv6 route"),
+        pytest.param(["link show"], "0", id="nothing"),
+    ],
+)
+def test_changes(space: Namespace, lines: list[str], told: str) -> None:
+    """On uvloop one is told of links, addresses and our routes, several at once as one; of nothing else."""
+    settle(space)
+    assert space.run(sys.executable, "-c", CHANGES, *lines).stdout == told
 
 
 def test_no_capability(tun: Namespace) -> None:

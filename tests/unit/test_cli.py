@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dataplane import cli
+from dataplane import cli, control
 from dataplane.config import FLAGS
 from dataplane.errors import ControlError, KernelError, NotRunning
 
@@ -78,22 +78,39 @@ RUN = ("run", "--store", "file:///x")
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        pytest.param((), "the following arguments are required: COMMAND; see overlayd --help", id="nothing"),
-        pytest.param(("strat",), "invalid choice: 'strat' (choose from", id="unknown command"),
-        pytest.param(("a\nb",), r"invalid choice: 'a\nb'", id="newline"),
-        pytest.param(("status", "--jsno"), "unrecognized arguments: --jsno", id="unknown flag"),
-        pytest.param(("status", "--j"), "unrecognized arguments: --j", id="no abbreviations"),
-        pytest.param(("status", "now"), "unrecognized arguments: now", id="unknown word"),
+        pytest.param((), "the command is missing; allowed are run, forwarder, status", id="nothing"),
+        pytest.param(
+            ("stauts",),
+            'command "stauts" is unknown; allowed are run, forwarder, status, peers, down'
+            " (did you mean status?)",
+            id="unknown command",
+        ),
+        pytest.param(("a\nb",), r'command "a\nb" is unknown', id="newline"),
+        pytest.param(("--verison",), "(did you mean --version?)", id="unknown flag, no command"),
+        pytest.param(
+            ("status", "--jsno"),
+            "flag --jsno is unknown to overlayd status; allowed are --help, --run-dir, --json"
+            " (did you mean --json?)",
+            id="unknown flag",
+        ),
+        pytest.param(("status", "--j"), "flag --j is unknown to overlayd status", id="no abbreviations"),
+        pytest.param(
+            ("status", "now"), '"now" is one word too many; see overlayd status --help', id="unknown word"
+        ),
         pytest.param(("status", "--run-dir"), "argument --run-dir: expected one argument", id="no value"),
         pytest.param(
             ("peers", "--run-dir", "run"), 'argument --run-dir: "run" is no absolute path', id="--run-dir"
         ),
         pytest.param(("down", "--run-dir", ""), 'argument --run-dir: "" is no absolute path', id="down"),
-        pytest.param(("forwarder", "--store", "x"), "unrecognized arguments: --store x", id="forwarder"),
+        pytest.param(
+            ("down", "--run-dir", "/x", "--tun-name", "a/b"), '"a/b" is no interface name', id="device"
+        ),
+        pytest.param(("forwarder", "--store", "x"), "flag --store is unknown to overlayd f", id="forwarder"),
         pytest.param(
             ("run",), "--store is missing; expected where leases come from: file:///path", id="no store"
         ),
-        pytest.param(("run", "--stoer", "x"), "unrecognized arguments: --stoer x", id="unknown flag of run"),
+        pytest.param(("run", "--stoer", "x"), "(did you mean --store?)", id="unknown flag of run"),
+        pytest.param(("run", "--stoer=x"), "flag --stoer is unknown to overlayd run", id="and its value"),
         pytest.param(
             ("run", "--store", "x"), '--store: "x" is no store; allowed is file:///path', id="store"
         ),
@@ -177,6 +194,27 @@ def test_status_of_a_file_in_the_way(tmp_path: Path) -> None:
     assert all(line.startswith("overlayd: ") for line in done.stderr.splitlines())
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding(encoding: str) -> None:
+    """A terminal that lacks a character gets a ? for it and not a traceback; JSON stays what it is."""
+    more = {"PYTHONIOENCODING": encoding}
+    script = SHOW.format(status={**STATUS, "warnings": ["ü→"]})
+    outputs = []
+    for code in (script, script.replace('["status"]', '["status", "--json"]')):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=clean_environment(**more),
+            capture_output=True,
+            timeout=60,
+        )
+        assert (done.stderr, done.returncode) == (b"", 0)
+        outputs.append(done.stdout.decode(encoding))
+    shown = {"ascii": "??", "latin-1": "ü?", "utf-8": "ü→"}[encoding]
+    assert f"!  {shown}\n" in outputs[0]
+    assert json.loads(outputs[1])["warnings"] == ["ü→"]
+
+
 # --- in this process ------------------------------------------------------------------------------------
 
 
@@ -226,6 +264,61 @@ def test_errors(
     show(monkeypatch, error)
     assert cli.main(["status"]) == code
     assert capsys.readouterr() == ("", text)
+
+
+SILENCE = ControlError("overlayd run in /x does not answer within 2 s")
+
+
+def let_answer(monkeypatch: pytest.MonkeyPatch, asked: object, inspected: object) -> None:
+    """Let control and forwarder answer this, or raise it."""
+
+    def answer(value: object) -> Any:
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    monkeypatch.setattr(control, "ask", lambda *_: answer(asked))
+    monkeypatch.setattr(control, "inspect_status", lambda _: answer(inspected))
+
+
+def test_hung_control(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """When control hangs, the forwarder's figures are shown, and the reason is not that nothing runs."""
+    dead = {**STATUS, "ready": False, "reason": "overlayd run is not running"}
+    let_answer(monkeypatch, SILENCE, dead)
+    assert cli.main(["status", "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {**dead, "reason": str(SILENCE)}
+    assert told.err == f"overlayd: {SILENCE}; showing what the forwarder knows\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "inspected", "text", "code"),
+    [
+        pytest.param(SILENCE, NotRunning("no forwarder"), str(SILENCE), 1, id="hangs, no forwarder"),
+        pytest.param(
+            ControlError("cannot ask"), ControlError("cannot connect"), "cannot ask", 1, id="no permission"
+        ),
+        pytest.param(NotRunning("no run"), ControlError("refused"), "refused", 1, id="only a bad forwarder"),
+        pytest.param(
+            NotRunning("no run"), NotRunning("no forwarder"), "overlayd is not running in", 3, id="neither"
+        ),
+    ],
+)
+def test_no_status(
+    asked: object,
+    inspected: object,
+    text: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """When there is nothing to show, one line says why; a control that hangs is not said not to run."""
+    let_answer(monkeypatch, asked, inspected)
+    assert cli.main(["status"]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith(f"overlayd: {text}")
 
 
 def test_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,11 @@ def test_nothing_known() -> None:
             id="ipip has neither VNI nor port",
         ),
         pytest.param(
+            {"vni": None, "port": None},
+            HEAD.replace("vxlan vni 1 port 8472", "vxlan"),
+            id="no forwarder was told VNI and port yet",
+        ),
+        pytest.param(
             {"forwarder": {"alive": True, "uptime_s": 1.25, "restarts": 2}},
             HEAD.replace("forwarder 3h07", "forwarder 1.2 s (2 restarts)"),
             id="restarts",
@@ -222,6 +227,13 @@ def test_warnings() -> None:
         "!  ip_forward is off",
         "!  second",
     ]
+
+
+def test_store_error_is_said_once() -> None:
+    """Control puts the error of its store among the warnings too; people read it once."""
+    store = {"url": "file:///x", "revision": 7, "age_s": 42.0, "error": "peers.json line 3: bad"}
+    text = status_text(status(store=store, warnings=["store: peers.json line 3: bad", "second"]))
+    assert text.splitlines()[3:] == ["!  store: peers.json line 3: bad", "!  second"]
 
 
 def test_peers() -> None:
