@@ -37,6 +37,19 @@ static size_t size_of(uint32_t threads, uint32_t max_peers)
 }
 
 /**
+ * counters_now_ns() - The clock that all times in the counters are of
+ *
+ * Return: CLOCK_BOOTTIME in nanoseconds; the same in every process, and it never steps
+ */
+uint64_t counters_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+/**
  * dp_counters_create() - Make a memfd of zeroed counters
  * @threads:	Workers, 1 .. DP_MAX_THREADS
  * @max_peers:	Peer ids to make room for, 1 .. DP_MAX_PEERS; untouched room costs no memory
@@ -46,7 +59,6 @@ static size_t size_of(uint32_t threads, uint32_t max_peers)
 int dp_counters_create(uint32_t threads, uint32_t max_peers)
 {
 	struct dp_counters_header header = {.magic = COUNTERS_MAGIC, .abi = DP_ABI};
-	struct timespec now;
 	int fd, err;
 
 	if (!threads || threads > DP_MAX_THREADS || !max_peers || max_peers > DP_MAX_PEERS)
@@ -54,11 +66,10 @@ int dp_counters_create(uint32_t threads, uint32_t max_peers)
 	fd = memfd_create("overlayd-counters", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return -errno;
-	clock_gettime(CLOCK_BOOTTIME, &now);
 	header.threads = threads;
 	header.max_peers = max_peers;
 	header.size = size_of(threads, max_peers);
-	header.start_ns = (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+	header.start_ns = counters_now_ns();
 	if (ftruncate(fd, (off_t)header.size) || pwrite(fd, &header, sizeof(header), 0) != (ssize_t)sizeof(header) ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)) {
 		err = -errno;

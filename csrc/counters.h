@@ -17,6 +17,7 @@ struct counters {
 	uint32_t max_peers;
 };
 
+uint64_t counters_now_ns(void);
 struct dp_thread_counters *counters_thread(const struct counters *counters, uint32_t thread);
 struct dp_peer_counters *counters_peers(const struct counters *counters, uint32_t thread);
 void counters_adopt(const struct counters *counters, uint64_t start_ns, uint64_t pid);

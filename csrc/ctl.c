@@ -27,9 +27,9 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "counters.h"
 #include "dp.h"
 #include "engine.h"
 
@@ -434,12 +434,12 @@ static int open_signals(void)
  */
 int dp_serve(int listen_fd)
 {
-	struct forwarder forwarder = {.listen_fd = listen_fd, .identity = {.pid = (uint64_t)getpid()}};
-	struct timespec now;
+	struct forwarder forwarder = {
+		.listen_fd = listen_fd,
+		.identity = {.start_ns = counters_now_ns(), .pid = (uint64_t)getpid()},
+	};
 	int err = 0;
 
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	forwarder.identity.start_ns = (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 	for (int i = 0; i < CONNECTIONS_MAX; i++)
 		forwarder.connections[i].fd = -1;
 	forwarder.signal_fd = open_signals();

@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "counters.h"
@@ -155,11 +154,8 @@ int engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], co
  */
 int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], dp_engine **out)
 {
-	struct engine_identity identity = {.pid = (uint64_t)getpid()};
-	struct timespec now;
+	struct engine_identity identity = {.start_ns = counters_now_ns(), .pid = (uint64_t)getpid()};
 
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	identity.start_ns = (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 	return engine_create(config, fds, &identity, out);
 }
 

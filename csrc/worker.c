@@ -21,7 +21,6 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -30,19 +29,6 @@ enum { POLL_MS = 250 };
 
 /* Sources a worker polls, and what serves them. */
 enum { SOURCE_WAKE, SOURCE_TUN, SOURCE_UDP4, SOURCE_UDP6, SOURCE_RAW4, SOURCE_COUNT };
-
-/**
- * now_ns() - The clock of the packet path
- *
- * Return: CLOCK_BOOTTIME in nanoseconds
- */
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
-}
 
 /**
  * map_buffers() - Map the packet buffers of one direction
@@ -107,7 +93,7 @@ static uint32_t carry(struct worker *worker)
 	struct path *path = &worker->path;
 	uint32_t taken = 0;
 
-	path->now_ns = now_ns();
+	path->now_ns = counters_now_ns();
 	path->fib = fib_enter(worker->slot, &worker->reader);
 	if (path->fds[DP_FD_UDP4] >= 0)
 		taken += rx_run(path, DP_FD_UDP4);
