@@ -30,6 +30,17 @@ MEASURES: tuple[tuple[str, str, bool, Measure], ...] = (
 )
 
 
+def write_peers(lab: Lab, nodes: list[Node]) -> Path:
+    """Write a peers file with these hosts."""
+    path = lab.directory / "peers.json"
+    config = {
+        "network": {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}},
+        "leases": {node.subnet(): node.lease("vxlan") for node in nodes},
+    }
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
 def compare(profile: str, seconds: int, rounds: int) -> list[dict[str, object]]:
     """Measure both systems on one profile of the underlay; figures are medians."""
     demo = Demo()
@@ -37,7 +48,7 @@ def compare(profile: str, seconds: int, rounds: int) -> list[dict[str, object]]:
     try:
         lab.set_profile(profile)
         a, b = lab.nodes.values()
-        demo.start("ab", demo.write_peers("peers.json", "vxlan", [a, b]))
+        demo.start("ab", f"file://{write_peers(lab, [a, b])}")
         for node, peer in ((a, b), (b, a)):
             node.add_second_network(SECOND.second_octet)
             node.program_kernel([peer], SECOND)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`: pods on three hosts talk, one of them plain kernel VXLAN. `down` removes a lab that was kept.
+"""`make demo`: pods on hosts that lease their subnets talk; one host is plain kernel VXLAN, one joins live.
+
+`down` removes a lab that was kept.
 
 Each act checks what it shows; the first thing that is not as it should be ends the demo with status 1.
 """
@@ -14,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bench.frames import forged_packet, vxlan_payload
 from bench.iperf import run_iperf, tcp_gbit_s
 from bench.lab import OVERLAYD, FrameCounter, Kernel, Lab, Node, remove_lab, wait_for
+from dataplane.store.database import Database
 
 PREFIX = "ovl-demo"
 MTU = 1450
@@ -29,14 +31,20 @@ PINGS = 10
 IPERF_S = 2
 SECOND = Kernel("kernel9", vni=9, port=8473, second_octet=245)
 
+JOIN_S = 1.0  # from a new lease in the store to the first answer of its pod
+NETWORK = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+NETWORK_IPIP = NETWORK.replace("vxlan", "ipip")
+KERNEL_SUBNET = 3  # 10.244.3.0/24
+
 PICTURE = """
-      pod a            pod b            pod c
-    10.244.1.2       10.244.2.2       10.244.3.2
-        |                |                |
-      host a           host b           host c
-     overlayd         overlayd      kernel VXLAN only
-    192.0.2.2        192.0.2.6        192.0.2.10
-        +-------------- router ------------+     (no way out of this machine)
+       pod a            pod b            pod c             pod d
+         |                |                |                 |
+       host a           host b           host c            host d
+      overlayd         overlayd     kernel VXLAN only  overlayd, later
+     192.0.2.2        192.0.2.6       192.0.2.10        192.0.2.14
+         +----------------+---- router ----+-----------------+     (no way out of this machine)
+
+     store.db, a sqlite file: the network, and who has leased which subnet of it
 """
 
 
@@ -111,21 +119,22 @@ class Demo:
         say(f"\n{number}. {title}")
         yield
 
-    def write_peers(self, name: str, encap: str, nodes: list[Node]) -> Path:
-        """Write a peers file with these hosts."""
+    @property
+    def store(self) -> str:
+        """The lease store of all hosts."""
         assert self.lab is not None
-        path = self.lab.directory / name
-        config = {
-            "network": {"Network": "10.244.0.0/16", "Backend": {"Type": encap}},
-            "leases": {node.subnet(): node.lease(encap) for node in nodes},
-        }
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return path
+        return f"sqlite://{self.lab.directory}/store.db"
 
-    def start(self, names: str, peers: Path) -> None:
+    def command(self, *args: str) -> str:
+        """Run an overlayd command on the store; return what it printed."""
+        found = subprocess.run([*OVERLAYD, *args, "--store", self.store], capture_output=True, text=True)
+        check(found.returncode == 0, f"overlayd {' '.join(args)}: {found.stderr}")
+        return found.stdout
+
+    def start(self, names: str, store: str) -> None:
         """Start overlayd on hosts and wait until they are ready."""
         for name in names:
-            self.running[name] = self.nodes[name].start_overlayd(peers)
+            self.running[name] = self.nodes[name].start_overlayd(store)
         for name in names:
             node = self.nodes[name]
 
@@ -138,40 +147,67 @@ class Demo:
 
             wait_for(is_ready, f"overlayd is ready on host {name}: {node.log()[-500:]}", 15.0)
 
+    def join_pods(self, names: str) -> None:
+        """Give pods an address of the subnet that their host has leased, and learn the hosts' MACs."""
+        leases = {
+            lease["public_ip"]: lease for lease in json.loads(self.command("lease", "ls", "--json"))["leases"]
+        }
+        for name in names:
+            node = self.nodes[name]
+            subnet = node.take_subnet()
+            check(leases[node.address]["key"] == subnet.replace("/", "-"), f"subnet.env of host {name} lies")
+            node.mac = leases[node.address]["vtep_mac"]
+            node.join_pod(MTU)
+
     def build(self) -> None:
-        """Act 1: the lab."""
-        with self.acting(1, "Three hosts, each a network namespace, and a router between them"):
+        """Act 1: the lab and the store."""
+        with self.acting(1, "Four hosts, each a network namespace, a router between them, and a store"):
             say(PICTURE)
-            self.lab = Lab(PREFIX, mtu=MTU)
-            a, b, c = self.nodes.values()
-            for node in (a, b):
-                node.add_second_network(SECOND.second_octet)
-            c.program_kernel([a, b], Kernel())
+            self.lab = Lab(PREFIX, "abcd", has_pods=False)
+            say(f"   overlayd network set '{NETWORK}'")
+            self.command("network", "set", NETWORK)
+            c = self.nodes["c"]
+            c.third = KERNEL_SUBNET
+            put = ("lease", "put", c.subnet(), "--public-ip", c.address, "--vtep-mac", c.mac)
+            say(f"   overlayd {' '.join(put)}")
+            self.command(*put)
             say("   host c has no software of ours: a VXLAN device, programmed as flannel programs it.")
 
     def come_up(self) -> None:
         """Act 2: overlayd on two hosts."""
-        with self.acting(2, "overlayd starts on hosts a and b, from one peers file"):
-            self.start("ab", self.write_peers("peers.json", "vxlan", list(self.nodes.values())))
-            a = self.nodes["a"]
+        with self.acting(2, "overlayd starts on hosts a and b: each leases a subnet"):
+            self.start("ab", self.store)
+            self.join_pods("ab")
+            a, b, c = (self.nodes[name] for name in "abc")
+            c.join_pod(MTU)
+            c.program_kernel([a, b], Kernel())
+            for node in (a, b):
+                node.add_second_network(SECOND.second_octet)
+            say("   overlayd lease ls")
+            self.print_indented(self.command("lease", "ls"))
             say("   host a$ overlayd status")
             self.show(a, "status")
             say("   host a$ overlayd peers")
             self.show(a, "peers")
 
+    @staticmethod
+    def print_indented(text: str) -> None:
+        """Print what a command said."""
+        say("\n".join(f"     {line}" for line in text.splitlines()))
+
     def show(self, node: Node, command: str) -> None:
         """Print what a command says on a host."""
         found = subprocess.run(node.overlayd(command), capture_output=True, text=True)
-        say("\n".join(f"     {line}" for line in found.stdout.splitlines()))
+        self.print_indented(found.stdout)
 
     def ping_all(self) -> None:
         """Act 3: every pod to every other."""
         with self.acting(3, "Every pod pings every other (round trip in ms)"):
-            names = list(self.nodes)
+            names = "abc"
             say("      from \\ to " + "".join(f"{f'pod {name}':>9}" for name in names))
-            for name, node in self.nodes.items():
-                cells = []
-                for other in self.nodes.values():
+            for name in names:
+                node, cells = self.nodes[name], []
+                for other in (self.nodes[name] for name in names):
                     if other is node:
                         cells.append(f"{'-':>9}")
                         continue
@@ -187,9 +223,55 @@ class Demo:
         check(found.returncode == 0, f"host c cannot ping pod a from its node address: {found.stdout}")
         say(f"   and host c pings pod a from its node address {c.address}.")
 
+    def join_and_leave(self) -> None:
+        """Act 4: a host comes and goes."""
+        with self.acting(4, "Host d joins live and is reached, leaves and is unreachable"):
+            a, d = self.nodes["a"], self.nodes["d"]
+            d.subnet_file.write_text(f"FLANNEL_SUBNET=10.244.{d.third}.1/24\n", encoding="ascii")
+            d.join_pod(MTU)
+            say(f"   host d had {d.subnet()} when it ran last, says its subnet.env, and gets that again.")
+            started_s = time.monotonic()
+            self.running["d"] = d.start_overlayd(self.store)
+            leased_s = self.wait_for_lease(d)
+            wait_for(lambda: ping(a, d.pod_ip(), "-W", "0.2")[0] is not None, "pod a reaches pod d", JOIN_S)
+            reached_s = time.monotonic()
+            say(
+                f"   leased {leased_s - started_s:.2f} s after `overlayd run`,"
+                f" reached from pod a {reached_s - leased_s:.2f} s after that"
+            )
+            found = subprocess.run(d.overlayd("lease", "release"), capture_output=True, text=True)
+            left_s = time.monotonic()
+            check(found.returncode == 0, f"overlayd lease release: {found.stderr}")
+            said = ""
+
+            def is_unreachable() -> bool:
+                nonlocal said
+                said = ping(a, d.pod_ip(), "-W", "0.2")[1]
+                return "Unreachable" in said
+
+            wait_for(is_unreachable, "pod d is unreachable", JOIN_S)
+            line = next(line for line in said.splitlines() if "Unreachable" in line)
+            say(f"   released; {time.monotonic() - left_s:.2f} s later a ping says: {line}")
+            subprocess.run(d.overlayd("down"), check=True, capture_output=True)
+            self.running.pop("d").wait(10)
+
+    def wait_for_lease(self, node: Node) -> float:
+        """Wait until a host has its lease in the store; return when that was."""
+        assert self.lab is not None
+        database = Database(self.lab.directory / "store.db", may_create=False)
+        try:
+            wait_for(
+                lambda: any(node.address in (record.value or "") for record in database.snapshot().records),
+                f"host {node.name} has a lease: {node.log()[-500:]}",
+                10.0,
+            )
+            return time.monotonic()
+        finally:
+            database.close()
+
     def find_mtu(self) -> None:
-        """Act 4: the largest packet."""
-        with self.acting(4, f"The largest packet: {MTU} bytes fit, {MTU + 1} do not"):
+        """Act 5: the largest packet."""
+        with self.acting(5, f"The largest packet: {MTU} bytes fit, {MTU + 1} do not"):
             headers = 28  # IPv4 and ICMP
             for target in (self.nodes["b"], self.nodes["c"]):
                 passes, said = ping(self.nodes["a"], target.pod_ip(), "-M", "do", "-s", str(MTU - headers))
@@ -202,9 +284,9 @@ class Demo:
                 say(f"   a to {target.name}: {MTU} bytes pass in {passes:.2f} ms; {MTU + 1}: {words.strip()}")
 
     def measure(self) -> None:
-        """Act 5: throughput beside the kernel's."""
+        """Act 6: throughput beside the kernel's."""
         with self.acting(
-            5, f"TCP between pods a and b, {IPERF_S} s each, beside kernel VXLAN in the same lab"
+            6, f"TCP between pods a and b, {IPERF_S} s each, beside kernel VXLAN in the same lab"
         ):
             a, b = self.nodes["a"], self.nodes["b"]
             a.program_kernel([b], SECOND)
@@ -218,10 +300,10 @@ class Demo:
                 node.host.ip(f"link del {SECOND.device}\n")
 
     def refuse_strangers(self) -> None:
-        """Act 6: forged packets."""
-        with self.acting(6, f"Strangers: {FORGED} forged packets each, refused and counted"):
+        """Act 7: forged packets."""
+        with self.acting(7, f"Strangers: {FORGED} forged packets each, refused and counted"):
             assert self.lab is not None
-            a, b, c = self.nodes.values()
+            a, b, c, _ = self.nodes.values()
             believable = vxlan_payload(b.pod_ip(), a.pod_ip(), b.mac, a.mac)
             stolen = vxlan_payload(c.pod_ip(), a.pod_ip(), b.mac, a.mac)
 
@@ -297,15 +379,25 @@ class Demo:
             say(f"   host {name}: {', '.join(parts)}")
 
     def switch_to_ipip(self) -> None:
-        """Act 8: the same over IPIP."""
-        with self.acting(8, "Hosts a and b again, over IPIP"):
+        """Act 9: the same over IPIP."""
+        with self.acting(9, "Hosts a and b again, over IPIP"):
             assert self.lab is not None
             a, b = self.nodes["a"], self.nodes["b"]
             for name in "ab":
                 found = subprocess.run(self.nodes[name].overlayd("down"), capture_output=True, text=True)
                 check(found.returncode == 0, f"overlayd down on host {name}: {found.stderr}")
                 self.running.pop(name).wait(10)
-            self.start("ab", self.write_peers("peers-ipip.json", "ipip", [a, b]))
+            refused = subprocess.run(
+                [*OVERLAYD, "network", "set", NETWORK_IPIP, "--store", self.store],
+                capture_output=True,
+                text=True,
+            )
+            check(refused.returncode == 2, "a network with leases lets its backend be changed")
+            say(f"   {refused.stderr.strip()}")
+            self.command("network", "set", NETWORK_IPIP, "--force")
+            before = [node.subnet() for node in (a, b)]
+            self.start("ab", self.store)
+            check([node.take_subnet() for node in (a, b)] == before, "hosts a and b got other subnets")
             wire = FrameCounter(self.lab.router, "ra")
             try:
                 found = a.pod.run(
@@ -325,10 +417,11 @@ class Demo:
         self.build()
         self.come_up()
         self.ping_all()
+        self.join_and_leave()
         self.find_mtu()
         self.measure()
         self.refuse_strangers()
-        with self.acting(7, "Every packet is accounted for: offered = forwarded + drops"):
+        with self.acting(8, "Every packet is accounted for: offered = forwarded + drops"):
             self.prove_balance()
         self.switch_to_ipip()
 
@@ -351,6 +444,7 @@ def tell_what_to_try(demo: Demo) -> None:
     say(f"  {' '.join(OVERLAYD)} status {run_dir}")
     say(f"  {' '.join(OVERLAYD)} peers {run_dir}")
     say(f"  ip netns exec {demo.nodes['a'].host.name} tcpdump -ni under0")
+    say(f"  {' '.join(OVERLAYD)} lease ls --store {demo.store}")
     say("  make demo-down")
 
 

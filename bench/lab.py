@@ -170,8 +170,11 @@ class Node:
         """Make its two namespaces; they are not joined to anything yet."""
         self.name = name
         self.index = index
+        self.third = index  # octet of its subnets; take_subnet() learns another
+        self.mac = f"02:00:00:00:00:{index:02x}"  # of its VTEP, as the peers file has it
         self.directory = directory / name
         self.run_dir = self.directory / "run"
+        self.subnet_file = self.directory / "subnet.env"
         self.host = Namespace(f"{prefix}-{name}")
         self.pod = Namespace(f"{prefix}-pod-{name}")
         skip_dad(self.host, self.pod)
@@ -192,23 +195,18 @@ class Node:
         """The router's address on its link."""
         return f"192.0.2.{4 * self.index - 3}"
 
-    @property
-    def mac(self) -> str:
-        """Its VTEP MAC address."""
-        return f"02:00:00:00:00:{self.index:02x}"
-
     def subnet(self, second_octet: int = 244) -> str:
         """Its pod subnet, of overlayd's network or of another."""
-        return f"10.{second_octet}.{self.index}.0/24"
+        return f"10.{second_octet}.{self.third}.0/24"
 
     def pod_ip(self, second_octet: int = 244) -> str:
         """The address of its pod."""
-        return f"10.{second_octet}.{self.index}.2"
+        return f"10.{second_octet}.{self.third}.2"
 
     @property
     def pod_ip6(self) -> str:
         """The IPv6 address of its pod."""
-        return f"fd00:244:0:{self.index}::2"
+        return f"fd00:244:0:{self.third}::2"
 
     def join_router(self, router: Namespace) -> None:
         """Join host and router by a veth."""
@@ -229,15 +227,15 @@ class Node:
         """Join pod and host by a bridge, as the CNI bridge plugin does."""
         self.host.ip(
             f"link add cni0 mtu {mtu} type bridge\nlink set cni0 up\n"
-            f"addr add 10.244.{self.index}.1/24 dev cni0\n"
-            f"addr add fd00:244:0:{self.index}::1/64 dev cni0 nodad\n"
+            f"addr add 10.244.{self.third}.1/24 dev cni0\n"
+            f"addr add fd00:244:0:{self.third}::1/64 dev cni0 nodad\n"
             f"link add pod0 mtu {mtu} type veth peer name eth0 netns {self.pod.name}\n"
             "link set pod0 master cni0 up\n"
         )
         self.pod.ip(
             f"link set lo up\nlink set eth0 mtu {mtu} up\naddr add {self.pod_ip()}/24 dev eth0\n"
-            f"addr add {self.pod_ip6}/64 dev eth0 nodad\nroute add default via 10.244.{self.index}.1\n"
-            f"route add default via fd00:244:0:{self.index}::1\n"
+            f"addr add {self.pod_ip6}/64 dev eth0 nodad\nroute add default via 10.244.{self.third}.1\n"
+            f"route add default via fd00:244:0:{self.third}::1\n"
         )
 
     def set_pod_mtu(self, mtu: int) -> None:
@@ -247,10 +245,10 @@ class Node:
 
     def add_second_network(self, second_octet: int) -> None:
         """Give the pod an address in another network too."""
-        self.host.ip(f"addr add 10.{second_octet}.{self.index}.1/24 dev cni0\n")
+        self.host.ip(f"addr add 10.{second_octet}.{self.third}.1/24 dev cni0\n")
         self.pod.ip(
             f"addr add {self.pod_ip(second_octet)}/24 dev eth0\n"
-            f"route add 10.{second_octet}.0.0/16 via 10.{second_octet}.{self.index}.1\n"
+            f"route add 10.{second_octet}.0.0/16 via 10.{second_octet}.{self.third}.1\n"
         )
 
     def program_kernel(self, peers: Iterable[Node], kernel: Kernel) -> None:
@@ -259,10 +257,10 @@ class Node:
         self.host.ip(
             f"link add {dev} address {self.mac} mtu 1450 type vxlan id {kernel.vni} dev under0 "
             f"local {self.address} dstport {kernel.port} nolearning\n"
-            f"addr add 10.{octet}.{self.index}.0/32 dev {dev}\nlink set {dev} up\n"
+            f"addr add 10.{octet}.{self.third}.0/32 dev {dev}\nlink set {dev} up\n"
         )
         for peer in peers:
-            overlay = f"10.{octet}.{peer.index}.0"
+            overlay = f"10.{octet}.{peer.third}.0"
             fdb = ["bridge", "-n", self.host.name, "fdb", "replace", peer.mac, "dev", dev]
             subprocess.run([*fdb, "dst", peer.address, "self", "permanent"], check=True)
             self.host.ip(
@@ -281,12 +279,20 @@ class Node:
         """Return an overlayd command line for this host."""
         return self.host.command(*OVERLAYD, *args, "--run-dir", str(self.run_dir))
 
-    def start_overlayd(self, peers_file: Path, *flags: str) -> subprocess.Popen[bytes]:
-        """Start `overlayd run`."""
-        state = str(self.directory / "state")
-        command = self.overlayd("run", "--store", f"file://{peers_file}", "--state-dir", state, *flags)
+    def start_overlayd(self, store: str, *flags: str) -> subprocess.Popen[bytes]:
+        """Start `overlayd run` on a store."""
+        paths = ("--state-dir", str(self.directory / "state"), "--subnet-file", str(self.subnet_file))
+        command = self.overlayd("run", "--store", store, *paths, *flags)
         with (self.directory / "log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+
+    def take_subnet(self) -> str:
+        """Learn from subnet.env, as a CNI plugin does, which subnet overlayd has leased; return it."""
+        fields = dict(
+            line.split("=", 1) for line in self.subnet_file.read_text(encoding="ascii").splitlines()
+        )
+        self.third = int(fields["FLANNEL_SUBNET"].split(".")[2])
+        return self.subnet()
 
     def log(self) -> str:
         """Return what overlayd wrote."""
@@ -295,10 +301,12 @@ class Node:
 
 
 class Lab:
-    """Three hosts with a pod each, around a router."""
+    """Hosts with a pod each, around a router."""
 
-    def __init__(self, prefix: str, names: Iterable[str] = HOSTS, mtu: int = 1450) -> None:
-        """Build it, in place of one of the same prefix that was left behind."""
+    def __init__(
+        self, prefix: str, names: Iterable[str] = HOSTS, mtu: int = 1450, *, has_pods: bool = True
+    ) -> None:
+        """Build it, in place of one of the same prefix that was left behind; pods may join later."""
         remove_lab(prefix)
         self.prefix = prefix
         self.directory = lab_directory(prefix)
@@ -312,7 +320,8 @@ class Lab:
             for index, name in enumerate(names, 1):
                 node = self.nodes[name] = Node(name, index, prefix, self.directory)
                 node.join_router(self.router)
-                node.join_pod(mtu)
+                if has_pods:
+                    node.join_pod(mtu)
         except BaseException:
             self.close()
             raise

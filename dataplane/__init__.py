@@ -24,13 +24,15 @@ C, csrc/ (a unit is x.c and x.h):
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model                   | the exception tree; frozen values
-    P1 config flannel                 | parse at the edge: our flags, flannel's JSON
+    P1 config flannel alloc           | parse at the edge: our flags, flannel's JSON; which subnets are free
+    P2 lease underlay gate            | sans-IO: our own lease; our addresses; which leases become peers
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
-    P3 journal vtep                   | structured logs; the VTEP MAC address, kept over restarts
+    P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace
-    P5 forwarder daemon teardown status | the two processes, their end, what they say of themselves
+    P5 forwarder daemon leasing       | the two processes; what keeps our lease
+    P5 teardown status ledger         | their end, what they say of themselves; `network` and `lease`
     P6 cli __main__                   | the command line
 
 No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.

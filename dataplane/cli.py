@@ -134,7 +134,58 @@ def _status(args: argparse.Namespace) -> int:
 def _peers(args: argparse.Namespace) -> int:
     from dataplane import status
 
-    return _show(args, status.peers_text)
+    return _show(args, lambda answer: status.peers_text(answer, has_all=args.all))
+
+
+def _store(args: argparse.Namespace) -> str:
+    """Return the URL of the store that flags and environment name."""
+    from dataplane import config
+
+    return config.parse(args.given, os.environ).store
+
+
+def _network_get(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    _print(ledger.network_get(_store(args), as_json=args.json))
+    return 0
+
+
+def _network_set(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    text = sys.stdin.read() if args.config == "-" else args.config
+    _print(ledger.network_set(_store(args), text, is_forced=args.force))
+    return 0
+
+
+def _lease_ls(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    _print(ledger.lease_ls(_store(args), as_json=args.json))
+    return 0
+
+
+def _lease_put(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    wish = ledger.Wish(args.subnet, args.public_ip, args.public_ip6, args.backend, args.vtep_mac, args.ttl)
+    _print(ledger.lease_put(_store(args), wish, is_forced=args.force, as_json=args.json))
+    return 0
+
+
+def _lease_rm(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    _print(ledger.lease_rm(_store(args), args.subnet, as_json=args.json))
+    return 0
+
+
+def _lease_release(args: argparse.Namespace) -> int:
+    from dataplane import ledger
+
+    _print(ledger.lease_release(args.run_dir, as_json=args.json))
+    return 0
 
 
 def _down(args: argparse.Namespace) -> int:
@@ -176,22 +227,72 @@ def _add_run_dir(parser: _Parser) -> None:
     )
 
 
-def _add_flags(parser: _Parser, argv: Sequence[str]) -> None:
-    """Add the flags of `run`, from the one table of config; other commands do not wait for its import."""
-    if "run" not in argv:
+def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequence[str] = ()) -> None:
+    """Add flags of config's one table, all if none are named; other commands do not wait for its import."""
+    if command not in argv:
         return
     from dataplane.config import FLAGS
 
     parser.set_defaults(given={})
     for flag in FLAGS:
+        if names and flag.name not in names:
+            continue
+        value: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.is_switch else {}
         parser.add_argument(
             f"--{flag.name}",
+            **value,
             dest=flag.name,
             action=_Collect,
             default=argparse.SUPPRESS,
             metavar=flag.metavar,
             help=f"{flag.help} [{flag.variable}]",
         )
+
+
+def _seconds(text: str) -> float:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) <= 31_536_000:
+        raise argparse.ArgumentTypeError(f'"{text}" is not allowed; allowed are 1 to 31536000 seconds')
+    return float(text)
+
+
+STORE_FLAGS = ("store", "state-dir")
+
+
+def _add_group(commands: Any, name: str, text: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+
+
+def _add_network(commands: Any, argv: Sequence[str]) -> None:
+    group = _add_group(commands, "network", "the network config in the store")
+    get = _add_command(group, "get", "print the network config", _network_get)
+    get.add_argument("--json", action="store_true", help="with its revision")
+    put = _add_command(group, "set", "write the network config; nodes take it up at once", _network_set)
+    put.add_argument("config", metavar="JSON", help="flannel's, - reads it from standard input")
+    put.add_argument("--force", action="store_true", help="even if it cuts nodes off that work")
+    for parser in (get, put):
+        _add_flags(parser, argv, "network", STORE_FLAGS)
+
+
+def _add_lease(commands: Any, argv: Sequence[str]) -> None:
+    group = _add_group(commands, "lease", "the leases in the store")
+    ls = _add_command(group, "ls", "list the leases", _lease_ls)
+    put = _add_command(group, "put", "write a lease for a node that runs no overlayd", _lease_put)
+    rm = _add_command(group, "rm", "delete a lease; a node that runs takes it again", _lease_rm)
+    release = _add_command(group, "release", "give back the lease of this node, which leaves", _lease_release)
+    for parser in (put, rm):
+        parser.add_argument("subnet", metavar="SUBNET", help="10.244.3.0/24, or the key as `ls` shows it")
+    put.add_argument("--public-ip", metavar="ADDRESS", help="the node's underlay address")
+    put.add_argument("--public-ipv6", dest="public_ip6", metavar="ADDRESS", help="the same, IPv6")
+    put.add_argument("--backend", metavar="vxlan|ipip", help="(default: the network's)")
+    put.add_argument("--vtep-mac", metavar="MAC", help="of the node's VXLAN device")
+    put.add_argument("--ttl", type=_seconds, metavar="SECONDS", help="(default: it never expires)")
+    put.add_argument("--force", action="store_true", help="even if another node has this subnet")
+    for parser in (ls, put, rm):
+        _add_flags(parser, argv, "lease", STORE_FLAGS)
+    _add_run_dir(release)
+    for parser in (ls, put, rm, release):
+        parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
@@ -203,9 +304,8 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
     )
     parser.add_argument("--version", action="version", version=f"overlayd {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-    _add_flags(
-        _add_command(commands, "run", "follow the store and carry this node's pod packets", _run), argv
-    )
+    run = _add_command(commands, "run", "follow the store and carry this node's pod packets", _run)
+    _add_flags(run, argv, "run")
     _add_run_dir(_add_command(commands, "forwarder", "carry packets; `run` starts it by itself", _forwarder))
     for name, text, function in (
         ("status", "is this node ready, and what became of its packets", _status),
@@ -214,6 +314,10 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
         command = _add_command(commands, name, text, function)
         _add_run_dir(command)
         command.add_argument("--json", action="store_true", help="for programs")
+        if name == "peers":
+            command.add_argument("--all", action="store_true", help="our own and unreadable leases too")
+    _add_network(commands, argv)
+    _add_lease(commands, argv)
     down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
     _add_run_dir(down)
     down.add_argument(

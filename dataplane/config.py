@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dataplane.errors import ConfigError
 from dataplane.flannel import BACKENDS, check_unicast, suggest
 from dataplane.model import Encap, Network
 
 ENV_PREFIX = "OVERLAYD_"
+FLANNEL_PREFIX = "FLANNELD_"
+STATE_DIR = "/var/lib/overlayd"
+STORES = "sqlite:///path, file:///path and auto"
 NAME_MAX = 15  # IFNAMSIZ without its final NUL
 
 
@@ -22,11 +26,15 @@ class RunConfig:
     """What `overlayd run` was told."""
 
     store: str
+    store_reason: str = "--store"  # what chose it
     public_ip: IPv4Address | None = None  # None: the lease tells
     public_ip6: IPv6Address | None = None
     iface: str | None = None  # None: the one that holds the public address
     run_dir: Path = Path("/run/overlayd")
-    state_dir: Path = Path("/var/lib/overlayd")
+    state_dir: Path = Path(STATE_DIR)
+    subnet_file: Path = Path("/run/flannel/subnet.env")
+    lease_ttl_s: int = 86400
+    renew_margin_min: int = 60
     tun_name: str = "overlay0"
     allow_source: tuple[Network, ...] = ()
     spoof: str = "enforce"
@@ -44,11 +52,33 @@ class RunConfig:
 
 def _store(text: str) -> str:
     scheme, sep, path = text.partition("://")
-    if sep and scheme in ("etcd", "kube", "sqlite"):
-        raise ValueError(f"{scheme} is not supported yet; allowed is file:///path")
-    if not sep or scheme != "file" or not path.startswith("/") or path == "/" or "%00" in path:
-        raise ValueError(f'"{text}" is no store; allowed is file:///path')
+    if scheme in ("etcd", "kube"):
+        raise ValueError(f"{scheme} is not supported yet; allowed are {STORES}")
+    if text == "auto":
+        return text
+    is_known = sep and scheme in ("file", "sqlite")
+    if not is_known or not path.startswith("/") or path.endswith("/") or "%00" in path or "\0" in path:
+        raise ValueError(f'"{text}" is no store; allowed are {STORES}')
     return text
+
+
+def _number(low: int, high: int, unit: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text[:20]) <= high:
+            raise ValueError(f'"{text}" is not allowed; allowed are {low} to {high} {unit}')
+        return int(text)
+
+    return parse
+
+
+def _anything(text: str) -> str:
+    return text
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "t", "f"):
+        raise ValueError(f'"{text}": allowed are true, false')
+    return text.lower() in ("true", "1", "t")
 
 
 def _public_ip(text: str) -> IPv4Address:
@@ -127,7 +157,8 @@ class Flag:
     help: str
     parse: Callable[[str], Any]
     is_repeatable: bool = False
-    is_required: bool = False
+    selects: str | None = None  # the store that --store auto takes when this is given; field is "" then
+    is_switch: bool = False  # may stand without a value: true
 
     @property
     def variable(self) -> str:
@@ -135,13 +166,35 @@ class Flag:
         return ENV_PREFIX + self.name.upper().replace("-", "_")
 
 
+def _etcd(name: str, metavar: str) -> Flag:
+    return Flag(name, "", metavar, "take etcd (not supported yet)", _anything, selects="etcd")
+
+
 FLAGS = (
-    Flag("store", "store", "URL", "where leases come from: file:///path", _store, is_required=True),
+    Flag(
+        *("store", "store", "URL", f"where leases are kept: {STORES} (default: auto)"),
+        _store,
+    ),
     Flag("public-ip", "public_ip", "ADDRESS", "our IPv4 underlay address", _public_ip),
     Flag("public-ipv6", "public_ip6", "ADDRESS", "our IPv6 underlay address", _public_ip6),
     Flag("iface", "iface", "NAME", "underlay interface (default: the one with the public address)", _device),
     Flag("run-dir", "run_dir", "PATH", "sockets and lock (default: /run/overlayd)", _directory),
-    Flag("state-dir", "state_dir", "PATH", "survives a reboot (default: /var/lib/overlayd)", _directory),
+    Flag("state-dir", "state_dir", "PATH", f"survives a reboot (default: {STATE_DIR})", _directory),
+    Flag(
+        *("subnet-file", "subnet_file", "PATH"),
+        "tells CNI plugins our subnet (default: /run/flannel/subnet.env)",
+        _directory,
+    ),
+    Flag(
+        *("subnet-lease-renew-margin", "renew_margin_min", "MINUTES"),
+        "renew the lease when this much of it is left, 1 to 1439 (default: 60)",
+        _number(1, 1439, "minutes"),
+    ),
+    Flag(
+        *("subnet-lease-ttl", "lease_ttl_s", "SECONDS"),
+        "how long our lease lasts without renewal, 2 to 31536000 (default: 86400)",
+        _number(2, 31_536_000, "seconds"),
+    ),
     Flag("tun-name", "tun_name", "NAME", "the overlay device (default: overlay0)", _device),
     Flag("encap", "encap", "vxlan|ipip", "accept and send this encapsulation too; repeatable", _encap, True),
     Flag("allow-source", "allow_source", "CIDR", "accept these inner sources too; repeatable", _prefix, True),
@@ -176,6 +229,20 @@ FLAGS = (
         _one_of("debug", "info", "warning", "error"),
     ),
     Flag(*("log-format", "log_format", "text|json"), "(default: text)", _one_of("text", "json")),
+    # flannel's, by which --store auto chooses
+    _etcd("etcd-endpoints", "URLS"),
+    _etcd("etcd-prefix", "KEY"),
+    _etcd("etcd-keyfile", "PATH"),
+    _etcd("etcd-certfile", "PATH"),
+    _etcd("etcd-cafile", "PATH"),
+    _etcd("etcd-username", "NAME"),
+    _etcd("etcd-password", "TEXT"),
+    Flag(
+        *("kube-subnet-mgr", "", "true|false", "take Kubernetes (not supported yet)"),
+        _switch,
+        selects="kube",
+        is_switch=True,
+    ),
 )
 
 
@@ -204,17 +271,56 @@ def _parse(flag: Flag, texts: Sequence[str], source: str) -> object:
     return values[0]
 
 
+def _find_selector(given: Mapping[str, object], environ: Mapping[str, str], store: str) -> str | None:
+    """Return what asks for a store: a flag, its variable, or flannel's variable of that name."""
+    for flag in FLAGS:
+        if flag.selects != store:
+            continue
+        variable = FLANNEL_PREFIX + flag.variable.removeprefix(ENV_PREFIX)
+        if flag.name in given:
+            value, source = given[flag.name], f"--{flag.name}"
+        elif variable in environ:
+            value, source = _parse(flag, [environ[variable]], variable), variable
+        else:
+            continue
+        if value is not False:
+            return source
+    return None
+
+
+def sqlite_url(state_dir: Path) -> str:
+    """Return the URL of the embedded store in a state directory."""
+    return f"sqlite://{quote(str(state_dir / 'store.db'))}"
+
+
+def choose_store(given: Mapping[str, object], environ: Mapping[str, str], state_dir: Path) -> tuple[str, str]:
+    """Return what --store auto stands for, and why: kube flag, then any etcd flag, then sqlite."""
+    for store in ("kube", "etcd"):
+        source = _find_selector(given, environ, store)
+        if source is not None:
+            raise ConfigError(f"{source} asks for {store}, which is not supported yet; allowed are {STORES}")
+    return sqlite_url(state_dir), "auto: neither etcd nor Kubernetes is asked for"
+
+
 def parse(given: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> RunConfig:
     """Read flags (name -> texts, in order) and environment; a flag beats its variable."""
     from_environment = _read_environment(environ)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"store": "auto"}
+    selectors: dict[str, object] = {}
     for flag in FLAGS:
         if given.get(flag.name):
-            fields[flag.field] = _parse(flag, given[flag.name], f"--{flag.name}")
+            value = _parse(flag, given[flag.name], f"--{flag.name}")
         elif flag.name in from_environment:
-            fields[flag.field] = _parse(flag, from_environment[flag.name], flag.variable)
-        elif flag.is_required:
-            raise ConfigError(f"--{flag.name} is missing; expected {flag.help}")
+            value = _parse(flag, from_environment[flag.name], flag.variable)
+        else:
+            continue
+        if flag.selects is None:
+            fields[flag.field] = value
+        else:
+            selectors[flag.name] = value
+    if fields["store"] == "auto":
+        state_dir = fields.get("state_dir", Path(STATE_DIR))
+        fields["store"], fields["store_reason"] = choose_store(selectors, environ, state_dir)
     config = RunConfig(**fields)
     if config.iface == config.tun_name:
         raise ConfigError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`overlayd run`: follows the store and the host, and keeps dataplane and host as they must be.
 
-One worker turns whatever arrives (events of the store, changes of the host, retries) into one pass:
-reconcile, prepare the backend, set up the host, carry. A pass that fails at start ends the program with
-everything as it was; later it is an alarm, and is tried again. Forwarder, TUN and routes stay when the
+One worker turns whatever arrives (events of the store, changes of our lease and of the host, retries) into
+one pass: reconcile, prepare the backend, set up the host, carry. A pass that fails at start ends the program
+with everything as it was; later it is an alarm, and is tried again. Forwarder, TUN and routes stay when the
 program ends: only `overlayd down` takes them away.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import time
@@ -18,31 +19,56 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
-from dataplane import journal, vtep
+from dataplane import journal, subnetfile, vtep
 from dataplane.backend import Settings
 from dataplane.backend.userspace import Place, UserspaceBackend
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
 from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
 from dataplane.figures import Node, PeerRow, describe
-from dataplane.model import Alarm, Encap, Event, HostPlan, Lease, PlanHost, Publish, Rejected, Table
+from dataplane.lease import Lessee
+from dataplane.leasing import Leasing
+from dataplane.model import (
+    Action,
+    Alarm,
+    Encap,
+    Event,
+    HostPlan,
+    Lease,
+    Listed,
+    NetworkPut,
+    PlanHost,
+    Publish,
+    Rejected,
+    Table,
+)
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
-from dataplane.reconcile import Reconciler
+from dataplane.reconcile import PeerView, Reconciler
 from dataplane.rundir import RunDir
-from dataplane.store import Store, open_store
+from dataplane.store import LeaseStore, Store, open_store
 
 log = journal.Journal("daemon")
 
 RETRY_S = 5.0
+STORE_RETRY_MIN_S = 0.1
+RELEASE_TIMEOUT_S = 10.0
+ANSWER_S = 0.2  # for telling who asked for the release, before we end
 
 
 class HostChanged:
     """Input of the worker: addresses, links or routes of this host may be different."""
 
 
+class OwnChanged:
+    """Input of the worker: our lease, or how sure it is, may be different."""
+
+
 class Retry:
     """Input of the worker: do again what failed."""
+
+
+Input = Event | HostChanged | OwnChanged | Retry
 
 
 class Daemon:
@@ -55,9 +81,11 @@ class Daemon:
         self._started_s = time.monotonic()
         self._host = Host()
         self._backend = UserspaceBackend(Place(config, run_dir, epoch), self._host.port_holder, self._fail)
-        self._inputs: asyncio.Queue[Event | HostChanged | Retry] = asyncio.Queue()
+        self._inputs: asyncio.Queue[Input] = asyncio.Queue()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reconciler: Reconciler | None = None
+        self._released = asyncio.Event()
+        self._leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         # What must be, and how far it is.
         self._table: Table | None = None
         self._plan: HostPlan | None = None
@@ -69,7 +97,9 @@ class Daemon:
         }
         self._trouble: str | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._revision: int | None = None  # of the store, in force
         self._store_error: str | None = None
+        self._network_problem: str | None = None
         self._store_heard_s: float | None = None
 
     # --- life -------------------------------------------------------------------------------------
@@ -88,11 +118,27 @@ class Daemon:
             stack.callback(server.close)
 
             known_peers = await self._backend.adopt()
-            self._reconciler = Reconciler(self._config, await self._host.facts(), known_peers)
+            facts = await self._host.facts()
+            is_leased = isinstance(store, LeaseStore)
+            self._reconciler = Reconciler(self._config, facts, known_peers, is_leased=is_leased)
+            if isinstance(store, LeaseStore):
+                self._leasing = self._start_leasing(store)
+                self._leasing.host_changed(facts)
             await self._work_until_end(store)
 
+    def _start_leasing(self, store: LeaseStore) -> Leasing:
+        lessee = Lessee(
+            random.SystemRandom().randrange,
+            subnetfile.read_previous(self._config.subnet_file),
+            float(self._config.lease_ttl_s),
+            self._config.renew_margin_min * 60.0,
+        )
+        return Leasing(self._config, store, lessee, lambda: self._inputs.put_nowait(OwnChanged()))
+
     async def _work_until_end(self, store: Store) -> None:
-        parts = (self._follow_store(store), self._follow_host(), self._work())
+        parts = [self._follow_store(store), self._follow_host(), self._work()]
+        if self._leasing is not None:
+            parts.append(self._leasing.run())
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.wait([self._end, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -125,25 +171,32 @@ class Daemon:
         """Leave a node that works as it is, and of one that never came to work nothing behind."""
         if self.is_carrying:
             await self._backend.close()
-        elif await self._backend.undo():
+            return
+        if self._leasing is not None:
+            await self._leasing.undo()
+        if await self._backend.undo():
             await self._host.remove(self._config.tun_name)
 
     # --- what arrives -----------------------------------------------------------------------------
 
     async def _follow_store(self, store: Store) -> None:
         """Queue what the store says. It must be usable at start; later it may fail and come back."""
+        pause_s = STORE_RETRY_MIN_S
         while True:
             try:
                 async for event in store.events():
+                    pause_s = STORE_RETRY_MIN_S
                     self._store_heard_s = time.monotonic()
                     self._store_error = event.reason if isinstance(event, Rejected) else None
                     self._inputs.put_nowait(event)
             except (StoreError, ConfigError) as err:
                 if self._store_heard_s is None:
                     raise
-                log.error("store lost", error=err, retry_in_s=RETRY_S)
+                if str(err) != self._store_error:
+                    log.error("store lost", error=err)
                 self._store_error = str(err)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_S)
 
     async def _follow_host(self) -> None:
         """Queue that something on this host changed."""
@@ -162,6 +215,9 @@ class Daemon:
                 await self._take(inputs)
                 await self._converge()
                 self._trouble = None
+                if self._revision is None:
+                    log.info("store", url=self._config.store, chosen_by=self._config.store_reason)
+                self._revision = None if self._reconciler is None else self._reconciler.revision
             except StaleEpoch:
                 raise
             except RuntimeFailure as err:
@@ -176,24 +232,38 @@ class Daemon:
             self._retry.cancel()
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
 
-    async def _take(self, inputs: list[Event | HostChanged | Retry]) -> None:
+    async def _take(self, inputs: list[Input]) -> None:
         """Let the reconciler say what must be done."""
-        assert self._reconciler is not None
         for item in inputs:
-            if isinstance(item, Retry):
-                continue
-            if isinstance(item, HostChanged):
-                facts = await self._host.facts()
-                actions = self._reconciler.host_changed(facts, time.monotonic())
-            else:
-                actions = self._reconciler.apply(item, time.monotonic())
-            for action in actions:
+            for action in await self._judge(item):
                 if isinstance(action, Publish):
                     self._table = action.table
                 elif isinstance(action, PlanHost):
                     self._plan = action.plan
                 elif isinstance(action, Alarm):
                     log.warning(action.text)
+
+    async def _judge(self, item: Input) -> list[Action]:
+        """Tell the reconciler, and who keeps our lease, what arrived."""
+        reconciler, leasing = self._reconciler, self._leasing
+        assert reconciler is not None
+        if isinstance(item, HostChanged):
+            facts = await self._host.facts()
+            if leasing is not None:
+                leasing.host_changed(facts)
+            return reconciler.host_changed(facts, time.monotonic())
+        if isinstance(item, OwnChanged) and leasing is not None:
+            if leasing.is_released and not self._released.is_set():
+                self._released.set()
+                asyncio.get_running_loop().call_later(ANSWER_S, self._stop)
+            return reconciler.own_changed(leasing.own(), leasing.reason(), time.monotonic())
+        if isinstance(item, Retry | OwnChanged):
+            return []
+        if isinstance(item, Listed | NetworkPut):
+            self._network_problem = item.problem
+        if leasing is not None:
+            leasing.apply(item)
+        return reconciler.apply(item, time.monotonic())
 
     # --- making it so -----------------------------------------------------------------------------
 
@@ -209,6 +279,11 @@ class Daemon:
             log.info("host changed", change=change)
         await self._backend.carry(self._table)
         self.is_carrying = True
+        own = self._own()
+        if own is not None and subnetfile.write(
+            self._config.subnet_file, settings.network, own.key, settings.mtu
+        ):
+            log.info("subnet file written", path=self._config.subnet_file)
 
     def _settings(self) -> Settings | None:
         reconciler = self._reconciler
@@ -240,7 +315,22 @@ class Daemon:
         if request == {"cmd": "stop"}:
             self._stop()
             return {"stopping": True, "pid": os.getpid()}
-        return {"error": 'allowed are {"cmd": "status"} and {"cmd": "stop"}'}
+        if request == {"cmd": "release"}:
+            return await self._release()
+        return {"error": 'allowed as "cmd" are status, stop and release'}
+
+    async def _release(self) -> Reply:
+        """Give our lease back, and end when that is done."""
+        own = self._own()
+        if self._leasing is None or own is None:
+            return {"error": "this node has no lease to give back"}
+        self._leasing.release()
+        try:
+            await asyncio.wait_for(self._released.wait(), RELEASE_TIMEOUT_S)
+        except TimeoutError:
+            why = "; ".join(self._leasing.warnings()) or "the store does not answer"
+            return {"error": f"the lease of {own.key} is not given back yet: {why}"}
+        return {"released": str(own.key), "pid": os.getpid()}
 
     def _own(self) -> Lease | None:
         return None if self._reconciler is None else self._reconciler.own
@@ -270,8 +360,11 @@ class Daemon:
             return False, self._trouble
         if self._reconciler is None:
             return False, "starting"
-        if self._reconciler.reason is not None:
-            return False, self._reconciler.reason
+        problem = self._reconciler.reason
+        if problem is None and self._leasing is not None:
+            problem = self._leasing.reason()
+        if problem is not None:
+            return False, problem
         if not dataplane.is_alive:
             return False, "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
         if not self.is_carrying or dataplane.state != "running":
@@ -279,22 +372,25 @@ class Daemon:
         return True, "ok"
 
     def _describe(self) -> Reply:
-        reconciler = self._reconciler
         ready, reason = self._readiness()
         age_s = None if self._store_heard_s is None else round(time.monotonic() - self._store_heard_s, 3)
         store = {
             "url": self._config.store,
-            "revision": None if reconciler is None else reconciler.revision,
+            "revision": self._revision,
             "age_s": age_s,
             "error": self._store_error,
         }
         warnings = [*self._backend.warnings(), *self._host.warnings()]
-        if self._store_error is not None:
-            warnings.insert(0, f"store: {self._store_error}")
+        if self._leasing is not None:
+            warnings[:0] = self._leasing.warnings()
+        for problem in (self._network_problem, self._store_error):
+            if problem is not None:
+                warnings.insert(0, f"store: {problem}")
         node = Node(
             ready=ready,
             reason=reason,
             facts={**self._facts, "store": store},
+            lease=None if self._leasing is None else self._leasing.describe(),
             control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
             warnings=tuple(warnings),
             rows=self._rows(),
@@ -304,17 +400,22 @@ class Daemon:
     def _rows(self) -> tuple[PeerRow, ...]:
         if self._reconciler is None:
             return ()
-        return tuple(
-            PeerRow(
-                view.id,
-                "&".join(str(net) for net in view.subnets),
-                next(iter(view.lease.public_ips()), None),
-                view.lease.vtep_mac,
-                ENCAP_NAMES[view.lease.encap],
-                view.refused,
-            )
-            for view in self._reconciler.peers()
-        )
+        now = time.monotonic()
+        return tuple(_row(view, now) for view in self._reconciler.peers())
+
+
+def _row(view: PeerView, now: float) -> PeerRow:
+    entry, lease = view.entry, view.entry.lease
+    expires_s = entry.expires_s
+    return PeerRow(
+        view.id,
+        entry.name if lease is None else str(lease.key),
+        None if lease is None else lease.public_ips()[0],
+        None if lease is None else lease.vtep_mac or lease.vtep_mac6,
+        None if lease is None else ENCAP_NAMES[lease.encap],
+        view.refused,
+        None if expires_s is None else round(expires_s - now, 3),
+    )
 
 
 async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:

@@ -36,8 +36,9 @@ class PeerRow:
     subnet: str
     public_ip: Address | None
     vtep_mac: MacAddress | None
-    encap: str
+    encap: str | None  # None: unreadable, and then `subnet` is the key as the store has it
     refused: str | None = None
+    expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Node:
     reason: str
     facts: Status  # node, encap, subnet, mtu, tun, underlay, store
     control: Status
+    lease: Status | None = None
     warnings: tuple[str, ...] = ()
     rows: tuple[PeerRow, ...] = field(default=())
 
@@ -117,6 +119,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "vtep_mac": _text(row.vtep_mac),
         "encap": row.encap,
         "refused": row.refused,
+        "expires_in_s": row.expires_in_s,
     }
     if row.id is None or counters is None:
         return {**status, "tx_packets": 0, "tx_bytes": 0, "rx_packets": 0, "rx_bytes": 0, "drops": {}}
@@ -166,6 +169,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "vni": None if config is None else config.vni,
         "port": None if config is None else config.vxlan_port,
         "subnet": facts.get("subnet"),
+        "lease": node.lease,
         "mtu": facts.get("mtu") if config is None else config.tun_mtu,
         "tun": facts.get("tun"),
         "underlay": facts.get("underlay"),

@@ -11,10 +11,11 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
-from dataplane.model import Encap, Lease, MacAddress, NetworkConfig, SubnetKey
+from dataplane.model import Encap, Lease, MacAddress, Network, NetworkConfig, SubnetKey, SubnetRange
 
 VNI_MAX = (1 << 24) - 1
 DEFAULT_PORT = 8472  # what flannel and the kernel use; not IANA's 4789
@@ -185,6 +186,7 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         raise ValueError(f"{where}: EnableIPv4 and EnableIPv6 are both false")
     read_bool(fields.get("EnableNFTables", False), f"{where}.EnableNFTables")
     network = network6 = None
+    subnets = subnets6 = None
     if has_v4:
         if "Network" not in fields:
             raise ValueError(f'{where}: "Network" is missing, expected for example "10.244.0.0/16"')
@@ -192,7 +194,7 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         if not 8 <= network.prefixlen <= 28:
             raise ValueError(f"{where}.Network: {network} has an unusable length, allowed is /8 to /28")
         _check_ordinary(any(map(network.overlaps, _SPECIAL4)), network, f"{where}.Network")
-        _check_subnets(fields, where, network)
+        subnets = _read_range(fields, where, network)
     if has_v6:
         if "IPv6Network" not in fields:
             raise ValueError(f'{where}: "IPv6Network" is missing, expected for example "fd00:244::/48"')
@@ -201,10 +203,11 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         if not 16 <= network6.prefixlen <= 124:
             raise ValueError(f"{name}: {network6} has an unusable length, allowed is /16 to /124")
         _check_ordinary(any(map(network6.overlaps, _SPECIAL6)), network6, name)
-        _check_subnets(fields, where, network6)
+        subnets6 = _read_range(fields, where, network6)
     if "Backend" not in fields:
         raise ValueError(f'{where}: "Backend" is missing, expected for example {{"Type": "vxlan"}}')
-    return _parse_backend(fields["Backend"], f"{where}.Backend", network, network6, strict=strict)
+    config = _parse_backend(fields["Backend"], f"{where}.Backend", has_v6=has_v6, strict=strict)
+    return replace(config, network=network, network6=network6, subnets=subnets, subnets6=subnets6)
 
 
 def _check_ordinary(is_special: bool, network: IPv4Network | IPv6Network, where: str) -> None:
@@ -212,8 +215,8 @@ def _check_ordinary(is_special: bool, network: IPv4Network | IPv6Network, where:
         raise ValueError(f"{where}: {network} holds loopback, link-local, multicast or unspecified addresses")
 
 
-def _check_subnets(fields: Mapping[str, object], where: str, network: IPv4Network | IPv6Network) -> None:
-    """Check SubnetLen, SubnetMin and SubnetMax by flannel's rules; 0 or none means flannel's default."""
+def _read_range(fields: Mapping[str, object], where: str, network: IPv4Network | IPv6Network) -> SubnetRange:
+    """Read SubnetLen, SubnetMin and SubnetMax by flannel's rules; 0 or none means flannel's default."""
     prefix, longest, usual = ("", 30, 24) if network.version == 4 else ("IPv6", 126, 64)
     shortest = network.prefixlen + 2
     name = f"{where}.{prefix}SubnetLen"
@@ -222,13 +225,16 @@ def _check_subnets(fields: Mapping[str, object], where: str, network: IPv4Networ
         raise ValueError(
             f"{name}: {length} leaves no four subnets in {network}; allowed is {shortest} to {longest}"
         )
-    ends = []
-    for end in (f"{prefix}SubnetMin", f"{prefix}SubnetMax"):
+    step = 1 << network.max_prefixlen - length
+    # flannel leaves the first subnet out, unless it is asked for.
+    ends = [int(network.network_address) + step, int(network.broadcast_address) + 1 - step]
+    for i, end in enumerate((f"{prefix}SubnetMin", f"{prefix}SubnetMax")):
         if fields.get(end) is not None:
             text = read_text(fields[end], f"{where}.{end}")
-            ends.append(_read_bound(text, f"{where}.{end}", network, length))
-    if ends != sorted(ends):
+            ends[i] = _read_bound(text, f"{where}.{end}", network, length)
+    if ends[0] > ends[1]:
         raise ValueError(f"{where}.{prefix}SubnetMin is above {prefix}SubnetMax")
+    return SubnetRange(length, *ends)
 
 
 def _read_bound(text: str, where: str, network: IPv4Network | IPv6Network, length: int) -> int:
@@ -245,9 +251,7 @@ def _read_bound(text: str, where: str, network: IPv4Network | IPv6Network, lengt
     return int(address)
 
 
-def _parse_backend(
-    data: object, where: str, network: IPv4Network | None, network6: IPv6Network | None, *, strict: bool
-) -> NetworkConfig:
+def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> NetworkConfig:
     fields = fold_names(data, _BACKEND_FIELDS, where, strict=strict)
     short = where.rpartition(".")[2]
     if "Type" not in fields:
@@ -256,14 +260,14 @@ def _parse_backend(
     for name in ("GBP", "Learning", "DirectRouting"):
         if read_bool(fields.get(name, False), f"{where}.{name}"):
             raise ValueError(f"{where}.{name}: true is not supported yet")
-    if encap is Encap.IPIP and network6 is not None:
+    if encap is Encap.IPIP and has_v6:
         raise ValueError(f"{where}.Type: ipip carries IPv4 only; use vxlan for an IPv6Network")
     mtu = read_int(fields.get("MTU", 0), f"{where}.MTU", 0, MTU_MAX)
     if 0 < mtu < MTU_MIN:
         raise ValueError(f"{where}.MTU: {mtu} is too small, allowed is {MTU_MIN} to {MTU_MAX}, or 0")
     return NetworkConfig(
-        network=network,
-        network6=network6,
+        network=None,
+        network6=None,
         encap=encap,
         vni=read_int(fields.get("VNI", 1), f"{where}.VNI", 0, VNI_MAX),
         port=read_int(fields.get("Port", 0), f"{where}.Port", 0, 65535) or DEFAULT_PORT,
@@ -349,6 +353,43 @@ def lease_value(lease: Lease) -> str:
         if mac is not None:
             value[name] = {"VNI": 1 if lease.vni is None else lease.vni, "VtepMAC": str(mac)}
     return json.dumps(value, separators=(",", ":"))
+
+
+# --- subnet.env (flannel.md 3) ----------------------------------------------------------------------------
+
+
+def _gateway(subnet: Network) -> str:
+    return f"{subnet.network_address + 1}/{subnet.prefixlen}"
+
+
+def format_subnet_env(network: NetworkConfig, key: SubnetKey, mtu: int, *, has_masq: bool) -> str:
+    """Return subnet.env as flannel writes it, byte for byte; `mtu` in bytes, for pods."""
+    lines = []
+    if network.network is not None and key.subnet is not None:
+        lines += [f"FLANNEL_NETWORK={network.network}", f"FLANNEL_SUBNET={_gateway(key.subnet)}"]
+    if network.network6 is not None and key.subnet6 is not None:
+        lines += [
+            f"FLANNEL_IPV6_NETWORK={network.network6}",
+            f"FLANNEL_IPV6_SUBNET={_gateway(key.subnet6)}",
+        ]
+    lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(has_masq).lower()}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parse_subnet_env(text: str) -> SubnetKey | None:
+    """Return the subnet that an earlier subnet.env names; None if it names none that can be read."""
+    fields = dict(line.partition("=")[::2] for line in text.splitlines())
+    subnet: IPv4Network | None = None
+    subnet6: IPv6Network | None = None
+    try:
+        subnet = read_net4(fields.get("FLANNEL_SUBNET", ""), "FLANNEL_SUBNET")
+    except ValueError:
+        pass  # as flannel: what cannot be read was not there
+    try:
+        subnet6 = read_net6(fields.get("FLANNEL_IPV6_SUBNET", ""), "FLANNEL_IPV6_SUBNET")
+    except ValueError:
+        pass
+    return SubnetKey(subnet, subnet6) if subnet is not None or subnet6 is not None else None
 
 
 # --- MTU ------------------------------------------------------------------------------------------------

@@ -32,6 +32,15 @@ class MacAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class SubnetRange:
+    """The subnets that nodes may take in one family: all of one length, from the first to the last."""
+
+    length: int  # bits of prefix
+    first: int  # where the lowest subnet begins, as a number
+    last: int  # where the highest one begins
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
     """The cluster's network: flannel's network config after parsing, defaults filled in."""
 
@@ -41,6 +50,16 @@ class NetworkConfig:
     vni: int = 1
     port: int = 8472
     underlay_mtu: int | None = None  # Backend.MTU: replaces the interface's MTU
+    subnets: SubnetRange | None = None
+    subnets6: SubnetRange | None = None
+
+    def networks(self) -> tuple[Network, ...]:
+        """The networks there are, IPv4 first."""
+        return tuple(net for net in (self.network, self.network6) if net is not None)
+
+    def holds(self, address: Address) -> bool:
+        """Return whether an address lies inside the overlay."""
+        return any(address in net for net in self.networks())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +98,50 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A lease as the store holds it, or what stands there instead of one."""
+
+    name: str  # its key as the store writes it
+    lease: Lease | None
+    problem: str | None = None  # why there is no lease
+    created: int = 0  # revision that made it: of two that collide, the older one counts
+    changed: int = 0  # revision that changed or renewed it last
+    expires_s: float | None = None  # CLOCK_MONOTONIC of this process; None: never
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A complete list: whatever is not in it is gone."""
 
     revision: int
-    network: NetworkConfig
-    leases: tuple[Lease, ...]
+    network: NetworkConfig | None
+    entries: tuple[Entry, ...]
+    problem: str | None = None  # why there is no network
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPut:
+    """The network config changed, or is gone or unusable."""
+
+    revision: int
+    network: NetworkConfig | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LeasePut:
-    """A lease appeared or changed."""
+    """A lease appeared, changed or was renewed."""
 
     revision: int
-    lease: Lease
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseDeleted:
-    """A lease is gone."""
+    """A lease is gone: released, removed or expired."""
 
     revision: int
-    key: SubnetKey
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +152,7 @@ class Rejected:
     reason: str
 
 
-Event = Listed | LeasePut | LeaseDeleted | Rejected
+Event = Listed | NetworkPut | LeasePut | LeaseDeleted | Rejected
 
 
 # --- the table and the host: what must be ----------------------------------------------------
@@ -200,6 +241,7 @@ class HostFacts:
     """What reconciliation must know of this host."""
 
     interfaces: tuple[Interface, ...] = ()
+    default_ifaces: tuple[str, ...] = ()  # of the default routes, IPv4 first
 
     def holder(self, address: Address, name: str | None = None) -> Interface | None:
         """Return the interface that holds an address; with a name, that one or none."""

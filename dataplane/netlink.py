@@ -116,17 +116,30 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
         text = _attr(message, "IFA_LOCAL") or _attr(message, "IFA_ADDRESS")
         if text is not None:
             addresses.setdefault(message["index"], []).append(ip_address(text))
-    return HostFacts(
-        tuple(
-            Interface(
-                _attr(link, "IFLA_IFNAME"),
-                link["index"],
-                _attr(link, "IFLA_MTU"),
-                tuple(sorted(addresses.get(link["index"], ()), key=lambda ip: (ip.version, int(ip)))),
-            )
-            for link in ipr.get_links()
+    interfaces = tuple(
+        Interface(
+            _attr(link, "IFLA_IFNAME"),
+            link["index"],
+            _attr(link, "IFLA_MTU"),
+            # In the kernel's order: the first one is the primary one.
+            tuple(addresses.get(link["index"], ())),
         )
+        for link in ipr.get_links()
     )
+    names = {link.index: link.name for link in interfaces}
+    found = (_default_interface(ipr, family) for family in (socket.AF_INET, socket.AF_INET6))
+    return HostFacts(interfaces, tuple(names[index] for index in found if index in names))
+
+
+def _default_interface(ipr: IPRoute, family: int) -> int | None:
+    """Return the interface of the default route with the lowest metric; None if there is none."""
+    best: tuple[int, int] | None = None
+    for route in ipr.get_default_routes(family=family, table=MAIN_TABLE):
+        hops = _attr(route, "RTA_MULTIPATH")
+        index = _attr(route, "RTA_OIF") if not hops else hops[0]["oif"]
+        if index is not None:
+            best = min(best or (1 << 32, 0), (_attr(route, "RTA_PRIORITY") or 0, index))
+    return None if best is None else best[1]
 
 
 def _kind(link: Any) -> str | None:

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from dataplane.alloc import belongs
 from dataplane.config import RunConfig
 from dataplane.flannel import overlay_mtu
+from dataplane.gate import Scene, find_collisions, is_same_node, refuse
 from dataplane.model import (
     Action,
     Address,
     Alarm,
-    Encap,
+    Entry,
     Event,
     HostFacts,
     HostPlan,
@@ -33,19 +35,21 @@ from dataplane.model import (
     MacAddress,
     Network,
     NetworkConfig,
+    NetworkPut,
     Peer,
     PlanHost,
     Publish,
     Rejected,
     SubnetEntry,
-    SubnetKey,
     Table,
 )
+from dataplane.underlay import can_be_node
 
 GRACE_S = 60.0
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
 PEERS_MAX = 65536
 NO_HOLDER = "no interface of this host has"
+ALARMS_MAX = 10  # refused leases that one pass tells of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,8 @@ class PeerView:
     """A lease of another node, and what became of it."""
 
     id: int | None  # None: refused
-    lease: Lease
+    entry: Entry
     refused: str | None = None
-
-    @property
-    def subnets(self) -> tuple[Network, ...]:
-        """Its subnets, IPv4 first."""
-        return self.lease.key.subnets()
 
 
 class PeerIds:
@@ -97,53 +96,30 @@ def _host_prefix(address: Address) -> Network:
     return ip_network((address, address.max_prefixlen))
 
 
-def find_collisions(leases: Iterable[Lease], own: Lease) -> dict[SubnetKey, str]:
-    """Say which leases claim what is ours, or an address or a subnet of another node.
-
-    The table cannot hold a prefix twice, and a peer that claims our subnet could send in our pods' names.
-    Of two that collide the one with the lower key stays, in whatever order they came.
-    """
-    refusals: dict[SubnetKey, str] = {}
-    nodes: dict[Address, Lease] = {}  # who has this underlay address
-    holders: dict[Network, Lease] = {}
-    for lease in sorted(leases, key=lambda lease: str(lease.key)):
-        subnets = lease.key.subnets()
-        ours = next((net for net in subnets for mine in own.key.subnets() if overlap(net, mine)), None)
-        taken = next((net for net in subnets if net in holders), None)
-        stolen = next(
-            (ip for ip in lease.public_ips() if ip in nodes and not is_same_node(lease, nodes[ip])), None
-        )
-        if ours is not None:
-            refusals[lease.key] = f"its subnet {ours} overlaps our own"
-        elif taken is not None:
-            refusals[lease.key] = f"its subnet {taken} is also leased to {holders[taken].public_ips()[0]}"
-        elif stolen is not None:
-            refusals[lease.key] = f"its PublicIP {stolen} is also that of {nodes[stolen].key}"
-        else:
-            nodes |= dict.fromkeys(lease.public_ips(), lease)
-            holders |= dict.fromkeys(subnets, lease)
-    return refusals
-
-
-def overlap(one: Network, other: Network) -> bool:
-    """Return whether two networks share addresses."""
-    return one.version == other.version and one.overlaps(other)
-
-
-def is_same_node(one: Lease, other: Lease) -> bool:
-    """Return whether two leases are of one node: it is known by its first public address."""
-    return one.public_ips()[0] == other.public_ips()[0]
-
-
 class Reconciler:
     """Knows the leases and the host; says what must be."""
 
-    def __init__(self, config: RunConfig, facts: HostFacts, known_peers: Iterable[Peer] = ()) -> None:
-        """Begin with no leases; `known_peers` are those of the table in force, whose ids stay theirs."""
+    def __init__(
+        self,
+        config: RunConfig,
+        facts: HostFacts,
+        known_peers: Iterable[Peer] = (),
+        *,
+        is_leased: bool = False,
+    ) -> None:
+        """Begin with no leases; `known_peers` are those of the table in force, whose ids stay theirs.
+
+        Our own lease is the one in the store that has an address of this host; with `is_leased`, the one
+        that own_changed() tells of.
+        """
         self._config = config
         self._facts = facts
         self._ids = PeerIds(known_peers)
-        self._leases: dict[SubnetKey, Lease] = {}
+        self._is_leased = is_leased
+        self._own_problem: str | None = "waiting for the store"
+        self._entries: dict[str, Entry] = {}
+        self._judged: dict[str, tuple[Entry, str | None]] = {}
+        self._scene: Scene | None = None
         self._views: tuple[PeerView, ...] = ()
         self._published: Table | None = None
         self._planned: HostPlan | None = None
@@ -175,12 +151,19 @@ class Reconciler:
             return [Alarm(event.reason)]
         self.revision = event.revision
         if isinstance(event, Listed):
-            self.network = event.network
-            self._leases = {lease.key: lease for lease in event.leases}
+            self._entries = {entry.name: entry for entry in event.entries}
         elif isinstance(event, LeasePut):
-            self._leases[event.lease.key] = event.lease
+            self._entries[event.entry.name] = event.entry
         elif isinstance(event, LeaseDeleted):
-            self._leases.pop(event.key, None)
+            self._entries.pop(event.name, None)
+        if isinstance(event, Listed | NetworkPut):
+            self._take_network(event)
+        return self._reconcile(now)
+
+    def own_changed(self, own: Lease | None, problem: str | None, now: float) -> list[Action]:
+        """Take what lease is ours, and why that is not certain; a lease that was ours stays in force."""
+        self.own = own or self.own
+        self._own_problem = problem
         return self._reconcile(now)
 
     def host_changed(self, facts: HostFacts, now: float) -> list[Action]:
@@ -190,10 +173,21 @@ class Reconciler:
 
     # --- what must be -------------------------------------------------------------------------------------
 
+    def _take_network(self, event: Listed | NetworkPut) -> None:
+        """Take the network over, unless it is none, or one in which our pods could not stay."""
+        network = event.network
+        if network is None:
+            self.reason = event.problem if self.network is None else self.reason
+        elif self.own is None or not self._is_leased or belongs(self.own.key, network):
+            self.network = network
+
     def _reconcile(self, now: float) -> list[Action]:
+        if self._is_leased and self.own is None:
+            self.reason = self._own_problem
+            return []
         if self.network is None:
             return []
-        own, self.reason = self._find_own()
+        own, self.reason = (self.own, self._own_problem) if self._is_leased else self._find_own()
         if own is None:
             # What was in force stays; a node without a lease has no reason to cut its pods off.
             return self._raise_alarm(self.reason)
@@ -210,8 +204,7 @@ class Reconciler:
             )
             return self._raise_alarm(self.reason)
         self._alarm = None
-        self._views = self._judge_peers(own, now)
-        actions: list[Action] = []
+        actions = self._judge_peers(own, now)
         if plan != self._planned:
             self._planned = plan
             actions.append(PlanHost(plan))
@@ -232,52 +225,67 @@ class Reconciler:
         told = [ip for ip in (self._config.public_ip, self._config.public_ip6) if ip is not None]
         held = [ip for link in self._facts.interfaces for ip in link.addresses]
         ours = set(told or held)
-        matches = [lease for lease in self._leases.values() if ours.intersection(lease.public_ips())]
+        leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
+        matches = [lease for lease in leases if ours.intersection(lease.public_ips())]
         if len(matches) == 1:
             return matches[0], None
         if matches:
             keys = ", ".join(str(lease.key) for lease in matches)
             return None, f"leases {keys} all have an address of this host; choose one with --public-ip"
         shown = ", ".join(
-            str(ip) for ip in sorted(ours, key=lambda ip: (ip.version, int(ip))) if _can_be_node(ip)
+            str(ip) for ip in sorted(ours, key=lambda ip: (ip.version, int(ip))) if can_be_node(ip)
         )
         return None, f"no lease has a PublicIP of this host ({shown or 'none'}); add one, or give --public-ip"
 
-    def _judge_peers(self, own: Lease, now: float) -> tuple[PeerView, ...]:
-        others = [lease for lease in self._leases.values() if lease is not own]
-        held = {ip for link in self._facts.interfaces for ip in link.addresses}
-        refusals = {lease.key: self._refusal(lease, own, held) for lease in others}
-        refusals |= find_collisions((lease for lease in others if refusals[lease.key] is None), own)
-        ids = self._ids.assign(
-            (lease.public_ips()[0] for lease in others if refusals[lease.key] is None), now
+    def _judge_peers(self, own: Lease, now: float) -> list[Action]:
+        """Decide which leases become peers; return an alarm for each that is newly refused."""
+        others = [entry for entry in self._entries.values() if not _is_own(entry, own)]
+        refusals = self._judge(others, own)
+        accepted = {
+            entry.name: entry.lease.public_ips()[0]
+            for entry in others
+            if refusals[entry.name] is None and entry.lease is not None
+        }
+        ids = self._ids.assign(accepted.values(), now)
+        before = {(view.entry.name, view.refused) for view in self._views}
+        self._views = tuple(
+            _view(
+                entry, ids.get(accepted[entry.name]) if entry.name in accepted else None, refusals[entry.name]
+            )
+            for entry in others
         )
-        return tuple(_view(lease, ids.get(lease.public_ips()[0]), refusals[lease.key]) for lease in others)
+        refused = [view for view in self._views if view.refused is not None]
+        news = [view for view in refused if (view.entry.name, view.refused) not in before]
+        alarms = [Alarm(f"lease {view.entry.name} refused: {view.refused}") for view in news[:ALARMS_MAX]]
+        if len(news) > ALARMS_MAX:
+            alarms.append(Alarm(f"{len(news) - ALARMS_MAX} more leases refused; see overlayd peers --all"))
+        return list(alarms)
 
-    def _refusal(self, lease: Lease, own: Lease, held: set[Address]) -> str | None:
-        """Say why a lease cannot be a peer; None if it can."""
+    def _judge(self, entries: list[Entry], own: Lease) -> dict[str, str | None]:
+        """Return by name why each lease is refused, None for those that become peers.
+
+        What does not depend on other leases is judged again only when it changed.
+        """
         assert self.network is not None
-        enabled = {self.network.encap, *self._config.encap}
-        ours = next((ip for ip in lease.public_ips() if ip in held), None)
-        if ours is not None:
-            return f"its PublicIP {ours} is an address of this host"
-        if lease.encap not in enabled:
-            return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
-        if lease.encap is Encap.VXLAN and lease.vni not in (None, self.network.vni):
-            return f"its VNI {lease.vni} is not the network's VNI {self.network.vni}"
-        if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
-            return "it has no VtepMAC"
-        if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in own.public_ips()}:
-            return "it has no underlay address of a family that we have"
-        if lease.encap is Encap.IPIP and own.public_ip is None:
-            return "ipip needs an IPv4 underlay, and our lease has no PublicIP"
-        return None
+        links = (link for link in self._facts.interfaces if link.name != self._config.tun_name)
+        held = frozenset(ip for link in links for ip in link.addresses)
+        encaps = frozenset({self.network.encap, *self._config.encap})
+        scene = Scene(self.network, own, held, encaps, self._is_leased)
+        known = self._judged if scene == self._scene else {}
+        self._scene, self._judged = scene, {}
+        for entry in entries:
+            old = known.get(entry.name)
+            reason = old[1] if old is not None and old[0] == entry else refuse(entry, scene)
+            self._judged[entry.name] = (entry, reason)
+        refusals = {name: reason for name, (_, reason) in self._judged.items()}
+        return refusals | find_collisions(entry for entry in entries if refusals[entry.name] is None)
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
         return HostPlan(
             tun_name=self._config.tun_name,
             mtu=self._mtu(network, own, underlay),
             addresses=tuple(subnet.network_address for subnet in own.key.subnets()),
-            networks=tuple(net for net in (network.network, network.network6) if net is not None),
+            networks=network.networks(),
         )
 
     def _mtu(self, network: NetworkConfig, own: Lease, underlay: Interface) -> int:
@@ -293,7 +301,8 @@ class Reconciler:
         nodes: dict[int, dict[Address, None]] = {}
         for view in accepted:
             assert view.id is not None
-            nodes.setdefault(view.id, {}).update(dict.fromkeys(view.lease.public_ips()))
+            assert view.entry.lease is not None
+            nodes.setdefault(view.id, {}).update(dict.fromkeys(view.entry.lease.public_ips()))
         entries = [entry for view in accepted for entry in _entries(view, own)]
         addresses = sorted(
             {ip for link in self._facts.interfaces for ip in link.addresses if _can_be_source(ip)},
@@ -308,14 +317,16 @@ class Reconciler:
         )
 
 
-def _view(lease: Lease, peer_id: int | None, refused: str | None) -> PeerView:
+def _view(entry: Entry, peer_id: int | None, refused: str | None) -> PeerView:
     if refused is None and peer_id is None:
         refused = f"the table is full: it holds {PEERS_MAX} peers"
-    return PeerView(peer_id if refused is None else None, lease, refused)
+    return PeerView(peer_id if refused is None else None, entry, refused)
 
 
-def _can_be_node(ip: Address) -> bool:
-    return not (ip.is_loopback or ip.is_link_local)
+def _is_own(entry: Entry, own: Lease) -> bool:
+    """Return whether an entry is our own lease, as it is or as it was before its last change."""
+    lease = entry.lease
+    return lease is not None and lease.key == own.key and is_same_node(lease, own)
 
 
 def _can_be_source(ip: Address) -> bool:
@@ -324,10 +335,12 @@ def _can_be_source(ip: Address) -> bool:
 
 def _entries(view: PeerView, own: Lease) -> Iterator[SubnetEntry]:
     """Yield the table entries of a peer: each subnet over the underlay of its family, else over the other."""
-    lease, reachable = view.lease, {ip.version for ip in own.public_ips()}
+    lease = view.entry.lease
+    assert lease is not None
+    reachable = {ip.version for ip in own.public_ips()}
     vteps = {ip.version: ip for ip in lease.public_ips() if ip.version in reachable}
     macs: dict[int, MacAddress | None] = {4: lease.vtep_mac, 6: lease.vtep_mac6}
-    for subnet in view.subnets:
+    for subnet in lease.key.subnets():
         vtep = vteps.get(subnet.version) or next(iter(vteps.values()))
         mac = macs[subnet.version] or lease.vtep_mac or lease.vtep_mac6
         assert view.id is not None

@@ -39,11 +39,16 @@ def failure(what: str, path: Path, err: OSError) -> RuntimeFailure:
     return RuntimeFailure(f"cannot {what} {path}: {os.strerror(err.errno or 0)}")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a crash at any moment leaves either the old text or the new one."""
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
+    """Replace a file so that a crash at any moment leaves either the old text or the new one.
+
+    `mode` holds whatever the umask is; without, the umask decides.
+    """
     draft = path.with_name(f".{path.name}.new")
     try:
         with draft.open("w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -55,10 +55,23 @@ def _head(status: Status) -> str:
     return " · ".join(parts)
 
 
+def _lease(lease: Status | None) -> str:
+    if lease is None:
+        return ""
+    expires_in_s, renews_in_s = lease["expires_in_s"], lease["renews_in_s"]
+    if expires_in_s is None:
+        return " (reserved)"
+    if expires_in_s < 0:
+        return f" (lease expired {span(-expires_in_s)} ago)"
+    if renews_in_s < 0:
+        return f" (lease to be renewed, expires in {span(expires_in_s)})"
+    return f" (lease renews in {span(renews_in_s)}, expires in {span(expires_in_s)})"
+
+
 def _network(status: Status) -> str:
     parts = []
     if status["subnet"]:
-        parts.append(f"subnet {status['subnet']}")
+        parts.append(f"subnet {status['subnet']}{_lease(status.get('lease'))}")
     underlay = status["underlay"]
     if underlay:
         parts.append(
@@ -125,26 +138,9 @@ def status_text(status: Status) -> str:
     return "\n".join(lines)
 
 
-def _row(peer: Status) -> tuple[str, ...]:
-    dropped = ", ".join(f"{name} {count}" for name, count in peer["drops"].items())
-    return (
-        "-" if peer["id"] is None else str(peer["id"]),
-        str(peer["subnet"]),
-        str(peer["public_ip"]),
-        str(peer["vtep_mac"] or "-"),
-        str(peer["encap"]),
-        str(peer["tx_packets"]),
-        str(peer["rx_packets"]),
-        f"refused: {peer['refused']}" if peer.get("refused") else dropped or "-",
-    )
-
-
-def peers_text(status: Status) -> str:
-    """Return what `overlayd peers` prints: a table, one line a peer."""
-    rows: list[tuple[str, ...]] = [("ID", "SUBNET", "PUBLIC IP", "VTEP MAC", "ENCAP", "TX", "RX", "DROPS")]
-    rows += [_row(peer) for peer in status["peers"]]
+def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Lay out rows in columns; those of `numbers` go to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    numbers = (0, 5, 6)
     lines = []
     for row in rows:
         cells = [
@@ -153,3 +149,45 @@ def peers_text(status: Status) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _remark(peer: Status) -> str:
+    if peer.get("refused"):
+        return f"refused: {peer['refused']}"
+    remarks = [f"{name} {count}" for name, count in peer["drops"].items()]
+    expires_in_s = peer.get("expires_in_s")
+    if expires_in_s is not None and expires_in_s < 0:
+        remarks.insert(0, f"stale: expired {span(-expires_in_s)} ago")
+    return ", ".join(remarks) or "-"
+
+
+def _row(peer: Status) -> tuple[str, ...]:
+    return (
+        "-" if peer["id"] is None else str(peer["id"]),
+        str(peer["subnet"]),
+        str(peer["public_ip"] or "-"),
+        str(peer["vtep_mac"] or "-"),
+        str(peer["encap"] or "-"),
+        str(peer["tx_packets"]),
+        str(peer["rx_packets"]),
+        _remark(peer),
+    )
+
+
+def _own_row(status: Status) -> tuple[str, ...]:
+    address = (status["underlay"] or {}).get("address")
+    return ("-", str(status["subnet"]), str(address or "-"), "-", str(status["encap"]), "-", "-", "our own")
+
+
+def peers_text(status: Status, *, has_all: bool = False) -> str:
+    """Return what `overlayd peers` prints: a table, one line a peer.
+
+    Leases that cannot even be read, and our own, are shown with `has_all` alone.
+    """
+    rows: list[tuple[str, ...]] = [("ID", "SUBNET", "PUBLIC IP", "VTEP MAC", "ENCAP", "TX", "RX", "DROPS")]
+    if has_all and status["subnet"]:
+        rows.append(_own_row(status))
+    shown = [peer for peer in status["peers"] if has_all or peer["encap"]]
+    hidden = len(status["peers"]) - len(shown)
+    text = columns([*rows, *map(_row, shown)], numbers=(0, 5, 6))
+    return f"{text}\n{hidden} unreadable: overlayd peers --all" if hidden else text

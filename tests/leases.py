@@ -6,27 +6,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 from dataplane.config import RunConfig
+from dataplane.flannel import format_key
 from dataplane.model import (
     Action,
     Address,
     Encap,
+    Entry,
     HostFacts,
     HostPlan,
     Interface,
     Lease,
+    LeaseDeleted,
+    LeasePut,
     Listed,
     MacAddress,
     NetworkConfig,
     PlanHost,
     Publish,
     SubnetKey,
+    SubnetRange,
     Table,
 )
 
 CONFIG = RunConfig(store="file:///x")
-NET = NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN)
+SUBNETS = SubnetRange(24, int(IPv4Address("10.244.1.0")), int(IPv4Address("10.244.255.0")))
+NET = NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN, subnets=SUBNETS)
 NET6 = NetworkConfig(None, IPv6Network("fd00:244::/48"), Encap.VXLAN)
 DUAL = NetworkConfig(NET.network, NET6.network6, Encap.VXLAN)
 LO = Interface("lo", 1, 65536, (IPv4Address("127.0.0.1"), IPv6Address("::1")))
@@ -70,7 +77,22 @@ def only6(n: int) -> Lease:
 
 def listed(*leases: Lease, network: NetworkConfig = NET, revision: int = 1) -> Listed:
     """Return a complete list."""
-    return Listed(revision, network, leases)
+    return Listed(revision, network, tuple(map(entry, leases)))
+
+
+def entry(lease: Lease, **more: Any) -> Entry:
+    """Return a lease as a store holds it."""
+    return Entry(format_key(lease.key), lease, **more)
+
+
+def put(revision: int, lease: Lease) -> LeasePut:
+    """Return that a lease appeared or changed."""
+    return LeasePut(revision, entry(lease, changed=revision))
+
+
+def deleted(revision: int, key: SubnetKey) -> LeaseDeleted:
+    """Return that a lease is gone."""
+    return LeaseDeleted(revision, format_key(key))
 
 
 def table_of(actions: Iterable[Action]) -> Table:

@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where leases come from: one small protocol, and the store that a URL names."""
+"""Where leases come from: two small protocols, and the store that a URL names."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from dataplane.errors import ConfigError
-from dataplane.model import Event
+from dataplane.model import Entry, Event, Lease, Listed
 
 
 class Store(Protocol):
     """A lease store as `overlayd run` sees it."""
 
-    @property
-    def is_preassigned(self) -> bool:
-        """Whether nodes find their subnet in the store, instead of choosing one."""
-        ...
-
     def events(self) -> AsyncIterator[Event]:
         """Yield a complete list (Listed), then every change for ever.
 
-        Raises StoreError if the store cannot be used; may be called again then. Revisions only grow.
+        Raises StoreError if the store cannot be used; may be called again then, and may go on from where
+        it was instead of listing. Revisions only grow.
         """
         ...
 
@@ -32,11 +28,45 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str) -> Store:
-    """Open the store that a URL names; nothing is read before events()."""
-    scheme, _, path = url.partition("://")
-    if scheme != "file" or not path.startswith("/"):
-        raise ConfigError(f'store "{url}": allowed is file:///path')
-    from dataplane.store.file import FileStore
+@runtime_checkable
+class LeaseStore(Store, Protocol):
+    """A store in which nodes choose their subnet, instead of finding it there.
 
-    return FileStore(Path(unquote(path)))
+    What is written names the revision it relies on; keyvalue.Conflict says what is there instead.
+    """
+
+    async def read(self) -> Listed:
+        """Return all there is now."""
+        ...
+
+    async def read_config(self) -> tuple[str | None, int]:
+        """Return the network config as it is written, and the revision of that; (None, 0) for none."""
+        ...
+
+    async def put_config(self, text: str, expected: int) -> None:
+        """Write the network config in place of that of revision `expected`, 0 for none."""
+        ...
+
+    async def put(self, lease: Lease, ttl_s: float | None, expected: int) -> Entry:
+        """Write a lease in place of that of revision `expected`, 0 for a new one; None: it never expires."""
+        ...
+
+    async def delete(self, name: str, expected: int) -> int:
+        """Delete a lease of revision `expected`; return the revision of that."""
+        ...
+
+
+def open_store(url: str, *, may_create: bool = True) -> Store:
+    """Open the store that a URL names; nothing is read or made before the first call."""
+    scheme, _, rest = url.partition("://")
+    path = Path(unquote(rest))
+    if scheme not in ("sqlite", "file") or not path.is_absolute():
+        raise ConfigError(f'store "{url}": allowed are sqlite:///path and file:///path')
+    if scheme == "file":
+        from dataplane.store.file import FileStore
+
+        return FileStore(path)
+    from dataplane.store.registry import Registry
+    from dataplane.store.sqlite import SqliteKeyValue
+
+    return Registry(SqliteKeyValue(path, may_create=may_create))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dataplane import flannel
 from dataplane.errors import ConfigError, OverlaydError, StoreError
-from dataplane.model import Address, Encap, Event, Lease, Listed, NetworkConfig, Rejected
+from dataplane.model import Address, Encap, Entry, Event, Lease, Listed, NetworkConfig, Rejected
 from dataplane.store.watch import PathWatch, explain
 
 FILE_MAX = 16 << 20  # bytes
@@ -226,8 +226,6 @@ def parse_peers(text: str, name: str = "peers.json") -> Peers:
 class FileStore:
     """The store behind file:///path."""
 
-    is_preassigned = True
-
     def __init__(self, path: Path) -> None:
         """Name the file; it is read by events()."""
         self._path = path
@@ -275,7 +273,10 @@ class FileStore:
         if peers != self._peers:
             self._revision += 1
             self._peers = peers
-        return Listed(self._revision, *peers)
+        network, leases = peers
+        return Listed(
+            self._revision, network, tuple(Entry(flannel.format_key(lease.key), lease) for lease in leases)
+        )
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield what the file says, then each change of it, and why an edit was refused."""

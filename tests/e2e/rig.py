@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -81,6 +81,7 @@ class Daemon:
         self.run_dir = directory / "run"
         self.peers_path = directory / "peers.json"
         self.log_path = directory / "log"
+        self.subnet_file = directory / "subnet.env"
         self.flags = list(flags)
         self.process: subprocess.Popen[bytes] | None = None
         self._counters: tuple[native.Counters, int] | None = None
@@ -99,7 +100,7 @@ class Daemon:
 
     def run_command(self) -> list[str]:
         """Return the command line of `overlayd run`."""
-        state = ["--state-dir", str(self.directory / "state")]
+        state = ["--state-dir", str(self.directory / "state"), "--subnet-file", str(self.subnet_file)]
         return [*self.command("run", "--store", f"file://{self.peers_path}", *state), *self.flags]
 
     def start(self) -> None:
@@ -254,6 +255,7 @@ class Rig:
         peers: dict[str, Any] | None = None,
         flags: Sequence[str] = DEFAULT_FLAGS,
         name: str = "",
+        kind: type[Daemon] = Daemon,
     ) -> None:
         """Build it and start the daemon; `name` tells rigs that stand at the same time apart."""
         prefix = f"e2e{os.getpid() % 100000}{name}"
@@ -268,7 +270,7 @@ class Rig:
             stack.callback(self.wire.close)
             self.pod = Tap(self.far, "podw0")
             stack.callback(self.pod.close)
-            self.daemon = Daemon(self.dut, directory, frames.peers_file() if peers is None else peers, flags)
+            self.daemon = kind(self.dut, directory, frames.peers_file() if peers is None else peers, flags)
             stack.callback(self.daemon.close)
             self.daemon.start()
             self.watch_overlay()
@@ -306,7 +308,7 @@ class Rig:
         assert self._overlay is not None
         return self._overlay
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

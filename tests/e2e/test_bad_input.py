@@ -132,7 +132,7 @@ BAD_STORES = {
     "http": "http://192.0.2.1/peers.json",
     "etcd": "etcd://192.0.2.1:2379",
     "kube": "kube://",
-    "sqlite": "sqlite:///var/lib/x.db",
+    "sqlite": "sqlite://x.db",
 }
 
 
@@ -144,11 +144,13 @@ def test_bad_store_url_is_refused(daemon: Daemon, name: str) -> None:
     Refusal(daemon, command).expect(2, "--store", "file:///path")
 
 
-def test_missing_store_is_refused(daemon: Daemon) -> None:
-    """Without --store nothing can be done: status 2."""
+@pytest.mark.parametrize("flag", ["--etcd-endpoints=http://192.0.2.1:2379", "--kube-subnet-mgr"])
+def test_store_that_is_not_there_yet_is_refused(daemon: Daemon, flag: str) -> None:
+    """Without --store, a flag of flannel's that asks for etcd or Kubernetes is refused by name: status 2."""
     command = daemon.run_command()
     at = command.index("--store")
-    Refusal(daemon, command[:at] + command[at + 2 :]).expect(2, "--store")
+    words = (flag.partition("=")[0], "not supported yet", "sqlite:///path")
+    Refusal(daemon, [*command[:at], *command[at + 2 :], flag]).expect(2, *words)
 
 
 BAD_ENVIRONMENT: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {

@@ -10,6 +10,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane import flannel
 from dataplane.config import RunConfig
 from dataplane.model import (
     Address,
@@ -31,6 +32,7 @@ from dataplane.model import (
     Table,
 )
 from dataplane.reconcile import GRACE_S, Reconciler
+from tests.leases import deleted, listed, put
 
 OWN_IP = IPv4Address("192.0.2.1")
 CONFIG = RunConfig(store="file:///x")
@@ -65,9 +67,9 @@ def events() -> st.SearchStrategy[Event]:
     """What a store may say; the revision is filled in later."""
     lists = st.lists(leases(), max_size=SUBNETS, unique_by=lambda lease: lease.key)
     return st.one_of(
-        st.builds(lambda found: Listed(0, NET, tuple(found)), lists),
-        st.builds(lambda lease: LeasePut(0, lease), leases()),
-        st.builds(lambda n: LeaseDeleted(0, key(n)), st.integers(1, SUBNETS)),
+        st.builds(lambda found: listed(*found, revision=0), lists),
+        st.builds(lambda lease: put(0, lease), leases()),
+        st.builds(lambda n: deleted(0, key(n)), st.integers(1, SUBNETS)),
     )
 
 
@@ -80,11 +82,11 @@ class Naive:
     def apply(self, event: Event) -> None:
         """Take an event."""
         if isinstance(event, Listed):
-            self.leases = {lease.key: lease for lease in event.leases}
-        elif isinstance(event, LeasePut) and self.leases is not None:
-            self.leases[event.lease.key] = event.lease
+            self.leases = {entry.lease.key: entry.lease for entry in event.entries if entry.lease}
+        elif isinstance(event, LeasePut) and self.leases is not None and event.entry.lease:
+            self.leases[event.entry.lease.key] = event.entry.lease
         elif isinstance(event, LeaseDeleted) and self.leases is not None:
-            self.leases.pop(event.key, None)
+            self.leases.pop(flannel.parse_key(event.name), None)
 
     def own(self) -> Lease | None:
         """Return our lease, if there is just one."""
@@ -156,11 +158,11 @@ def test_any_sequence(steps: list[tuple[Event, int]]) -> None:
         gone = {ip: rest for ip, rest in gone.items() if ip not in now_ids}
         gone |= {ip: (peer_id, now) for ip, peer_id in ids.items() if ip not in now_ids}
         ids = now_ids
-        refused = {view.lease for view in reconciler.peers() if view.id is None}
+        refused = {view.entry.lease for view in reconciler.peers() if view.id is None}
         assert naive.leases is not None
         assert refused == set(naive.leases.values()) - naive.peers() - {own}
         assert all((view.id is None) == (view.refused is not None) for view in reconciler.peers())
-        again = reconciler.apply(LeasePut(revision, own), now)
+        again = reconciler.apply(put(revision, own), now)
         assert again == []
 
 
@@ -170,7 +172,7 @@ def test_order_of_a_list(found: list[Lease]) -> None:
     one, other = Reconciler(CONFIG, FACTS), Reconciler(CONFIG, FACTS)
     tables = []
     for reconciler, order in ((one, found), (other, found[::-1])):
-        actions = reconciler.apply(Listed(1, NET, tuple(order)), 0.0)
+        actions = reconciler.apply(listed(*order), 0.0)
         tables.append([action.table for action in actions if isinstance(action, Publish)])
     shown = [[(e.prefix, e.vtep, e.vtep_mac) for t in found for e in t.subnets] for found in tables]
     assert shown[0] == shown[1]
@@ -203,12 +205,12 @@ def test_collisions(found: list[Lease], random: Random) -> None:
     accepted = []
     for order in (found, shuffled):
         reconciler = Reconciler(CONFIG, FACTS)
-        actions = reconciler.apply(Listed(1, NET, (own, *order)), 0.0)
+        actions = reconciler.apply(listed(own, *order), 0.0)
         (table,) = (action.table for action in actions if isinstance(action, Publish))
         prefixes = [entry.prefix for entry in table.subnets]
         addresses = [ip for peer in table.peers for ip in peer.addresses]
         assert len(set(prefixes)) == len(prefixes)
         assert len(set(addresses)) == len(addresses)
         assert not [net for net in prefixes if net.version == 4 and net.overlaps(own.key.subnets()[0])]
-        accepted.append({view.lease for view in reconciler.peers() if view.refused is None})
+        accepted.append({view.entry.lease for view in reconciler.peers() if view.refused is None})
     assert accepted[0] == accepted[1]

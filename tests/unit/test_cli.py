@@ -81,7 +81,7 @@ RUN = ("run", "--store", "file:///x")
         pytest.param((), "the command is missing; allowed are run, forwarder, status", id="nothing"),
         pytest.param(
             ("stauts",),
-            'command "stauts" is unknown; allowed are run, forwarder, status, peers, down'
+            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, down'
             " (did you mean status?)",
             id="unknown command",
         ),
@@ -103,16 +103,20 @@ RUN = ("run", "--store", "file:///x")
         ),
         pytest.param(("down", "--run-dir", ""), 'argument --run-dir: "" is no absolute path', id="down"),
         pytest.param(("forwarder", "--store", "x"), "flag --store is unknown to overlayd f", id="forwarder"),
+        pytest.param(("network",), "the following arguments are required: COMMAND", id="no subcommand"),
+        pytest.param(("lease", "sl"), "argument COMMAND: invalid choice: 'sl'", id="unknown subcommand"),
+        pytest.param(("lease", "put", "x", "--ttl", "0"), '"0" is not allowed; allowed are 1 to', id="--ttl"),
+        pytest.param(("lease", "ls", "--store", "x"), '--store: "x" is no store', id="store of lease ls"),
         pytest.param(
-            ("run",), "--store is missing; expected where leases come from: file:///path", id="no store"
+            ("lease", "ls", "--store", "file:///x"), "is a file for people to edit", id="file store"
         ),
         pytest.param(("run", "--stoer", "x"), "(did you mean --store?)", id="unknown flag of run"),
         pytest.param(("run", "--stoer=x"), "flag --stoer is unknown to overlayd run", id="and its value"),
         pytest.param(
-            ("run", "--store", "x"), '--store: "x" is no store; allowed is file:///path', id="store"
+            ("run", "--store", "x"), '--store: "x" is no store; allowed are sqlite:///path', id="store"
         ),
         pytest.param(
-            ("run", "--store", "etcd://x"), "--store: etcd is not supported yet; allowed is", id="etcd"
+            ("run", "--store", "etcd://x"), "--store: etcd is not supported yet; allowed", id="etcd"
         ),
         pytest.param((*RUN, "--encap", "ipi"), "(did you mean ipip?)", id="encap"),
         pytest.param((*RUN, *RUN[1:]), "--store is given 2 times; once is allowed", id="twice"),
@@ -163,11 +167,12 @@ def test_version() -> None:
 def test_help() -> None:
     """The help names every command, and that of `run` every flag with its variable."""
     commands = overlayd("--help").stdout
-    for name in ("run", "forwarder", "status", "peers", "down"):
+    for name in ("run", "forwarder", "status", "peers", "network", "lease", "down"):
         assert re.search(rf"^    {name}\b", commands, re.MULTILINE)
     flags = " ".join(overlayd("run", "--help", COLUMNS="200").stdout.split())
     for flag in FLAGS:
-        assert f"--{flag.name} {flag.metavar} " in flags
+        value = f"[{flag.metavar}]" if flag.is_switch else flag.metavar
+        assert f"--{flag.name} {value} " in flags
         assert f"[{flag.variable}]" in flags
 
 

@@ -37,9 +37,14 @@ VALID = (
     ("forwarder", ["wait"], "wait"),
     ("log-level", ["debug"], "debug"),
     ("log-format", ["json"], "json"),
+    ("subnet-file", ["/run/x/subnet.env"], Path("/run/x/subnet.env")),
+    ("subnet-lease-renew-margin", ["1439"], 1439),
+    ("subnet-lease-ttl", ["30"], 30),
 )
+SELECTORS = {flag.name for flag in FLAGS if flag.selects}
 
-NO_STORE = "is no store; allowed is file:///path"
+STORES = "allowed are sqlite:///path, file:///path and auto"
+NO_STORE = f"is no store; {STORES}"
 NO_NAME = "is no interface name; allowed are 1 to 15 characters without / : %"
 INVALID = (
     ("store", "/etc/peers.json", f'"/etc/peers.json" {NO_STORE}'),
@@ -48,9 +53,11 @@ INVALID = (
     ("store", "http://x/", f'"http://x/" {NO_STORE}'),
     ("store", "", f'"" {NO_STORE}'),
     ("store", "file:///a%00b", f'"file:///a%00b" {NO_STORE}'),
-    ("store", "etcd://127.0.0.1:2379", "etcd is not supported yet; allowed is file:///path"),
-    ("store", "kube://", "kube is not supported yet; allowed is file:///path"),
-    ("store", "sqlite:///x.db", "sqlite is not supported yet; allowed is file:///path"),
+    ("store", "etcd://127.0.0.1:2379", f"etcd is not supported yet; {STORES}"),
+    ("store", "etcd", f"etcd is not supported yet; {STORES}"),
+    ("store", "kube", f"kube is not supported yet; {STORES}"),
+    ("store", "sqlite://x.db", f'"sqlite://x.db" {NO_STORE}'),
+    ("store", "sqlite:///x/", f'"sqlite:///x/" {NO_STORE}'),
     ("public-ip", "node1", '"node1" is no IPv4 address'),
     ("public-ip", "2001:db8::1", '"2001:db8::1" is no IPv4 address'),
     ("public-ip", "127.0.0.1", "127.0.0.1 is a loopback address, expected the unicast address of a node"),
@@ -81,6 +88,13 @@ INVALID = (
     ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
     ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
     ("log-format", "xml", '"xml": allowed are text, json'),
+    ("subnet-file", "subnet.env", '"subnet.env" is no absolute path'),
+    ("subnet-lease-renew-margin", "0", '"0" is not allowed; allowed are 1 to 1439 minutes'),
+    ("subnet-lease-renew-margin", "1440", '"1440" is not allowed'),
+    ("subnet-lease-renew-margin", "1h", '"1h" is not allowed'),
+    ("subnet-lease-ttl", "1", '"1" is not allowed; allowed are 2 to 31536000 seconds'),
+    ("subnet-lease-ttl", "9" * 5000, "is not allowed"),
+    ("kube-subnet-mgr", "yes", '"yes": allowed are true, false'),
 )
 
 
@@ -105,8 +119,9 @@ def test_defaults() -> None:
 def test_every_flag_is_tried() -> None:
     """The tables of this file leave out no flag."""
     names = {flag.name for flag in FLAGS}
-    assert {name for name, _, _ in VALID} == names
-    assert {name for name, _, _ in INVALID} == names
+    assert {name for name, _, _ in VALID} == names - SELECTORS
+    takes_anything = {flag.name for flag in FLAGS if flag.selects == "etcd"}
+    assert {name for name, _, _ in INVALID} == names - takes_anything
 
 
 @pytest.mark.parametrize(("name", "texts", "value"), VALID, ids=by_flag(VALID))
@@ -144,7 +159,7 @@ def test_variable_is_refused(name: str, text: str, reason: str) -> None:
 @pytest.mark.parametrize("name", [flag.name for flag in FLAGS if not flag.is_repeatable])
 def test_once_is_allowed(name: str) -> None:
     """A flag that has one value is refused when it is given twice, even with the same value."""
-    text = next(texts[0] for known, texts, _ in VALID if known == name)
+    text = next((texts[0] for known, texts, _ in VALID if known == name), "true")
     with pytest.raises(ConfigError, match=f"^--{name} is given 2 times; once is allowed$"):
         parse((name, text), (name, text))
 
@@ -184,10 +199,50 @@ def test_other_variables_are_passed_over() -> None:
     assert parse(PATH="/bin", OVERLAY="x") == RunConfig(store=STORE)
 
 
-def test_store_is_missing() -> None:
-    """Without a store nothing can be done."""
-    with pytest.raises(ConfigError, match=r"^--store is missing"):
-        config.parse({"iface": ["eth0"]}, {})
+@pytest.mark.parametrize("given", [{}, {"store": ["auto"]}], ids=["no flag", "--store auto"])
+def test_store_auto_is_sqlite(given: dict[str, list[str]]) -> None:
+    """Where nothing asks for etcd or Kubernetes, the store is a sqlite file in the state directory."""
+    found = config.parse({**given, "state-dir": ["/srv/a b"]}, {"PATH": "/bin"})
+    assert found.store == "sqlite:///srv/a%20b/store.db"
+    assert found.store_reason == "auto: neither etcd nor Kubernetes is asked for"
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "reason"),
+    [
+        *(
+            pytest.param({name: ["x"]}, {}, f"--{name} asks for etcd", id=name)
+            for name in sorted(SELECTORS - {"kube-subnet-mgr"})
+        ),
+        pytest.param({"kube-subnet-mgr": ["true"]}, {}, "--kube-subnet-mgr asks for kube", id="kube"),
+        pytest.param(
+            {"kube-subnet-mgr": ["true"], "etcd-prefix": ["x"]}, {}, "asks for kube", id="kube before etcd"
+        ),
+        pytest.param(
+            {}, {"FLANNELD_ETCD_ENDPOINTS": "x"}, "FLANNELD_ETCD_ENDPOINTS asks for etcd", id="FLANNELD_ETCD"
+        ),
+        pytest.param(
+            {},
+            {"FLANNELD_KUBE_SUBNET_MGR": "true"},
+            "FLANNELD_KUBE_SUBNET_MGR asks for kube",
+            id="FLANNELD_KUBE",
+        ),
+        pytest.param({}, {"OVERLAYD_ETCD_CAFILE": "x"}, "--etcd-cafile asks for etcd", id="OVERLAYD_ETCD"),
+    ],
+)
+def test_store_auto_asks_for_another(
+    given: dict[str, list[str]], environ: dict[str, str], reason: str
+) -> None:
+    """What asks for etcd or Kubernetes is refused by its name, as long as they are not there."""
+    with pytest.raises(ConfigError, match=f"{reason}, which is not supported yet; {STORES}"):
+        config.parse(given, environ)
+
+
+def test_store_told_beats_selectors() -> None:
+    """Who names a store gets it, whatever flannel's flags say; and a switch that is off asks for nothing."""
+    assert parse(("etcd-endpoints", "x"), ("store", "sqlite:///s.db")).store == "sqlite:///s.db"
+    found = config.parse({"kube-subnet-mgr": ["false"]}, {})
+    assert found.store == "sqlite:///var/lib/overlayd/store.db"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ from dataplane.model import (
     HostPlan,
     Interface,
     Lease,
-    LeaseDeleted,
-    LeasePut,
     NetworkConfig,
     Peer,
     PlanHost,
@@ -40,6 +38,7 @@ from tests.leases import (
     NET,
     NET6,
     address,
+    deleted,
     dual,
     ids,
     lease,
@@ -47,6 +46,7 @@ from tests.leases import (
     mac,
     only6,
     plan_of,
+    put,
     table_of,
 )
 
@@ -81,7 +81,7 @@ def test_two_nodes() -> None:
     assert reconciler.revision == 5
     assert reconciler.own == lease(1)
     assert reconciler.underlay == FACTS.interfaces[1]
-    assert [(view.id, view.lease, view.refused) for view in reconciler.peers()] == [(0, lease(2), None)]
+    assert [(view.id, view.entry.lease, view.refused) for view in reconciler.peers()] == [(0, lease(2), None)]
 
 
 def test_dual_stack_plan() -> None:
@@ -136,7 +136,7 @@ def test_own_lease(config: RunConfig, facts: HostFacts, leases: tuple[Lease, ...
     assert reconciler.own == expected
     assert table.own == expected.key.subnets()
     assert not {entry.prefix for entry in table.subnets} & set(expected.key.subnets())
-    assert expected not in [view.lease for view in reconciler.peers()]
+    assert expected not in [view.entry.lease for view in reconciler.peers()]
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_lost_lease_keeps_the_table() -> None:
     """When our lease goes, what was in force stays, and comes back without a word when nothing changed."""
     reconciler = Reconciler(CONFIG, FACTS)
     reconciler.apply(listed(lease(1), lease(2)), 0.0)
-    (alarm,) = reconciler.apply(LeaseDeleted(2, lease(1).key), 1.0)
+    (alarm,) = reconciler.apply(deleted(2, lease(1).key), 1.0)
     assert isinstance(alarm, Alarm)
     assert reconciler.reason == alarm.text
     assert [view.id for view in reconciler.peers()] == [0]
-    assert reconciler.apply(LeasePut(3, lease(1)), 2.0) == []
+    assert reconciler.apply(put(3, lease(1)), 2.0) == []
     assert reconciler.reason is None
-    assert reconciler.apply(LeaseDeleted(4, lease(1).key), 3.0) == [alarm]
+    assert reconciler.apply(deleted(4, lease(1).key), 3.0) == [alarm]
 
 
 # --- events ---------------------------------------------------------------------------------------------
@@ -204,10 +204,10 @@ def test_lost_lease_keeps_the_table() -> None:
     [
         pytest.param(listed(lease(1), lease(2), lease(3), revision=2), id="the same list"),
         pytest.param(listed(lease(3), lease(1), lease(2), revision=2), id="in another order"),
-        pytest.param(LeasePut(2, lease(2)), id="a lease as it is"),
-        pytest.param(LeasePut(2, lease(1)), id="our lease as it is"),
-        pytest.param(LeaseDeleted(2, lease(9).key), id="deletion of what is not there"),
-        pytest.param(LeasePut(2, replace(lease(2), vni=1)), id="a change of no consequence"),
+        pytest.param(put(2, lease(2)), id="a lease as it is"),
+        pytest.param(put(2, lease(1)), id="our lease as it is"),
+        pytest.param(deleted(2, lease(9).key), id="deletion of what is not there"),
+        pytest.param(put(2, replace(lease(2), vni=1)), id="a change of no consequence"),
     ],
 )
 def test_nothing_new(event: Event) -> None:
@@ -232,7 +232,7 @@ def test_mac_change() -> None:
     """A node with a new MAC keeps its id, and the table is published again."""
     reconciler = Reconciler(CONFIG, FACTS)
     before = table_of(reconciler.apply(listed(lease(1), lease(2)), 0.0))
-    actions = reconciler.apply(LeasePut(2, replace(lease(2), vtep_mac=mac(0x42))), 1.0)
+    actions = reconciler.apply(put(2, replace(lease(2), vtep_mac=mac(0x42))), 1.0)
     entry = replace(before.subnets[0], vtep_mac=mac(0x42))
     assert actions == [Publish(replace(before, subnets=(entry,)))]
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from dataplane.errors import ConfigError, StoreError
-from dataplane.model import Encap, Event, Lease, Listed, MacAddress, NetworkConfig, Rejected, SubnetKey
-from dataplane.store import open_store
+from dataplane.model import Encap, Event, Lease, Listed, MacAddress, Rejected, SubnetKey
+from dataplane.store import LeaseStore, open_store
 from dataplane.store.file import FILE_MAX, FileStore, parse_peers
+from tests.leases import NET as NETWORK
+from tests.leases import listed
 
 GOOD = """{
   "network": {
@@ -34,7 +36,6 @@ GOOD = """{
   }
 }
 """
-NETWORK = NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN)
 LEASES = (
     Lease(
         SubnetKey(IPv4Network("10.244.1.0/24")),
@@ -250,15 +251,17 @@ def test_open_store(tmp_path: Path) -> None:
     """A store is opened by its URL, before anything is read; its subnets are assigned already."""
     store = open_store(f"file://{tmp_path}/none%20such.json")
     assert isinstance(store, FileStore)
-    assert store.is_preassigned
+    assert not isinstance(store, LeaseStore)
     with pytest.raises(StoreError, match="No such file"):
         asyncio.run(first_of(store))
 
 
 @pytest.mark.parametrize("url", ["http:///x", "file://host/x", "peers.json", "file:peers.json"])
 def test_open_store_refuses(url: str) -> None:
-    """Only file:///path names a store."""
-    with pytest.raises(ConfigError, match=re.escape(f'store "{url}": allowed is file:///path')):
+    """Only sqlite:///path and file:///path name a store."""
+    with pytest.raises(
+        ConfigError, match=re.escape(f'store "{url}": allowed are sqlite:///path and file:///path')
+    ):
         open_store(url)
 
 
@@ -278,10 +281,10 @@ async def soon(events: AsyncIterator[Event]) -> Event:
     return await asyncio.wait_for(anext(events), 10)
 
 
-def listed(revision: int, text: str = GOOD) -> Listed:
+def content(revision: int, text: str = GOOD) -> Listed:
     """Return what a file with this text says."""
     network, leases = parse_peers(text)
-    return Listed(revision, network, leases)
+    return listed(*leases, network=network, revision=revision)
 
 
 def rename(path: Path, text: str) -> None:
@@ -309,13 +312,13 @@ EDITS = pytest.mark.parametrize("edit", [pytest.param(write, id="write"), pytest
 
 def test_first_event(path: Path) -> None:
     """The first event is the whole list."""
-    assert asyncio.run(first_of(FileStore(path))) == Listed(1, NETWORK, LEASES)
+    assert asyncio.run(first_of(FileStore(path))) == listed(*LEASES, network=NETWORK)
 
 
 def test_byte_order_mark(path: Path) -> None:
     """Some editors write a byte order mark; it says nothing."""
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
-    assert asyncio.run(first_of(FileStore(path))) == Listed(1, NETWORK, LEASES)
+    assert asyncio.run(first_of(FileStore(path))) == listed(*LEASES, network=NETWORK)
 
 
 @EDITS
@@ -325,10 +328,10 @@ def test_edit(path: Path, edit: Callable[[Path, str], None]) -> None:
     async def scenario() -> None:
         store = FileStore(path)
         events = store.events()
-        assert await soon(events) == listed(1)
+        assert await soon(events) == content(1)
         for revision, text in ((2, OTHER), (3, GOOD)):
             edit(path, text)
-            assert await soon(events) == listed(revision, text)
+            assert await soon(events) == content(revision, text)
         await store.close()
 
     asyncio.run(scenario())
@@ -351,7 +354,7 @@ def test_broken_edit(path: Path, edit: Callable[[Path, str], None], mended: str,
         assert rejected.revision == 1
         assert rejected.reason.startswith("peers.json line 13: no valid JSON")
         edit(path, mended)
-        assert await soon(events) == listed(revision, mended)
+        assert await soon(events) == content(revision, mended)
         await store.close()
 
     asyncio.run(scenario())
@@ -374,7 +377,7 @@ def test_deletion(path: Path, remove: Callable[[Path], object]) -> None:
         remove(path)
         assert await soon(events) == Rejected(1, f"cannot read {path}: No such file or directory")
         write(path, GOOD)
-        assert await soon(events) == listed(1)
+        assert await soon(events) == content(1)
         await store.close()
 
     asyncio.run(scenario())
@@ -395,7 +398,7 @@ def test_other_files(path: Path) -> None:
         write(path, GOOD + "\n")
         path.touch()
         write(path, OTHER)  # the first event there is
-        assert await soon(events) == listed(2, OTHER)
+        assert await soon(events) == content(2, OTHER)
         await store.close()
 
     asyncio.run(scenario())
@@ -406,11 +409,11 @@ def test_events_again(path: Path) -> None:
 
     async def scenario() -> None:
         store = FileStore(path)
-        assert await soon(store.events()) == listed(1)
+        assert await soon(store.events()) == content(1)
         events = store.events()
-        assert await soon(events) == listed(2)
+        assert await soon(events) == content(2)
         write(path, OTHER)
-        assert await soon(events) == listed(3, OTHER)
+        assert await soon(events) == content(3, OTHER)
         await store.close()
         await store.close()
 
@@ -426,7 +429,7 @@ def test_recovers_from_a_bad_start(path: Path) -> None:
         with pytest.raises(StoreError, match="line 13"):
             await soon(store.events())
         write(path, GOOD)
-        assert await soon(store.events()) == listed(1)
+        assert await soon(store.events()) == content(1)
         await store.close()
 
     asyncio.run(scenario())

@@ -7,13 +7,12 @@ import asyncio
 import errno
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from dataplane.model import Encap, Event, Listed, NetworkConfig, Rejected
-from dataplane.store.file import FileStore
+from dataplane.model import Event, Listed, Rejected
+from dataplane.store.file import FileStore, parse_peers
 from dataplane.store.watch import PathWatch, explain
 
 
@@ -24,7 +23,8 @@ def content(vni: int) -> str:
 
 def listed(revision: int, vni: int) -> Listed:
     """Return what such a file says."""
-    return Listed(revision, NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN, vni), ())
+    network, _ = parse_peers(content(vni))
+    return Listed(revision, network, ())
 
 
 GOOD, OTHER = content(1), content(2)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate between store and table: which lease of another node becomes a peer, and why the others do not.
+
+Whoever can write to the store could otherwise send any traffic anywhere. So a lease counts only if it is
+readable, claims a part of the network and nothing of ours, and names a node that could be in the underlay;
+and where two collide, the older one counts. A refused lease never keeps another one out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dataplane.alloc import overlap
+from dataplane.model import Address, Encap, Entry, Lease, Network, NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What leases are judged by."""
+
+    network: NetworkConfig
+    own: Lease
+    held: frozenset[Address]  # of this host, besides the overlay device's own
+    encaps: frozenset[Encap]  # accepted and sent
+    is_leased: bool  # nodes take their subnets by the network's rules; otherwise a person wrote them
+
+
+def refuse(entry: Entry, scene: Scene) -> str | None:
+    """Say why a lease cannot be a peer, whatever other leases there are; None if it can."""
+    lease = entry.lease
+    if lease is None:
+        return entry.problem or "it is unreadable"
+    return _refuse_subnets(lease, scene) or _refuse_node(lease, scene) or _refuse_backend(lease, scene)
+
+
+def _refuse_subnets(lease: Lease, scene: Scene) -> str | None:
+    network = scene.network
+    for subnet in lease.key.subnets():
+        is4 = subnet.version == 4
+        whole, subnets = (network.network, network.subnets) if is4 else (network.network6, network.subnets6)
+        if whole is None:
+            return f"its subnet {subnet}: the network has no IPv{subnet.version}"
+        if not overlap(subnet, whole) or subnet.prefixlen < whole.prefixlen:
+            return f"its subnet {subnet} is outside the network {whole}"
+        if subnet == whole:
+            return f"its subnet {subnet} is the whole network"
+        if scene.is_leased and subnets is not None and subnet.prefixlen != subnets.length:
+            return f"its subnet {subnet} is no /{subnets.length}, as the network's are"
+        if any(overlap(subnet, mine) for mine in scene.own.key.subnets()):
+            return f"its subnet {subnet} overlaps our own"
+        ours = next((ip for ip in scene.held if ip.version == subnet.version and ip in subnet), None)
+        if ours is not None:
+            return f"its subnet {subnet} holds {ours}, an address of this host"
+    return None
+
+
+def _refuse_node(lease: Lease, scene: Scene) -> str | None:
+    for ip in lease.public_ips():
+        name = "PublicIP" if ip.version == 4 else "PublicIPv6"
+        if ip in scene.held or ip in scene.own.public_ips():
+            return f"its {name} {ip} is an address of this host"
+        if scene.network.holds(ip):
+            return f"its {name} {ip} lies inside the overlay network"
+    if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in scene.own.public_ips()}:
+        return "it has no underlay address of a family that we have"
+    return None
+
+
+def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
+    if lease.encap not in scene.encaps:
+        return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
+    if lease.encap is Encap.VXLAN and lease.vni not in (None, scene.network.vni):
+        return f"its VNI {lease.vni} is not the network's VNI {scene.network.vni}"
+    if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
+        return "it has no VtepMAC"
+    if lease.encap is Encap.IPIP and scene.own.public_ip is None:
+        return "ipip needs an IPv4 underlay, and our lease has no PublicIP"
+    return None
+
+
+def find_collisions(entries: Iterable[Entry]) -> dict[str, str]:
+    """Say, by name, which leases claim an address or a subnet of another node.
+
+    The table cannot hold a prefix twice. Of two that collide the older one stays, in whatever order they
+    came; where ages are not known, the one with the lower name.
+    """
+    refusals: dict[str, str] = {}
+    nodes: dict[Address, Lease] = {}  # who has this underlay address
+    holders: dict[Network, Lease] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.created, entry.name)):
+        lease = entry.lease
+        if lease is None:
+            continue
+        subnets = lease.key.subnets()
+        taken = next((net for net in subnets if net in holders), None)
+        stolen = next(
+            (ip for ip in lease.public_ips() if ip in nodes and not is_same_node(lease, nodes[ip])), None
+        )
+        if taken is not None:
+            refusals[entry.name] = f"its subnet {taken} is also leased to {holders[taken].public_ips()[0]}"
+        elif stolen is not None:
+            refusals[entry.name] = f"its PublicIP {stolen} is also that of {nodes[stolen].key}"
+        else:
+            nodes |= dict.fromkeys(lease.public_ips(), lease)
+            holders |= dict.fromkeys(subnets, lease)
+    return refusals
+
+
+def is_same_node(one: Lease, other: Lease) -> bool:
+    """Return whether two leases are of one node: it is known by its first public address."""
+    return one.public_ips()[0] == other.public_ips()[0]

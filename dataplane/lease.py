@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of our own lease: acquire, renew, lose, win back, release. Sans-IO.
+
+A Lessee is told what the store says and who we are, and is asked what to do next. It answers with one
+operation at a time, which carries the revision it relies on, and learns what became of it. It never writes
+over what it has not seen, and never over what another node holds:
+
+    acquire   the lease that has our public address; else the subnet of the last subnet.env; else a random one
+    hold      renewed when `margin_s` is left of its life; rewritten when our address or MAC changed
+    lost      deleted or expired: the same subnet is taken again, as soon as nobody else has it
+    taken     somebody else holds the subnet now: nothing is written, the operator must decide
+
+What was ours stays ours for the dataplane in all of this: losing a lease is no reason to cut pods off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from dataplane.alloc import Choose, belongs, claims, fits, pick_key
+from dataplane.flannel import format_key
+from dataplane.model import (
+    Address,
+    Encap,
+    Entry,
+    Event,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    Listed,
+    MacAddress,
+    Network,
+    NetworkConfig,
+    NetworkPut,
+    SubnetKey,
+)
+
+TTL_S = 24 * 3600.0  # flannel.md §1.4
+MARGIN_S = 3600.0
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
+CONFLICTS_MAX = 100  # in a row; as many nodes were quicker than we
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What our lease says of us, whatever the subnet."""
+
+    public_ip: IPv4Address | None
+    public_ip6: IPv6Address | None
+    encap: Encap
+    vtep_mac: MacAddress | None = None
+    vtep_mac6: MacAddress | None = None
+    vni: int | None = None
+
+    def lease(self, key: SubnetKey) -> Lease:
+        """Return our lease of a subnet."""
+        return Lease(
+            *(key, self.public_ip, self.public_ip6, self.encap, self.vtep_mac, self.vtep_mac6, self.vni)
+        )
+
+    @property
+    def address(self) -> Address | None:
+        """The address by which we are known: flannel compares the IPv4 address alone."""
+        return self.public_ip or self.public_ip6
+
+
+@dataclass(frozen=True, slots=True)
+class PutLease:
+    """Operation: write a lease in place of that of revision `expected`; 0: where none is."""
+
+    lease: Lease
+    ttl_s: float | None
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropLease:
+    """Operation: delete a lease of revision `expected`."""
+
+    name: str
+    expected: int
+
+
+Operation = PutLease | DropLease
+
+
+def find_mine(entries: Iterable[Entry], address: Address | None) -> list[Entry]:
+    """Return the leases that have our address, the oldest first."""
+    mine = [
+        entry
+        for entry in entries
+        if entry.lease is not None and address is not None and entry.lease.public_ips()[0] == address
+    ]
+    return sorted(mine, key=lambda entry: (entry.created, entry.name))
+
+
+class Lessee:
+    """Holds, or tries to hold, one lease. `next_operation()` is asked again after whatever it is told."""
+
+    def __init__(
+        self,
+        choose: Choose,
+        previous: SubnetKey | None = None,
+        ttl_s: float = TTL_S,
+        margin_s: float = MARGIN_S,
+    ) -> None:
+        """Know nothing yet. `previous` is the subnet of the last run, `choose` our randomness."""
+        self._choose = choose
+        self._previous = previous
+        self._ttl_s = ttl_s
+        self._margin_s = min(margin_s, ttl_s / 2)
+        self._entries: dict[str, Entry] = {}
+        self._network: NetworkConfig | None = None
+        self._identity: Identity | None = None
+        self._own: Entry | None = None  # as we wrote or found it last
+        self._is_leaving = False
+        self._waiting: str | None = "waiting for the store"  # what stands between us and our lease
+        self._trouble: str | None = None  # why the store did not do the last operation
+        self._retry_s: float | None = None
+        self._pause_s = RETRY_MIN_S
+        self._conflicts = 0
+
+    # --- what is told ---------------------------------------------------------------------------------
+
+    @property
+    def own(self) -> Entry | None:
+        """Our lease, or the last one that was ours."""
+        return self._own
+
+    @property
+    def is_released(self) -> bool:
+        """Whether our lease was given back, for good."""
+        return self._is_leaving and self._own is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store did not do what we wanted last; None if it did."""
+        return self._trouble
+
+    def reason(self, now: float) -> str | None:
+        """Say why we are not, or not surely, the owner of our subnet; None if we are."""
+        if self._waiting is not None:
+            return f"{self._waiting}: {self._trouble}" if self._trouble else self._waiting
+        if self._own is not None and self._own.expires_s is not None and self._own.expires_s <= now:
+            return f"our lease of {self._own.name} has expired, and the store does not renew it"
+        return None
+
+    def renews_s(self) -> float | None:
+        """Return when our lease is to be renewed; None if it never is."""
+        if self._own is None or self._own.expires_s is None:
+            return None
+        return self._own.expires_s - self._margin_s
+
+    def wake_s(self, now: float) -> float | None:
+        """Return when to ask again, even if nothing happens until then."""
+        times = [at for at in (self._retry_s, self.renews_s()) if at is not None and at > now]
+        return min(times, default=None)
+
+    # --- what arrives -----------------------------------------------------------------------------------
+
+    def identify(self, identity: Identity | None, problem: str | None = None) -> None:
+        """Take who we are; None, and why, if that is not known."""
+        self._identity = identity
+        if identity is None and self._own is None:
+            self._waiting = problem
+
+    def apply(self, event: Event) -> None:
+        """Take what the store says."""
+        if isinstance(event, Listed):
+            newer = (entry for entry in self._entries.values() if entry.changed > event.revision)
+            self._entries = {entry.name: entry for entry in (*event.entries, *newer)}
+        if isinstance(event, Listed | NetworkPut):
+            # A network config that is gone or broken changes nothing for who has a lease already.
+            self._network = event.network or self._network
+            if self._network is None:
+                self._waiting = event.problem
+        elif isinstance(event, LeasePut):
+            self._note(event.entry)
+        elif isinstance(event, LeaseDeleted):
+            known = self._entries.get(event.name)
+            if known is not None and known.changed < event.revision:
+                del self._entries[event.name]
+
+    def _note(self, entry: Entry) -> None:
+        known = self._entries.get(entry.name)
+        if known is None or known.changed < entry.changed:
+            self._entries[entry.name] = entry
+
+    # --- what became of an operation ----------------------------------------------------------------------
+
+    def written(self, entry: Entry) -> None:
+        """Take that our lease stands in the store like this."""
+        self._note(entry)
+        self._settle()
+        self._own = entry
+        self._waiting = None
+
+    def dropped(self, name: str) -> None:
+        """Take that a lease is deleted."""
+        self._entries.pop(name, None)
+        self._settle()
+        if self._own is not None and self._own.name == name:
+            self._own = None
+
+    def conflicted(self, name: str, found: Iterable[Entry], now: float) -> None:
+        """Take that nothing was written, and what stands in the way: maybe nothing any more."""
+        self._entries.pop(name, None)
+        for entry in found:
+            self._entries[entry.name] = entry
+        self._previous = None
+        self._conflicts += 1
+        if self._conflicts > CONFLICTS_MAX:
+            self.failed("others are always quicker", now)
+
+    def failed(self, why: str, now: float) -> None:
+        """Take that the store could not be used; it is tried again, more and more rarely."""
+        self._trouble = why
+        self._conflicts = 0
+        self._retry_s = now + self._pause_s
+        self._pause_s = min(self._pause_s * 2, RETRY_MAX_S)
+
+    def _settle(self) -> None:
+        self._trouble = self._retry_s = None
+        self._pause_s, self._conflicts = RETRY_MIN_S, 0
+
+    # --- what to do ---------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Give the lease back and take none any more."""
+        self._is_leaving = True
+
+    def next_operation(self, now: float) -> Operation | None:
+        """Say what the store is to do now; None: nothing, until wake_s() or until something else is told."""
+        if self._retry_s is not None and now < self._retry_s:
+            return None
+        if self._is_leaving:
+            return self._release()
+        if self._network is None or self._identity is None:
+            return None
+        if self._own is None:
+            return self._acquire(self._network, self._identity)
+        return self._keep(self._own, self._network, self._identity, now)
+
+    def _release(self) -> Operation | None:
+        self._waiting = "the lease was given back"
+        current = self._current()
+        if self._own is None or current is None or current.lease != self._own.lease:
+            self._own = None
+            return None
+        return DropLease(current.name, current.changed)
+
+    def _current(self) -> Entry | None:
+        return None if self._own is None else self._entries.get(self._own.name)
+
+    def _acquire(self, network: NetworkConfig, identity: Identity) -> Operation | None:
+        self._waiting = "taking a subnet"
+        mine = find_mine(self._entries.values(), identity.address)
+        for entry in mine:
+            if entry.lease is not None and _is_canonical(entry) and fits(entry.lease.key, network):
+                return self._adopt(entry, identity.lease(entry.lease.key))
+        if mine:  # of another network or length: nobody can use it
+            return DropLease(mine[0].name, mine[0].changed)
+        taken = self._claimed(network)
+        key = self._previous
+        if key is None or not fits(key, network) or not taken.isdisjoint(key.subnets()):
+            key = pick_key(taken, network, self._choose)
+        if key is None:
+            nets = " and ".join(map(str, network.networks()))
+            self._waiting = f"no subnet of {nets} is free; see overlayd lease ls, or enlarge the network"
+            return None
+        return PutLease(identity.lease(key), self._ttl_s, 0)
+
+    def _adopt(self, entry: Entry, lease: Lease) -> Operation | None:
+        if entry.expires_s is None and entry.lease == lease:  # a reservation that says the same
+            self.written(entry)
+            return None
+        # A reservation stays one: flannel makes a lease of a day of it.
+        return PutLease(lease, None if entry.expires_s is None else self._ttl_s, entry.changed)
+
+    def _claimed(self, network: NetworkConfig) -> set[Network]:
+        leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
+        return {subnet for lease in leases for subnet in claims(lease.key, network)}
+
+    def _keep(self, own: Entry, network: NetworkConfig, identity: Identity, now: float) -> Operation | None:
+        assert own.lease is not None
+        current, key = self._current(), own.lease.key
+        wanted = identity.lease(key)
+        rival = self._find_rival(own, wanted, network)
+        if rival is not None:
+            self._waiting = f"our subnet {own.name} is taken: {rival}"
+            return None
+        self._waiting = None
+        if not belongs(key, network):
+            self._waiting = (
+                f"our subnet {own.name} does not fit the network any more; "
+                "to take another one, restart overlayd and recreate the pods"
+            )
+        if current is None:
+            self._waiting = f"our lease of {own.name} is lost; taking it back"
+            return PutLease(wanted, None if own.expires_s is None else self._ttl_s, 0)
+        self._own = current
+        due = self.renews_s()
+        if current.lease != wanted or (due is not None and due <= now):
+            return PutLease(wanted, None if current.expires_s is None else self._ttl_s, current.changed)
+        return None
+
+    def _find_rival(self, own: Entry, wanted: Lease, network: NetworkConfig) -> str | None:
+        """Say who holds our subnet instead of us; None if nobody does."""
+        assert own.lease is not None
+        current = self._current()
+        # It may say what we wanted to write although we were told that the write had failed.
+        if current is not None and current.lease not in (own.lease, wanted):
+            holder = "nobody" if current.lease is None else str(current.lease.public_ips()[0])
+            return f"its lease was rewritten for {holder}; see overlayd lease ls"
+        ours = set(own.lease.key.subnets())
+        for entry in self._entries.values():
+            if (
+                entry.lease is None
+                or entry.name == own.name
+                or ours.isdisjoint(claims(entry.lease.key, network))
+            ):
+                continue
+            if current is None or (entry.created, entry.name) < (current.created, current.name):
+                return f"{entry.lease.public_ips()[0]} has it too, by the lease {entry.name}"
+        return None
+
+
+def _is_canonical(entry: Entry) -> bool:
+    return entry.lease is not None and entry.name == format_key(entry.lease.key)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps this node's lease: does in the store what the Lessee wants, and tells it what became of that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from dataplane import journal, vtep
+from dataplane.config import RunConfig
+from dataplane.errors import RuntimeFailure
+from dataplane.flannel import format_key
+from dataplane.lease import Lessee, Operation, PutLease
+from dataplane.model import Encap, Event, HostFacts, Lease, Listed, NetworkConfig, NetworkPut
+from dataplane.store import LeaseStore
+from dataplane.store.keyvalue import Conflict
+from dataplane.store.registry import read_entry
+from dataplane.underlay import find_identity
+
+log = journal.Journal("lease")
+
+
+class Leasing:
+    """One node's lease in one store. For one event loop."""
+
+    def __init__(
+        self, config: RunConfig, store: LeaseStore, lessee: Lessee, on_change: Callable[[], None]
+    ) -> None:
+        """Do nothing yet; `on_change` is called when own() or reason() may say something else."""
+        self._config = config
+        self._store = store
+        self._lessee = lessee
+        self._on_change = on_change
+        self._told: tuple[Lease | None, str | None] = (None, None)
+        self._network: NetworkConfig | None = None
+        self._facts = HostFacts()
+        self._wake = asyncio.Event()
+        self._has_taken = False  # a subnet that was free before
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def own(self) -> Lease | None:
+        """Return our lease, or the last one that was ours."""
+        entry = self._lessee.own
+        return None if entry is None else entry.lease
+
+    def reason(self) -> str | None:
+        """Say why our lease is not certain; None if it is."""
+        return self._lessee.reason(time.monotonic())
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the operator should know although the node is ready."""
+        trouble = self._lessee.trouble
+        return () if trouble is None else (f"the lease is not renewed: {trouble}",)
+
+    def describe(self) -> dict[str, object] | None:
+        """Return what status shows of our lease."""
+        entry, now = self._lessee.own, time.monotonic()
+        if entry is None:
+            return None
+        renews_s = self._lessee.renews_s()
+        return {
+            "key": entry.name,
+            "revision": entry.changed,
+            "expires_in_s": None if entry.expires_s is None else round(entry.expires_s - now, 3),
+            "renews_in_s": None if renews_s is None else round(renews_s - now, 3),
+        }
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the lease was given back."""
+        return self._lessee.is_released
+
+    # --- what arrives -----------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Take what the store says."""
+        self._lessee.apply(event)
+        if isinstance(event, Listed | NetworkPut) and event.network is not None:
+            self._network = event.network
+            self._identify()
+        self._wake.set()
+
+    def host_changed(self, facts: HostFacts) -> None:
+        """Take new facts of the host."""
+        self._facts = facts
+        self._identify()
+        self._wake.set()
+
+    def release(self) -> None:
+        """Give the lease back, and take none any more."""
+        self._lessee.leave()
+        self._wake.set()
+
+    def _identify(self) -> None:
+        if self._network is None or not self._facts.interfaces:
+            return
+        mac = vtep.load(self._config.state_dir) if self._network.encap is Encap.VXLAN else None
+        found = find_identity(self._config, self._facts, self._network, mac)
+        if isinstance(found, str):
+            self._lessee.identify(None, found)
+        else:
+            self._lessee.identify(found)
+
+    # --- what is done -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Do what the Lessee wants, for ever; the store may fail and come back."""
+        while True:
+            now = time.monotonic()
+            operation = self._lessee.next_operation(now)
+            if operation is not None:
+                await self._do(operation)
+            self._tell(is_settled=operation is None)
+            if operation is None:
+                await self._pause(self._lessee.wake_s(now))
+
+    async def undo(self) -> None:
+        """Take back a start that failed: a subnet that nobody had before is free again."""
+        entry = self._lessee.own
+        if entry is None or not self._has_taken:
+            return
+        try:
+            await self._store.delete(entry.name, entry.changed)
+        except RuntimeFailure as err:
+            log.warning("the lease stays", lease=entry.name, error=err)
+
+    def _tell(self, *, is_settled: bool) -> None:
+        said = (self.own(), reason := self.reason())
+        if said == self._told and not self.is_released:
+            return
+        if is_settled and reason is not None:
+            log.warning("no sure lease", reason=reason)
+        if is_settled or reason is None:
+            self._told = said
+            self._on_change()
+
+    async def _pause(self, until_s: float | None) -> None:
+        timeout_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _do(self, operation: Operation) -> None:
+        name = format_key(operation.lease.key) if isinstance(operation, PutLease) else operation.name
+        try:
+            if isinstance(operation, PutLease):
+                before = self._lessee.own
+                entry = await self._store.put(operation.lease, operation.ttl_s, operation.expected)
+                self._lessee.written(entry)
+                self._has_taken |= before is None and operation.expected == 0
+                log.info(
+                    "lease renewed" if before is not None else "leased", lease=name, revision=entry.changed
+                )
+            else:
+                await self._store.delete(operation.name, operation.expected)
+                self._lessee.dropped(operation.name)
+                log.info("lease deleted", lease=name)
+        except Conflict as conflict:
+            now = time.monotonic()
+            found = [read_entry(record, now) for record in conflict.found]
+            self._lessee.conflicted(name, found, now)
+            log.debug("another was quicker", lease=name)
+        except RuntimeFailure as err:
+            self._lessee.failed(str(err), time.monotonic())
+            log.error("store refuses", lease=name, error=err)

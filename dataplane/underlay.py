@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which underlay addresses this node publishes, when no lease says so. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from dataplane.config import RunConfig
+from dataplane.lease import Identity
+from dataplane.model import Address, Encap, HostFacts, Interface, MacAddress, NetworkConfig
+
+
+def can_be_node(ip: Address) -> bool:
+    """Return whether other nodes could reach an address at all."""
+    return not (ip.is_loopback or ip.is_link_local)
+
+
+def _find_interface(config: RunConfig, facts: HostFacts) -> Interface | str:
+    """Find the interface that faces the other nodes, or say what is missing."""
+    links = [link for link in facts.interfaces if link.name != config.tun_name]
+    if config.iface is not None:
+        found = next((link for link in links if link.name == config.iface), None)
+        return found or f"there is no interface {config.iface}"
+    told = [ip for ip in (config.public_ip, config.public_ip6) if ip is not None]
+    for ip in told:
+        holder = facts.holder(ip)
+        if holder is not None:
+            return holder
+    if told:
+        return f"no interface of this host has the address {told[0]}"
+    for name in facts.default_ifaces:
+        found = next((link for link in links if link.name == name), None)
+        if found is not None:
+            return found
+    candidates = [link for link in links if any(map(can_be_node, link.addresses))]
+    if len(candidates) == 1:
+        return candidates[0]
+    names = ", ".join(link.name for link in candidates) or "none"
+    return f"no default route tells which interface faces the other nodes; give --iface (there are: {names})"
+
+
+def find_addresses(
+    config: RunConfig, link: Interface, network: NetworkConfig
+) -> tuple[IPv4Address | None, IPv6Address | None]:
+    """Return the addresses to publish: those that were told, else of each family that pods have."""
+    nodes = [ip for ip in link.addresses if can_be_node(ip) and not network.holds(ip)]
+    ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
+    ip6 = next((ip for ip in nodes if isinstance(ip, IPv6Address)), None)
+    if network.encap is Encap.IPIP or (network.network6 is None and ip4 is not None):
+        ip6 = None
+    if network.network is None and ip6 is not None:
+        ip4 = None
+    if config.public_ip6 is not None and network.network is None:
+        ip4 = None
+    if config.public_ip is not None and network.network6 is None:
+        ip6 = None
+    return config.public_ip or ip4, config.public_ip6 or ip6
+
+
+def find_identity(
+    config: RunConfig, facts: HostFacts, network: NetworkConfig, mac: MacAddress | None
+) -> Identity | str:
+    """Return what our lease is to say of us, or why that is not known yet; `mac` is our VTEP MAC."""
+    link = _find_interface(config, facts)
+    if isinstance(link, str):
+        return link
+    ip4, ip6 = find_addresses(config, link, network)
+    for ip in (ip4, ip6):
+        if ip is not None and network.holds(ip):
+            return f"our address {ip} lies inside the overlay network; give another --public-ip or --iface"
+    if ip4 is None and ip6 is None:
+        return f"interface {link.name} has no address that other nodes could reach; give --iface"
+    if network.encap is Encap.IPIP and ip4 is None:
+        return f"ipip needs an IPv4 underlay, and interface {link.name} has no IPv4 address; give --iface"
+    if network.encap is not Encap.VXLAN:
+        return Identity(ip4, ip6, network.encap)
+    return Identity(
+        *(ip4, ip6, network.encap),
+        vtep_mac=mac if network.network is not None else None,
+        vtep_mac6=mac if network.network6 is not None else None,
+        vni=network.vni,
+    )

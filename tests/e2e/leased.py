@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rig of rig.py on the sqlite store: the test writes to it as another process of the machine would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.lab import wait_for
+from dataplane.store.database import Database
+from dataplane.store.keyvalue import Record
+from tests.e2e import frames
+from tests.e2e.frames import DUAL, FOUR, US
+from tests.e2e.rig import ROOT, Daemon, Rig
+
+FLAGS = ("--public-ip", str(US.ip))
+NETWORK: dict[str, Any] = {
+    "Network": frames.NETWORK,
+    "Backend": {"Type": "vxlan", "VNI": frames.VNI, "Port": frames.PORT},
+}
+
+
+def value(ip: str | None, mac: str, **more: object) -> dict[str, object]:
+    """Return a lease in flannel's JSON."""
+    data = {"VNI": frames.VNI, "VtepMAC": mac}
+    return {"PublicIP": ip, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": data, **more}
+
+
+LEASES = {node.subnet: value(node.ip, node.mac) for node in (US, DUAL, FOUR)}
+
+
+class LeasedDaemon(Daemon):
+    """An `overlayd run` on a store of its own, with a VTEP MAC that the test knows."""
+
+    @property
+    def store_path(self) -> Path:
+        """The file of the store."""
+        return self.directory / "store.db"
+
+    def write_peers(self, peers: dict[str, Any] | str) -> None:
+        """Fill a new store: with leases that never expire."""
+        assert isinstance(peers, dict)
+        state = self.directory / "state"
+        state.mkdir()
+        (state / "vtep-mac").write_text(f"{US.mac}\n", encoding="ascii")
+        self.put_config(peers["network"])
+        for subnet, lease in peers["leases"].items():
+            self.put(subnet, lease)
+
+    def run_command(self) -> list[str]:
+        """Return the command line of `overlayd run`."""
+        command = super().run_command()
+        command[command.index("--store") + 1] = f"sqlite://{self.store_path}"
+        return command
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """Open the store, as another process would."""
+        database = Database(self.store_path)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def find(self, key: str) -> Record | None:
+        """Return a key as it stands in the store."""
+        with self.database() as database:
+            return next((found for found in database.snapshot().records if found.key == key), None)
+
+    def _write(self, key: str, text: str, ttl_s: float | None) -> Record:
+        with self.database() as database:
+            found = next((found for found in database.snapshot().records if found.key == key), None)
+            return database.put(key, text, ttl_s, 0 if found is None else found.changed)
+
+    def put_config(self, network: dict[str, Any] | str) -> None:
+        """Write the network config."""
+        self._write("config", network if isinstance(network, str) else json.dumps(network), None)
+
+    def put(self, subnet: str, lease: dict[str, Any] | str, ttl_s: float | None = None) -> Record:
+        """Write a lease, over whatever is there; a key that contains a dash is taken as it is."""
+        name = subnet if "-" in subnet else subnet.replace("/", "-")
+        return self.put_raw(name, lease if isinstance(lease, str) else json.dumps(lease), ttl_s)
+
+    def put_raw(self, name: str, text: str, ttl_s: float | None = None) -> Record:
+        """Write anything under any name among the leases."""
+        return self._write(f"subnets/{name}", text, ttl_s)
+
+    def sync(self) -> None:
+        """Wait until all that stands in the store is in force."""
+        with self.database() as database:
+            revision = database.snapshot().revision
+        wait_for(
+            lambda: (self.status()["store"]["revision"] or 0) >= revision,
+            f"revision {revision} in force",
+            5.0,
+        )
+
+    def delete(self, subnet: str) -> None:
+        """Delete a lease."""
+        key = f"subnets/{subnet if '-' in subnet else subnet.replace('/', '-')}"
+        found = self.find(key)
+        assert found is not None
+        with self.database() as database:
+            database.delete(key, found.changed)
+
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """Return the peers that status lists, by subnet."""
+        return {peer["subnet"]: peer for peer in self.status()["peers"]}
+
+    def say(self, *args: str) -> str:
+        """Return what an overlayd command prints."""
+        done = subprocess.run(self.command(*args), cwd=ROOT, capture_output=True, text=True, timeout=20)
+        return done.stdout + done.stderr
+
+    def wait_ready(self, reason: str | None = None) -> None:
+        """Wait until the node is ready; or until it is not, for a reason that has these words."""
+
+        def is_so() -> bool:
+            status = self.status()
+            return bool(status["ready"]) if reason is None else reason in str(status["reason"])
+
+        wait_for(is_so, f"ready: {reason or 'yes'}: {self.log()[-2000:]}", 10.0)
+
+
+class LeasedRig(Rig):
+    """The rig with IPv4 alone, two peers, and everything in the store."""
+
+    daemon: LeasedDaemon
+
+    def __init__(self, directory: Path, **more: Any) -> None:
+        """Build it and start the daemon."""
+        peers = {"network": NETWORK, "leases": LEASES}
+        super().__init__(directory, peers, FLAGS, kind=LeasedDaemon, **more)
+
+    def route_of(self, pod: str) -> tuple[str, str]:
+        """Let our pod send to another; return outer destination and inner destination MAC of what leaves."""
+        frame = self.sent(frames.inner4(US.pod(), pod))
+        return ".".join(map(str, frame[30:34])), frame[50:56].hex(":")
