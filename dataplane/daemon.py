@@ -215,9 +215,9 @@ class Daemon:
                 await self._take(inputs)
                 await self._converge()
                 self._trouble = None
-                if self._revision is None:
+                if self._revision is None and self._store_heard_s is not None:
                     log.info("store", url=self._config.store, chosen_by=self._config.store_reason)
-                self._revision = None if self._reconciler is None else self._reconciler.revision
+                self._revision = self._reconciler.revision if self._reconciler else None
             except StaleEpoch:
                 raise
             except RuntimeFailure as err:
@@ -233,37 +233,39 @@ class Daemon:
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
 
     async def _take(self, inputs: list[Input]) -> None:
-        """Let the reconciler say what must be done."""
-        for item in inputs:
-            for action in await self._judge(item):
-                if isinstance(action, Publish):
-                    self._table = action.table
-                elif isinstance(action, PlanHost):
-                    self._plan = action.plan
-                elif isinstance(action, Alarm):
-                    log.warning(action.text)
-
-    async def _judge(self, item: Input) -> list[Action]:
-        """Tell the reconciler, and who keeps our lease, what arrived."""
+        """Let the reconciler say what must be done, once for all that has arrived."""
         reconciler, leasing = self._reconciler, self._leasing
         assert reconciler is not None
-        if isinstance(item, HostChanged):
+        events: list[Event] = []
+        actions: list[Action] = []
+        for item in inputs:
+            if isinstance(item, Listed | NetworkPut):
+                self._network_problem = item.problem
+            if not isinstance(item, HostChanged | OwnChanged | Retry):
+                events.append(item)
+        if leasing is not None:
+            leasing.apply_all(events)
+        actions += reconciler.apply_all(events, time.monotonic())
+        if any(isinstance(item, HostChanged) for item in inputs):
             facts = await self._host.facts()
             if leasing is not None:
                 leasing.host_changed(facts)
-            return reconciler.host_changed(facts, time.monotonic())
-        if isinstance(item, OwnChanged) and leasing is not None:
-            if leasing.is_released and not self._released.is_set():
-                self._released.set()
-                asyncio.get_running_loop().call_later(ANSWER_S, self._stop)
-            return reconciler.own_changed(leasing.own(), leasing.reason(), time.monotonic())
-        if isinstance(item, Retry | OwnChanged):
-            return []
-        if isinstance(item, Listed | NetworkPut):
-            self._network_problem = item.problem
-        if leasing is not None:
-            leasing.apply(item)
-        return reconciler.apply(item, time.monotonic())
+            actions += reconciler.host_changed(facts, time.monotonic())
+        if leasing is not None and any(isinstance(item, OwnChanged) for item in inputs):
+            self._end_if_released(leasing)
+            actions += reconciler.own_changed(leasing.own(), leasing.reason(), time.monotonic())
+        for action in actions:
+            if isinstance(action, Publish):
+                self._table = action.table
+            elif isinstance(action, PlanHost):
+                self._plan = action.plan
+            elif isinstance(action, Alarm):
+                log.warning(action.text)
+
+    def _end_if_released(self, leasing: Leasing) -> None:
+        if leasing.is_released and not self._released.is_set():
+            self._released.set()
+            asyncio.get_running_loop().call_later(ANSWER_S, self._stop)
 
     # --- making it so -----------------------------------------------------------------------------
 
@@ -326,7 +328,8 @@ class Daemon:
             return {"error": "this node has no lease to give back"}
         self._leasing.release()
         try:
-            await asyncio.wait_for(self._released.wait(), RELEASE_TIMEOUT_S)
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._released.wait()
         except TimeoutError:
             why = "; ".join(self._leasing.warnings()) or "the store does not answer"
             return {"error": f"the lease of {own.key} is not given back yet: {why}"}

@@ -37,6 +37,7 @@ from dataplane.model import (
     SubnetKey,
 )
 
+WAITING = "waiting for the store"
 TTL_S = 24 * 3600.0  # flannel.md §1.4
 MARGIN_S = 3600.0
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
@@ -116,7 +117,7 @@ class Lessee:
         self._identity: Identity | None = None
         self._own: Entry | None = None  # as we wrote or found it last
         self._is_leaving = False
-        self._waiting: str | None = "waiting for the store"  # what stands between us and our lease
+        self._waiting: str | None = WAITING  # what stands between us and our lease
         self._trouble: str | None = None  # why the store did not do the last operation
         self._retry_s: float | None = None
         self._pause_s = RETRY_MIN_S

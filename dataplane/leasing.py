@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dataplane import journal, vtep
 from dataplane.config import RunConfig
 from dataplane.errors import RuntimeFailure
 from dataplane.flannel import format_key
-from dataplane.lease import Lessee, Operation, PutLease
+from dataplane.lease import WAITING, Lessee, Operation, PutLease
 from dataplane.model import Encap, Event, HostFacts, Lease, Listed, NetworkConfig, NetworkPut
 from dataplane.store import LeaseStore
 from dataplane.store.keyvalue import Conflict
@@ -74,12 +74,13 @@ class Leasing:
 
     # --- what arrives -----------------------------------------------------------------------------
 
-    def apply(self, event: Event) -> None:
-        """Take what the store says."""
-        self._lessee.apply(event)
-        if isinstance(event, Listed | NetworkPut) and event.network is not None:
-            self._network = event.network
-            self._identify()
+    def apply_all(self, events: Iterable[Event]) -> None:
+        """Take what the store says, in order."""
+        for event in events:
+            self._lessee.apply(event)
+            if isinstance(event, Listed | NetworkPut) and event.network is not None:
+                self._network = event.network
+                self._identify()
         self._wake.set()
 
     def host_changed(self, facts: HostFacts) -> None:
@@ -130,7 +131,7 @@ class Leasing:
         said = (self.own(), reason := self.reason())
         if said == self._told and not self.is_released:
             return
-        if is_settled and reason is not None:
+        if is_settled and reason not in (None, WAITING):
             log.warning("no sure lease", reason=reason)
         if is_settled or reason is None:
             self._told = said
@@ -139,7 +140,9 @@ class Leasing:
     async def _pause(self, until_s: float | None) -> None:
         timeout_s = None if until_s is None else max(0.0, until_s - time.monotonic())
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            # Not wait_for(): that of Python 3.11 may swallow a cancellation.
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
         except TimeoutError:
             pass
         self._wake.clear()

@@ -147,8 +147,19 @@ class Reconciler:
 
     def apply(self, event: Event, now: float) -> list[Action]:
         """Take an event of the store; return what must be done."""
-        if isinstance(event, Rejected):
-            return [Alarm(event.reason)]
+        return self.apply_all([event], now)
+
+    def apply_all(self, events: Iterable[Event], now: float) -> list[Action]:
+        """Take events of the store, in order; return what must be done after the last."""
+        actions: list[Action] = []
+        for event in events:
+            if isinstance(event, Rejected):
+                actions.append(Alarm(event.reason))
+            else:
+                self._note(event)
+        return [*actions, *self._reconcile(now)] if self.revision is not None else actions
+
+    def _note(self, event: Listed | NetworkPut | LeasePut | LeaseDeleted) -> None:
         self.revision = event.revision
         if isinstance(event, Listed):
             self._entries = {entry.name: entry for entry in event.entries}
@@ -158,7 +169,6 @@ class Reconciler:
             self._entries.pop(event.name, None)
         if isinstance(event, Listed | NetworkPut):
             self._take_network(event)
-        return self._reconcile(now)
 
     def own_changed(self, own: Lease | None, problem: str | None, now: float) -> list[Action]:
         """Take what lease is ours, and why that is not certain; a lease that was ours stays in force."""

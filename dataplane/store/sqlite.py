@@ -82,9 +82,9 @@ class SqliteKeyValue:
                     yield record
                     after = record.changed
                 try:
-                    await asyncio.wait_for(
-                        touched.wait(), LOOK_S if expiry_s is None else min(LOOK_S, expiry_s)
-                    )
+                    # Not wait_for(): that of Python 3.11 may swallow a cancellation.
+                    async with asyncio.timeout(LOOK_S if expiry_s is None else min(LOOK_S, expiry_s)):
+                        await touched.wait()
                 except TimeoutError:
                     pass
                 touched.clear()

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.lab import wait_for
+from dataplane.errors import NotRunning
 from dataplane.store.database import Database
 from dataplane.store.keyvalue import Record
 from tests.e2e import frames
@@ -116,11 +119,26 @@ class LeasedDaemon(Daemon):
         done = subprocess.run(self.command(*args), cwd=ROOT, capture_output=True, text=True, timeout=20)
         return done.stdout + done.stderr
 
+    def start_from_nothing(self) -> float:
+        """Take everything down, then start; return how long it took to be ready, in seconds."""
+        self.stop()
+        assert self.say("down") == ""
+        if self._counters is not None:
+            self._counters[0].close()
+            os.close(self._counters[1])
+            self._counters = None
+        started_s = time.monotonic()
+        self.start()
+        return time.monotonic() - started_s
+
     def wait_ready(self, reason: str | None = None) -> None:
         """Wait until the node is ready; or until it is not, for a reason that has these words."""
 
         def is_so() -> bool:
-            status = self.status()
+            try:
+                status = self.status()
+            except NotRunning:
+                return False
             return bool(status["ready"]) if reason is None else reason in str(status["reason"])
 
         wait_for(is_so, f"ready: {reason or 'yes'}: {self.log()[-2000:]}", 10.0)

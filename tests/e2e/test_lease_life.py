@@ -19,6 +19,7 @@ import pytest
 from bench.lab import wait_for
 from tests.e2e.frames import DUAL, US
 from tests.e2e.leased import LeasedRig, value
+from tests.e2e.rig import ROOT
 
 NEW = "10.244.9.0/24"
 NEW_POD, NEW_IP, NEW_MAC = "10.244.9.5", "198.18.0.9", "02:4f:00:00:04:09"
@@ -126,6 +127,23 @@ def test_release_when_control_is_dead(rig: LeasedRig) -> None:
     rig.daemon.stop()
     assert f"{US.subnet} is free" in rig.daemon.say("lease", "release")
     assert own_value(rig) is None
+
+
+def test_default_store(rig: LeasedRig) -> None:
+    """Without --store the leases are in the state directory, and the log says why."""
+    path = rig.daemon.directory / "state" / "store.db"
+    rig.daemon.stop()
+    for old in rig.daemon.directory.glob("store.db*"):
+        old.rename(path.with_name(old.name))
+    command = rig.daemon.run_command()
+    at = command.index("--store")
+    with rig.daemon.log_path.open("ab") as log:
+        rig.daemon.process = subprocess.Popen(
+            [*command[:at], *command[at + 2 :]], stdout=log, stderr=log, cwd=ROOT
+        )
+    rig.daemon.wait_ready()
+    assert rig.daemon.status()["store"]["url"] == f"sqlite://{path}"
+    assert 'chosen_by="auto: neither etcd nor Kubernetes is asked for"' in rig.daemon.log()
 
 
 # --- the store fails -----------------------------------------------------------------------------------

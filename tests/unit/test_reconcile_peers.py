@@ -8,15 +8,22 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from dataplane import flannel
 from dataplane.model import (
     Address,
+    Alarm,
     Encap,
+    Entry,
+    Event,
     HostFacts,
     Interface,
     Lease,
+    Listed,
     MacAddress,
     Network,
+    NetworkPut,
     Peer,
+    Rejected,
     SubnetEntry,
     SubnetKey,
 )
@@ -33,11 +40,13 @@ from tests.leases import (
     address,
     deleted,
     dual,
+    entry,
     ids,
     lease,
     listed,
     mac,
     only6,
+    plan_of,
     put,
     table_of,
 )
@@ -259,3 +268,69 @@ def test_a_full_table_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))
     assert ids(table) == {IP2: 0}
     assert [view.refused for view in reconciler.peers()] == [None, "the table is full: it holds 1 peers"]
+
+
+# --- where nodes lease their subnets ------------------------------------------------------------------------
+
+
+def test_leased_node_waits_for_its_lease() -> None:
+    """Nothing is put in force before our own lease is told, and nothing is an alarm that will pass."""
+    reconciler = Reconciler(CONFIG, FACTS, is_leased=True)
+    assert reconciler.apply(listed(lease(1), lease(2)), 0.0) == []
+    assert reconciler.own_changed(None, "taking a subnet", 1.0) == []
+    assert reconciler.reason == "taking a subnet"
+    actions = reconciler.own_changed(lease(1), None, 2.0)
+    assert ids(table_of(actions)) == {IP2: 0}
+    assert reconciler.reason is None
+
+
+def test_lost_lease_keeps_the_node_working() -> None:
+    """What is said of our lease makes a node unready and changes nothing else."""
+    reconciler = Reconciler(CONFIG, FACTS, is_leased=True)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    reconciler.own_changed(lease(1), None, 0.0)
+    assert reconciler.own_changed(None, "our lease is lost", 1.0) == []
+    assert (reconciler.reason, reconciler.own) == ("our lease is lost", lease(1))
+    assert ids(table_of(reconciler.apply(put(2, lease(3)), 2.0))) == {IP2: 0, address(3): 1}
+
+
+def test_our_key_in_strange_hands() -> None:
+    """Our own subnet under another's address is never a peer: it is refused, with an alarm."""
+    reconciler = Reconciler(CONFIG, FACTS, is_leased=True)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    reconciler.own_changed(lease(1), None, 0.0)
+    (alarm,) = reconciler.apply(put(2, replace(lease(1), public_ip=address(66))), 1.0)
+    assert alarm == Alarm("lease 10.244.1.0-24 refused: its subnet 10.244.1.0/24 overlaps our own")
+
+
+def test_alarms_are_bounded() -> None:
+    """A store full of rubbish raises ten alarms and a sum, once."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    rubbish = tuple(Entry(f"x{n}", None, "no subnet") for n in range(30))
+    event = Listed(1, NET, (entry(lease(1)), *rubbish))
+    alarms = [action.text for action in reconciler.apply(event, 0.0) if isinstance(action, Alarm)]
+    assert alarms[:10] == [f"lease x{n} refused: no subnet" for n in range(10)]
+    assert alarms[10:] == ["20 more leases refused; see overlayd peers --all"]
+    assert reconciler.apply(event, 1.0) == []
+
+
+def test_network_that_would_cut_us_off() -> None:
+    """A leased node stays in the network in which its pods are; any other change is taken."""
+    reconciler = Reconciler(CONFIG, FACTS, is_leased=True)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    reconciler.own_changed(lease(1), None, 0.0)
+    other = flannel.parse_network({"Network": "10.245.0.0/16", "Backend": {"Type": "vxlan"}})
+    for network in (None, other):
+        assert reconciler.apply(NetworkPut(2, network, "gone"), 1.0) == []
+        assert reconciler.network == NET
+    actions = reconciler.apply(NetworkPut(3, replace(NET, underlay_mtu=1400)), 2.0)
+    assert plan_of(actions).mtu == 1350
+
+
+def test_many_events_are_one_pass() -> None:
+    """Events that arrive together are judged once: one table for all of them, and every refusal told."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    events: list[Event] = [listed(lease(1)), *(put(n, lease(n)) for n in range(2, 9)), Rejected(8, "broken")]
+    actions = reconciler.apply_all(events, 0.0)
+    assert [action for action in actions if isinstance(action, Alarm)] == [Alarm("broken")]
+    assert len(table_of(actions).peers) == 7

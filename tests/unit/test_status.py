@@ -257,6 +257,38 @@ def test_no_peers() -> None:
     assert peers_text(status(peers=[])) == "ID  SUBNET  PUBLIC IP  VTEP MAC  ENCAP  TX  RX  DROPS"
 
 
+def test_peers_all() -> None:
+    """Unreadable leases are counted, and shown with our own by --all; a peer past its time is stale."""
+    unreadable = peer(
+        id=None, subnet="node-b", public_ip=None, vtep_mac=None, encap=None, refused="no subnet"
+    )
+    stale = peer(expires_in_s=-61.0, drops={"spoof": 2})
+    found = status(peers=[peer(expires_in_s=60.0), stale, unreadable])
+    lines = peers_text(found).splitlines()
+    assert [line.rpartition("  ")[2] for line in lines[1:3]] == ["-", "stale: expired 1 min ago, spoof 2"]
+    assert lines[3:] == ["1 unreadable: overlayd peers --all"]
+    assert [line.split() for line in peers_text(found, has_all=True).splitlines()[1:]] == [
+        *(["-", "10.244.1.0/24", "192.0.2.1", "-", "vxlan", "-", "-", "our", "own"], lines[1].split()),
+        *(lines[2].split(), ["-", "node-b", "-", "-", "-", "12", "3456", "refused:", "no", "subnet"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expires_in_s", "renews_in_s", "text"),
+    [
+        pytest.param(86399.0, 82799.0, " (lease renews in 22h59, expires in 23h59)", id="held"),
+        pytest.param(3000.0, -600.0, " (lease to be renewed, expires in 50 min)", id="due"),
+        pytest.param(-5.0, -3605.0, " (lease expired 5.0 s ago)", id="expired"),
+        pytest.param(None, None, " (reserved)", id="reserved"),
+    ],
+)
+def test_lease(expires_in_s: float | None, renews_in_s: float | None, text: str) -> None:
+    """The life of our lease stands behind our subnet."""
+    lease = {"key": "x", "revision": 1, "expires_in_s": expires_in_s, "renews_in_s": renews_in_s}
+    line = status_text(status(lease=lease)).splitlines()[1]
+    assert line == NETWORK.replace("10.244.1.0/24", f"10.244.1.0/24{text}")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses and MAC a node publishes, by what it was told and by what the host has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import pytest
+
+from dataplane.lease import Identity
+from dataplane.model import Encap, HostFacts, Interface, NetworkConfig
+from dataplane.underlay import find_identity
+from tests.leases import CONFIG, DUAL, IP1, IP1_6, IP2, IP2_6, LO, NET, NET6, mac
+
+LOCAL6 = IPv6Address("fe80::1")
+ETH0 = Interface("eth0", 2, 1500, (IP1, LOCAL6, IP1_6))
+ETH1 = Interface("eth1", 3, 1500, (IP2, IP2_6))
+CNI0 = Interface("cni0", 4, 1500, (IPv4Address("10.244.1.1"),))
+BARE = Interface("eth2", 5, 1500, (LOCAL6,))
+FACTS = HostFacts((LO, ETH0, ETH1, CNI0, BARE), ("eth0",))
+V4 = Identity(IP1, None, Encap.VXLAN, mac(7), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "network", "expected"),
+    [
+        pytest.param({}, NET, V4, id="default route"),
+        pytest.param({"iface": "eth1"}, NET, replace(V4, public_ip=IP2), id="--iface"),
+        pytest.param({"public_ip": IP2}, NET, replace(V4, public_ip=IP2), id="--public-ip"),
+        pytest.param(
+            {"public_ip": IPv4Address("203.0.113.9"), "iface": "eth0"},
+            *(NET, replace(V4, public_ip=IPv4Address("203.0.113.9"))),
+            id="--public-ip behind NAT",
+        ),
+        pytest.param({}, DUAL, replace(V4, public_ip6=IP1_6, vtep_mac6=mac(7)), id="dual stack"),
+        pytest.param({}, NET6, Identity(None, IP1_6, Encap.VXLAN, None, mac(7), 1), id="IPv6 only"),
+        pytest.param(
+            {"public_ip6": IP2_6},
+            *(DUAL, replace(V4, public_ip=IP2, public_ip6=IP2_6, vtep_mac6=mac(7))),
+            id="--public-ipv6",
+        ),
+        pytest.param(
+            {"public_ip": IP1}, NET6, Identity(IP1, IP1_6, Encap.VXLAN, None, mac(7), 1), id="told IPv4 too"
+        ),
+        pytest.param({}, replace(NET, encap=Encap.IPIP), Identity(IP1, None, Encap.IPIP), id="ipip"),
+        pytest.param({}, replace(NET, vni=9), replace(V4, vni=9), id="VNI"),
+    ],
+)
+def test_identity(told: dict[str, Any], network: NetworkConfig, expected: Identity) -> None:
+    """A node publishes what it was told, else the addresses of the interface that faces the others."""
+    assert find_identity(replace(CONFIG, **told), FACTS, network, mac(7)) == expected
+
+
+def test_one_candidate() -> None:
+    """Without a default route the one interface with an address is taken."""
+    assert find_identity(CONFIG, HostFacts((LO, ETH0, BARE)), NET, mac(7)) == V4
+
+
+@pytest.mark.parametrize(
+    ("told", "facts", "network", "reason"),
+    [
+        pytest.param(
+            *({}, HostFacts((LO, ETH0, ETH1)), NET),
+            "no default route tells which interface faces the other nodes; give --iface"
+            " (there are: eth0, eth1)",
+            id="no default route",
+        ),
+        pytest.param({"iface": "eth9"}, FACTS, NET, "there is no interface eth9", id="no such interface"),
+        pytest.param(
+            *({"public_ip": IPv4Address("192.0.2.77")}, FACTS, NET),
+            "no interface of this host has the address 192.0.2.77",
+            id="no such address",
+        ),
+        pytest.param(
+            *({"iface": "eth2"}, FACTS, NET),
+            "interface eth2 has no address that other nodes could reach; give --iface",
+            id="no address",
+        ),
+        pytest.param(
+            *({"iface": "cni0"}, FACTS, NET),
+            "interface cni0 has no address that other nodes could reach; give --iface",
+            id="only an overlay address",
+        ),
+        pytest.param(
+            *({"public_ip": IPv4Address("10.244.1.1")}, FACTS, NET),
+            "our address 10.244.1.1 lies inside the overlay network; give another --public-ip or --iface",
+            id="told an overlay address",
+        ),
+        pytest.param(
+            *({}, HostFacts((Interface("eth0", 2, 1500, (IP1_6,)),)), replace(NET, encap=Encap.IPIP)),
+            "interface eth0 has no address that other nodes could reach; give --iface",
+            id="ipip without IPv4",
+        ),
+    ],
+)
+def test_no_identity(told: dict[str, Any], facts: HostFacts, network: NetworkConfig, reason: str) -> None:
+    """Where it is not clear, the reason says what to do."""
+    assert find_identity(replace(CONFIG, **told), facts, network, mac(7)) == reason
