@@ -113,6 +113,7 @@ class Lessee:
         self._ttl_s = ttl_s
         self._margin_s = min(margin_s, ttl_s / 2)
         self._entries: dict[str, Entry] = {}
+        self._store = ""  # identity
         self._network: NetworkConfig | None = None
         self._identity: Identity | None = None
         self._own: Entry | None = None  # as we wrote or found it last
@@ -170,8 +171,7 @@ class Lessee:
     def apply(self, event: Event) -> None:
         """Take what the store says."""
         if isinstance(event, Listed):
-            newer = (entry for entry in self._entries.values() if entry.changed > event.revision)
-            self._entries = {entry.name: entry for entry in (*event.entries, *newer)}
+            self._take_list(event)
         if isinstance(event, Listed | NetworkPut):
             # A network config that is gone or broken changes nothing for who has a lease already.
             self._network = event.network or self._network
@@ -183,6 +183,13 @@ class Lessee:
             known = self._entries.get(event.name)
             if known is not None and known.changed < event.revision:
                 del self._entries[event.name]
+
+    def _take_list(self, event: Listed) -> None:
+        """Take a whole list; what we have written since it was made stays, unless the store is another one."""
+        is_same = event.identity == self._store
+        newer = [entry for entry in self._entries.values() if is_same and entry.changed > event.revision]
+        self._entries = {entry.name: entry for entry in (*event.entries, *newer)}
+        self._store = event.identity
 
     def _note(self, entry: Entry) -> None:
         known = self._entries.get(entry.name)

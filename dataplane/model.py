@@ -117,6 +117,7 @@ class Listed:
     network: NetworkConfig | None
     entries: tuple[Entry, ...]
     problem: str | None = None  # why there is no network
+    identity: str = ""  # of the store: with another one, revisions begin anew
 
 
 @dataclass(frozen=True, slots=True)

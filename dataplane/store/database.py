@@ -254,7 +254,8 @@ class Database:
                 "SELECT key, value, created, changed, expires FROM entry ORDER BY key"
             ).fetchall()
         records = (_record(row, now) for row in rows)
-        return Snapshot(revision, tuple(record for record in records if not _is_over(record)))
+        live = tuple(record for record in records if not _is_over(record))
+        return Snapshot(revision, live, self.identity())
 
     def changes(self, after: int) -> list[Record]:
         """Return the changes after a revision, in order; Compacted if they are not all there any more."""

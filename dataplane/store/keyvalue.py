@@ -32,6 +32,7 @@ class Snapshot:
 
     revision: int
     records: tuple[Record, ...]
+    identity: str = ""  # of the store: revisions of another one in its place mean nothing
 
 
 class Conflict(StoreError):

@@ -64,12 +64,9 @@ class SqliteKeyValue:
 
     async def snapshot(self) -> Snapshot:
         """Return all keys."""
-
-        def work(db: Database) -> Snapshot:
-            self._identity = db.identity()
-            return db.snapshot()
-
-        return await self._do(work)
+        found = await self._do(Database.snapshot)
+        self._identity = found.identity
+        return found
 
     async def watch(self, after: int) -> AsyncIterator[Record]:
         """Yield every change after a revision."""

@@ -18,7 +18,7 @@ from dataplane.store.database import Database
 from dataplane.store.keyvalue import Record
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, FOUR, US
-from tests.e2e.rig import ROOT, Daemon, Rig
+from tests.e2e.rig import OVERLAYD, ROOT, Daemon, Rig
 
 FLAGS = ("--public-ip", str(US.ip))
 NETWORK: dict[str, Any] = {
@@ -115,8 +115,15 @@ class LeasedDaemon(Daemon):
         return {peer["subnet"]: peer for peer in self.status()["peers"]}
 
     def say(self, *args: str) -> str:
-        """Return what an overlayd command prints."""
-        done = subprocess.run(self.command(*args), cwd=ROOT, capture_output=True, text=True, timeout=20)
+        """Return what an overlayd command prints that is given the run directory."""
+        return self._say(self.command(*args))
+
+    def say_to_store(self, *args: str) -> str:
+        """Return what an overlayd command prints that is given the store."""
+        return self._say(self.namespace.command(*OVERLAYD, *args, "--store", f"sqlite://{self.store_path}"))
+
+    def _say(self, command: list[str]) -> str:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
         return done.stdout + done.stderr
 
     def start_from_nothing(self) -> float:

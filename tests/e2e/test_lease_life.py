@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from bench.lab import wait_for
 from tests.e2e.frames import DUAL, US
-from tests.e2e.leased import LeasedRig, value
+from tests.e2e.leased import NETWORK, LeasedRig, value
 from tests.e2e.rig import ROOT
 
 NEW = "10.244.9.0/24"
@@ -209,6 +210,19 @@ def test_store_fails_and_comes_back(rig: LeasedRig, name: str) -> None:
     rig.daemon.sync()
     assert rig.route_of(NEW_POD) == (NEW_IP, NEW_MAC)
     assert rig.daemon.status()["store"]["error"] is None
+
+
+def test_new_store_in_place_of_the_old(rig: LeasedRig) -> None:
+    """When the store is lost and `network set` makes another, the node takes its subnet again by itself."""
+    hide(rig)
+    assert "set: " in rig.daemon.say_to_store("network", "set", json.dumps(NETWORK))
+    wait_for(lambda: own_value(rig) is not None, "our lease is in the new store", 20.0)
+    rig.daemon.put(NEW, value(NEW_IP, NEW_MAC))
+    rig.daemon.wait_ready()
+    wait_for(lambda: set(rig.daemon.peers()) == {NEW}, "the new store is followed")
+    rig.daemon.sync()
+    assert rig.daemon.status()["subnet"] == US.subnet
+    assert rig.route_of(NEW_POD) == (NEW_IP, NEW_MAC)
 
 
 def test_full_disk(rig: LeasedRig) -> None:
