@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataplane.errors import ConfigError, OverlaydError
+from dataplane.errors import ConfigError, OverlaydError, one_line
 
 VERSION = "0.1.0"
 RUN_DIR = "/run/overlayd"
@@ -358,8 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # here, where a broken pipe is dealt with
         return code
     except OverlaydError as err:
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(err))  # one line
-        print(f"overlayd: {text}", file=sys.stderr)
+        print(f"overlayd: {one_line(str(err))}", file=sys.stderr)
         return err.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -412,7 +412,7 @@ def _row(view: PeerView, now: float) -> PeerRow:
     expires_s = entry.expires_s
     return PeerRow(
         view.id,
-        entry.name if lease is None else str(lease.key),
+        entry.title if lease is None else str(lease.key),
         None if lease is None else lease.public_ips()[0],
         None if lease is None else lease.vtep_mac or lease.vtep_mac6,
         None if lease is None else ENCAP_NAMES[lease.encap],

@@ -15,6 +15,11 @@ from __future__ import annotations
 import os
 
 
+def one_line(text: str) -> str:
+    """Return a text that anybody may have written as one printable line: safe for a log and a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class OverlaydError(Exception):
     """Base of all deliberate errors; its text is one line that says what to do."""
 

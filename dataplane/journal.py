@@ -8,6 +8,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from dataplane.errors import one_line
+
 ROOT = "overlayd"
 
 
@@ -54,7 +56,7 @@ class TextFormatter(logging.Formatter):
             text = str(value)
             plain = text and not any(char.isspace() or char in '="' for char in text)
             parts.append(f"{name}={text if plain else json.dumps(text, ensure_ascii=False)}")
-        line = " ".join(parts)
+        line = one_line(" ".join(parts))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -157,7 +157,8 @@ class Lessee:
 
     def wake_s(self, now: float) -> float | None:
         """Return when to ask again, even if nothing happens until then."""
-        times = [at for at in (self._retry_s, self.renews_s()) if at is not None and at > now]
+        expires_s = None if self._own is None else self._own.expires_s  # then it is to be told
+        times = [at for at in (self._retry_s, self.renews_s(), expires_s) if at is not None and at > now]
         return min(times, default=None)
 
     # --- what arrives -----------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Lessee:
                 del self._entries[event.name]
 
     def _take_list(self, event: Listed) -> None:
-        """Take a whole list; what we have written since it was made stays, unless the store is another one."""
+        """Take a whole list; what we wrote since it was made stays, unless this is another store."""
         is_same = event.identity == self._store
         newer = [entry for entry in self._entries.values() if is_same and entry.changed > event.revision]
         self._entries = {entry.name: entry for entry in (*event.entries, *newer)}

@@ -131,7 +131,7 @@ def _line(entry: Entry, now: float) -> tuple[str, ...]:
     life = "never" if entry.expires_s is None else f"in {span(max(0.0, entry.expires_s - now))}"
     lease = entry.lease
     if lease is None:
-        return entry.name[:80], "-", "-", "-", life, str(entry.changed), f"unusable: {entry.problem}"
+        return entry.title, "-", "-", "-", life, str(entry.changed), f"unusable: {entry.problem}"
     mac = lease.vtep_mac or lease.vtep_mac6 or "-"
     node = "&".join(map(str, lease.public_ips()))
     return entry.name, node, lease.encap.name.lower(), str(mac), life, str(entry.changed), ""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+TITLE_MAX = 80  # characters
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -107,6 +109,11 @@ class Entry:
     created: int = 0  # revision that made it: of two that collide, the older one counts
     changed: int = 0  # revision that changed or renewed it last
     expires_s: float | None = None  # CLOCK_MONOTONIC of this process; None: never
+
+    @property
+    def title(self) -> str:
+        """Its name as far as it is fit to be shown; whoever wrote it may have written a book."""
+        return self.name if len(self.name) <= TITLE_MAX else f"{self.name[:TITLE_MAX]}…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class Reconciler:
         )
         refused = [view for view in self._views if view.refused is not None]
         news = [view for view in refused if (view.entry.name, view.refused) not in before]
-        alarms = [Alarm(f"lease {view.entry.name} refused: {view.refused}") for view in news[:ALARMS_MAX]]
+        alarms = [Alarm(f"lease {view.entry.title} refused: {view.refused}") for view in news[:ALARMS_MAX]]
         if len(news) > ALARMS_MAX:
             alarms.append(Alarm(f"{len(news) - ALARMS_MAX} more leases refused; see overlayd peers --all"))
         return list(alarms)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataplane.errors import one_line
+
 Status = Mapping[str, Any]
 
 EXIT_READY, EXIT_NOT_READY = 0, 1
@@ -135,11 +137,12 @@ def status_text(status: Status) -> str:
         warnings.insert(0, f"store: {status['store']['error']}")
     # Control warns of the store too: once is enough.
     lines += [f"!  {warning}" for warning in dict.fromkeys(warnings)]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """Lay out rows in columns; those of `numbers` go to the right."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

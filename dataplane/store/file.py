@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from dataplane import flannel
-from dataplane.errors import ConfigError, OverlaydError, StoreError
+from dataplane.errors import ConfigError, OverlaydError, StoreError, one_line
 from dataplane.model import Address, Encap, Entry, Event, Lease, Listed, NetworkConfig, Rejected
 from dataplane.store.watch import PathWatch, explain
 
@@ -186,8 +186,7 @@ def _at_line(name: str, text: str, path: FieldPath, reason: str) -> str:
 
 
 def _one_line(name: str, line: int | None, reason: str) -> str:
-    reason = "".join(char if char.isprintable() else repr(char)[1:-1] for char in reason)  # one line
-    return f"{name}: {reason}" if line is None else f"{name} line {line}: {reason}"
+    return one_line(f"{name}: {reason}" if line is None else f"{name} line {line}: {reason}")
 
 
 def parse_peers(text: str, name: str = "peers.json") -> Peers:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bench.lab import wait_for
-from tests.e2e.frames import DUAL, US
+from tests.e2e.frames import DUAL, FOUR, US
 from tests.e2e.leased import NETWORK, LeasedRig, value
 from tests.e2e.rig import ROOT
 
@@ -110,6 +110,26 @@ def test_restart_keeps_the_subnet(rig: LeasedRig) -> None:
     rig.daemon.start()
     assert rig.daemon.status()["subnet"] == US.subnet
     assert rig.route_of(DUAL.pod()) == TO_DUAL
+
+
+def test_killed_watcher(rig: LeasedRig) -> None:
+    """Killed at any moment among changes and started again, a node comes to what the store says."""
+    for turn in range(10):
+        assert rig.daemon.process is not None
+        rig.daemon.put("10.244.20.0/24", value("198.18.0.20", f"02:4f:00:00:20:{turn:02x}"))
+        rig.daemon.process.kill()
+        rig.daemon.process.wait()
+        if turn % 2:
+            rig.daemon.delete(NEW)
+        else:
+            rig.daemon.put(NEW, value(NEW_IP, f"02:4f:00:00:09:{turn:02x}"))
+        rig.daemon.start()
+        rig.daemon.sync()
+        peers = {subnet: peer["vtep_mac"] for subnet, peer in rig.daemon.peers().items()}
+        always = {node.subnet: node.mac for node in (DUAL, FOUR)}
+        always["10.244.20.0/24"] = f"02:4f:00:00:20:{turn:02x}"
+        assert peers == always | ({} if turn % 2 else {NEW: f"02:4f:00:00:09:{turn:02x}"})
+        assert rig.route_of("10.244.20.5") == ("198.18.0.20", f"02:4f:00:00:20:{turn:02x}")
 
 
 def test_release(rig: LeasedRig) -> None:
