@@ -52,6 +52,11 @@ Life of a packet, rx (underlay to overlay; rx.c):
     -> offload_describe(): a kernel peer on this machine left the checksum partial -> tun_write()
     -> kernel -> pod
 
+Life of a lease (where nodes take their subnets themselves):
+    store (revisions, compare-and-swap) -> registry: flannel's keys and values, or a reason -> events
+    -> Lessee: what is ours? one operation at a time, which relies on a revision -> leasing -> store
+    -> refuse(), find_collisions(): which of the others may be peers -> Reconciler -> table, host, subnet.env
+
 Conservation. Offered is counted where the read returned, forwarded where the write succeeded, and every
 packet in between ends in exactly one value of `enum dp_drop`: offered = forwarded + drops, exactly, in each
 direction. docs/counters.md says what each reason means and what to do.

@@ -33,6 +33,7 @@ from dataplane.model import (
     Alarm,
     Encap,
     Event,
+    Heard,
     HostPlan,
     Lease,
     Listed,
@@ -188,7 +189,8 @@ class Daemon:
                     pause_s = STORE_RETRY_MIN_S
                     self._store_heard_s = time.monotonic()
                     self._store_error = event.reason if isinstance(event, Rejected) else None
-                    self._inputs.put_nowait(event)
+                    if not isinstance(event, Heard):
+                        self._inputs.put_nowait(event)
             except (StoreError, ConfigError) as err:
                 if self._store_heard_s is None:
                     raise

@@ -160,6 +160,13 @@ class Rejected:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The store answers again, and is followed from where it was left."""
+
+    revision: int
+
+
 Event = Listed | NetworkPut | LeasePut | LeaseDeleted | Rejected
 
 

@@ -9,17 +9,17 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from dataplane.errors import ConfigError
-from dataplane.model import Entry, Event, Lease, Listed
+from dataplane.model import Entry, Event, Heard, Lease, Listed
 
 
 class Store(Protocol):
     """A lease store as `overlayd run` sees it."""
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event | Heard]:
         """Yield a complete list (Listed), then every change for ever.
 
-        Raises StoreError if the store cannot be used; may be called again then, and may go on from where
-        it was instead of listing. Revisions only grow.
+        Raises StoreError if the store cannot be used; may be called again then. It may go on from where it
+        was instead of listing, and says so (Heard). Revisions only grow.
         """
         ...
 

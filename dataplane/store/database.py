@@ -246,6 +246,11 @@ class Database:
             (identity,) = self._db.execute("SELECT identity FROM state").fetchone()
         return str(identity)
 
+    def revision(self) -> int:
+        """Return the revision of the last change."""
+        with self._transaction("DEFERRED"):
+            return self._revision()
+
     def snapshot(self) -> Snapshot:
         """Return all keys that have not expired."""
         with self._transaction("DEFERRED") as db:

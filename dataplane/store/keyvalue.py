@@ -56,6 +56,10 @@ class KeyValue(Protocol):
         """Return all keys there are."""
         ...
 
+    async def revision(self) -> int:
+        """Return the revision of the last change."""
+        ...
+
     def watch(self, after: int) -> AsyncIterator[Record]:
         """Yield every change after a revision, in order, for ever; Compacted if that is not possible."""
         ...

@@ -15,7 +15,17 @@ from dataclasses import replace
 
 from dataplane import flannel
 from dataplane.errors import ConfigError
-from dataplane.model import Entry, Event, Lease, LeaseDeleted, LeasePut, Listed, NetworkConfig, NetworkPut
+from dataplane.model import (
+    Entry,
+    Event,
+    Heard,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    Listed,
+    NetworkConfig,
+    NetworkPut,
+)
 from dataplane.store.keyvalue import Compacted, KeyValue, Record, Snapshot
 
 CONFIG = "config"
@@ -115,9 +125,11 @@ class Registry:
                 return record.value, record.changed
         return None, 0
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncIterator[Event | Heard]:
         """Yield a list and then every change; from where it was left, when it is called again."""
         start = None  # where the last list ended, as long as nothing followed it
+        if self._revision is not None:
+            yield Heard(await self._keys.revision())
         while True:
             if self._revision is None:
                 listed = await self.read()

@@ -68,6 +68,10 @@ class SqliteKeyValue:
         self._identity = found.identity
         return found
 
+    async def revision(self) -> int:
+        """Return the revision of the last change."""
+        return await self._do(Database.revision)
+
     async def watch(self, after: int) -> AsyncIterator[Record]:
         """Yield every change after a revision."""
         touched = asyncio.Event()
