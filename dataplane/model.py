@@ -13,6 +13,11 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+def can_be_node(ip: Address) -> bool:
+    """Return whether other nodes could reach an address at all."""
+    return not (ip.is_loopback or ip.is_link_local)
+
+
 class Encap(IntEnum):
     """How packets to a subnet cross the underlay; values of `enum dp_encap`."""
 

@@ -42,8 +42,8 @@ from dataplane.model import (
     Rejected,
     SubnetEntry,
     Table,
+    can_be_node,
 )
-from dataplane.underlay import can_be_node
 
 GRACE_S = 60.0
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)

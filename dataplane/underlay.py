@@ -7,12 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.config import RunConfig
 from dataplane.lease import Identity
-from dataplane.model import Address, Encap, HostFacts, Interface, MacAddress, NetworkConfig
-
-
-def can_be_node(ip: Address) -> bool:
-    """Return whether other nodes could reach an address at all."""
-    return not (ip.is_loopback or ip.is_link_local)
+from dataplane.model import Encap, HostFacts, Interface, MacAddress, NetworkConfig, can_be_node
 
 
 def _find_interface(config: RunConfig, facts: HostFacts) -> Interface | str:
