@@ -250,8 +250,8 @@ def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequen
 
 
 def _seconds(text: str) -> float:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) <= 31_536_000:
-        raise argparse.ArgumentTypeError(f'"{text}" is not allowed; allowed are 1 to 31536000 seconds')
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or not 1 <= int(text) <= 31_536_000:
+        raise argparse.ArgumentTypeError(f'"{text[:20]}" is not allowed; allowed are 1 to 31536000 seconds')
     return float(text)
 
 

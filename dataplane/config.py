@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -64,8 +65,9 @@ def _store(text: str) -> str:
 
 def _number(low: int, high: int, unit: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text[:20]) <= high:
-            raise ValueError(f'"{text}" is not allowed; allowed are {low} to {high} {unit}')
+        is_number = text.isascii() and text.isdigit() and len(text) <= 12
+        if not is_number or not low <= int(text) <= high:
+            raise ValueError(f'"{text[:20]}" is not allowed; allowed are {low} to {high} {unit}')
         return int(text)
 
     return parse
@@ -290,7 +292,7 @@ def _find_selector(given: Mapping[str, object], environ: Mapping[str, str], stor
 
 def sqlite_url(state_dir: Path) -> str:
     """Return the URL of the embedded store in a state directory."""
-    return f"sqlite://{quote(str(state_dir / 'store.db'))}"
+    return f"sqlite://{quote(os.fsencode(state_dir / 'store.db'))}"
 
 
 def choose_store(given: Mapping[str, object], environ: Mapping[str, str], state_dir: Path) -> tuple[str, str]:

@@ -208,13 +208,16 @@ class Daemon:
             self._inputs.put_nowait(HostChanged())
 
     async def _work(self) -> None:
-        """Turn all that has arrived into one pass, again and again."""
+        """Turn all that has arrived into one pass, again and again; what failed half-way is taken again."""
+        undone: list[Input] = []
         while True:
-            inputs = [await self._inputs.get()]
+            inputs = [*undone, await self._inputs.get()]
             while not self._inputs.empty():
                 inputs.append(self._inputs.get_nowait())
             try:
+                undone = inputs
                 await self._take(inputs)
+                undone = []
                 await self._converge()
                 self._trouble = None
                 if self._revision is None and self._store_heard_s is not None:
@@ -238,6 +241,9 @@ class Daemon:
         """Let the reconciler say what must be done, once for all that has arrived."""
         reconciler, leasing = self._reconciler, self._leasing
         assert reconciler is not None
+        # What can fail comes first, before anything was believed.
+        has_changed = any(isinstance(item, HostChanged) for item in inputs)
+        facts = await self._host.facts() if has_changed else None
         events: list[Event] = []
         actions: list[Action] = []
         for item in inputs:
@@ -248,8 +254,7 @@ class Daemon:
         if leasing is not None:
             leasing.apply_all(events)
         actions += reconciler.apply_all(events, time.monotonic())
-        if any(isinstance(item, HostChanged) for item in inputs):
-            facts = await self._host.facts()
+        if facts is not None:
             if leasing is not None:
                 leasing.host_changed(facts)
             actions += reconciler.host_changed(facts, time.monotonic())
@@ -328,6 +333,8 @@ class Daemon:
         own = self._own()
         if self._leasing is None or own is None:
             return {"error": "this node has no lease to give back"}
+        if self._leasing.rival is not None:
+            return {"error": f"the lease of {own.key} is not ours any more: {self._leasing.rival}"}
         self._leasing.release()
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):

@@ -20,6 +20,7 @@ from dataplane.model import Encap, Lease, MacAddress, Network, NetworkConfig, Su
 VNI_MAX = (1 << 24) - 1
 DEFAULT_PORT = 8472  # what flannel and the kernel use; not IANA's 4789
 MTU_MIN, MTU_MAX = 576, 65535
+KEY_MAX = 100  # characters of a lease's key; the longest possible one has 65
 
 # Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone.
 OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20}
@@ -280,11 +281,10 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
 
 def parse_key(text: str) -> SubnetKey:
     """Read what a lease is keyed by: `10.244.1.0/24`, flannel's `10.244.1.0-24`, either with `&` and IPv6."""
-    match = _KEY.fullmatch(text)
+    match = _KEY.fullmatch(text) if len(text) <= KEY_MAX else None
     if not match or not (match["v4"] or match["v6"]):
-        raise ValueError(
-            f'"{text}" is no subnet, expected for example 10.244.1.0/24 or 10.244.1.0/24&fd00:244:1::/64'
-        )
+        example = "10.244.1.0/24 or 10.244.1.0/24&fd00:244:1::/64"
+        raise ValueError(f'"{text[:KEY_MAX]}" is no subnet, expected for example {example}')
     v4, v6 = (part and part.replace("-", "/") for part in (match["v4"], match["v6"]))
     try:
         return SubnetKey(IPv4Network(v4) if v4 else None, IPv6Network(v6) if v6 else None)

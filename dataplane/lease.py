@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from dataplane.alloc import Choose, belongs, claims, fits, pick_key
+from dataplane.alloc import Choose, belongs, claims, fits, is_part, pick_key
 from dataplane.flannel import format_key
 from dataplane.model import (
     Address,
@@ -114,6 +114,8 @@ class Lessee:
         self._margin_s = min(margin_s, ttl_s / 2)
         self._entries: dict[str, Entry] = {}
         self._store = ""  # identity
+        self._heard = 0  # revision: what is newer was written by us, and is still to be heard of
+        self._rival: str | None = None
         self._network: NetworkConfig | None = None
         self._identity: Identity | None = None
         self._own: Entry | None = None  # as we wrote or found it last
@@ -137,9 +139,24 @@ class Lessee:
         return self._is_leaving and self._own is None
 
     @property
+    def rival(self) -> str | None:
+        """Who has our subnet instead of us; None if nobody does."""
+        return self._rival
+
+    @property
     def trouble(self) -> str | None:
         """Why the store did not do what we wanted last; None if it did."""
         return self._trouble
+
+    def find_own(self, held: frozenset[Address]) -> Lease | None:
+        """Return our lease; before we have one, the oldest that has an address of this host, if any."""
+        if self._own is not None:
+            return self._own.lease
+        leases = [entry for entry in self._entries.values() if entry.lease is not None]
+        leases.sort(key=lambda entry: (entry.created, entry.name))
+        return next(
+            (entry.lease for entry in leases if entry.lease and entry.lease.public_ips()[0] in held), None
+        )
 
     def reason(self, now: float) -> str | None:
         """Say why we are not, or not surely, the owner of our subnet; None if we are."""
@@ -173,6 +190,8 @@ class Lessee:
         """Take what the store says."""
         if isinstance(event, Listed):
             self._take_list(event)
+        else:
+            self._heard = max(self._heard, event.revision)
         if isinstance(event, Listed | NetworkPut):
             # A network config that is gone or broken changes nothing for who has a lease already.
             self._network = event.network or self._network
@@ -187,10 +206,11 @@ class Lessee:
 
     def _take_list(self, event: Listed) -> None:
         """Take a whole list; what we wrote since it was made stays, unless this is another store."""
-        is_same = event.identity == self._store
+        # Revisions that go back are those of an older copy: what we knew of the newer one is not there.
+        is_same = event.identity == self._store and event.revision >= self._heard
         newer = [entry for entry in self._entries.values() if is_same and entry.changed > event.revision]
         self._entries = {entry.name: entry for entry in (*event.entries, *newer)}
-        self._store = event.identity
+        self._store, self._heard = event.identity, event.revision
 
     def _note(self, entry: Entry) -> None:
         known = self._entries.get(entry.name)
@@ -216,9 +236,11 @@ class Lessee:
     def conflicted(self, name: str, found: Iterable[Entry], now: float) -> None:
         """Take that nothing was written, and what stands in the way: maybe nothing any more."""
         self._entries.pop(name, None)
-        for entry in found:
+        others = list(found)
+        for entry in others:
             self._entries[entry.name] = entry
-        self._previous = None
+        if others and self._previous is not None and name == format_key(self._previous):
+            self._previous = None
         self._conflicts += 1
         if self._conflicts > CONFLICTS_MAX:
             self.failed("others are always quicker", now)
@@ -239,11 +261,18 @@ class Lessee:
     def leave(self) -> None:
         """Give the lease back and take none any more."""
         self._is_leaving = True
+        self._retry_s = None
 
     def next_operation(self, now: float) -> Operation | None:
         """Say what the store is to do now; None: nothing, until wake_s() or until something else is told."""
         if self._retry_s is not None and now < self._retry_s:
             return None
+        operation = self._decide(now)
+        if operation is None:
+            self._settle()  # what failed is not needed any more, or was done nevertheless
+        return operation
+
+    def _decide(self, now: float) -> Operation | None:
         if self._is_leaving:
             return self._release()
         if self._network is None or self._identity is None:
@@ -267,14 +296,14 @@ class Lessee:
         self._waiting = "taking a subnet"
         mine = find_mine(self._entries.values(), identity.address)
         for entry in mine:
-            if entry.lease is not None and _is_canonical(entry) and fits(entry.lease.key, network):
+            # One outside SubnetMin..SubnetMax may be a reservation, and pods may live in it.
+            if entry.lease is not None and belongs(entry.lease.key, network):
                 return self._adopt(entry, identity.lease(entry.lease.key))
         if mine:  # of another network or length: nobody can use it
             return DropLease(mine[0].name, mine[0].changed)
-        taken = self._claimed(network)
         key = self._previous
-        if key is None or not fits(key, network) or not taken.isdisjoint(key.subnets()):
-            key = pick_key(taken, network, self._choose)
+        if key is None or not fits(key, network) or not self._claimed(network).isdisjoint(key.subnets()):
+            key = pick_key(self._occupied(network), network, self._choose)
         if key is None:
             nets = " and ".join(map(str, network.networks()))
             self._waiting = f"no subnet of {nets} is free; see overlayd lease ls, or enlarge the network"
@@ -285,6 +314,7 @@ class Lessee:
         if entry.expires_s is None and entry.lease == lease:  # a reservation that says the same
             self.written(entry)
             return None
+        self._previous = lease.key  # if it is over before we have written
         # A reservation stays one: flannel makes a lease of a day of it.
         return PutLease(lease, None if entry.expires_s is None else self._ttl_s, entry.changed)
 
@@ -292,13 +322,19 @@ class Lessee:
         leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
         return {subnet for lease in leases for subnet in claims(lease.key, network)}
 
+    def _occupied(self, network: NetworkConfig) -> set[Network]:
+        """Return what a new subnet must not overlap: leases of another length may have pods too."""
+        leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
+        return {subnet for lease in leases for subnet in lease.key.subnets() if is_part(subnet, network)}
+
     def _keep(self, own: Entry, network: NetworkConfig, identity: Identity, now: float) -> Operation | None:
         assert own.lease is not None
         current, key = self._current(), own.lease.key
-        wanted = identity.lease(key)
-        rival = self._find_rival(own, wanted, network)
-        if rival is not None:
-            self._waiting = f"our subnet {own.name} is taken: {rival}"
+        # In a network that our pods are not in, nothing but the life of the lease may change.
+        wanted = identity.lease(key) if belongs(key, network) else own.lease
+        self._rival = self._find_rival(own, wanted, network)
+        if self._rival is not None:
+            self._waiting = f"our subnet {own.name} is taken: {self._rival}"
             return None
         self._waiting = None
         if not belongs(key, network):
@@ -308,7 +344,10 @@ class Lessee:
             )
         if current is None:
             self._waiting = f"our lease of {own.name} is lost; taking it back"
-            return PutLease(wanted, None if own.expires_s is None else self._ttl_s, 0)
+            return PutLease(wanted, self._ttl_s, 0)
+        if current.lease is None:  # rubbish is no other node's
+            self._waiting = f"our lease of {own.name} was overwritten with rubbish; taking it back"
+            return PutLease(wanted, self._ttl_s, current.changed)
         self._own = current
         due = self.renews_s()
         if current.lease != wanted or (due is not None and due <= now):
@@ -320,9 +359,8 @@ class Lessee:
         assert own.lease is not None
         current = self._current()
         # It may say what we wanted to write although we were told that the write had failed.
-        if current is not None and current.lease not in (own.lease, wanted):
-            holder = "nobody" if current.lease is None else str(current.lease.public_ips()[0])
-            return f"its lease was rewritten for {holder}; see overlayd lease ls"
+        if current is not None and current.lease not in (None, own.lease, wanted):
+            return f"its lease was rewritten for {current.lease.public_ips()[0]}; see overlayd lease ls"
         ours = set(own.lease.key.subnets())
         for entry in self._entries.values():
             if (
@@ -334,7 +372,3 @@ class Lessee:
             if current is None or (entry.created, entry.name) < (current.created, current.name):
                 return f"{entry.lease.public_ips()[0]} has it too, by the lease {entry.name}"
         return None
-
-
-def _is_canonical(entry: Entry) -> bool:
-    return entry.lease is not None and entry.name == format_key(entry.lease.key)

@@ -12,7 +12,16 @@ from dataplane.config import RunConfig
 from dataplane.errors import RuntimeFailure
 from dataplane.flannel import format_key
 from dataplane.lease import WAITING, Lessee, Operation, PutLease
-from dataplane.model import Encap, Event, HostFacts, Lease, Listed, NetworkConfig, NetworkPut
+from dataplane.model import (
+    Encap,
+    Event,
+    HostFacts,
+    Lease,
+    Listed,
+    MacAddress,
+    NetworkConfig,
+    NetworkPut,
+)
 from dataplane.store import LeaseStore
 from dataplane.store.keyvalue import Conflict
 from dataplane.store.registry import read_entry
@@ -35,6 +44,7 @@ class Leasing:
         self._told: tuple[Lease | None, str | None] = (None, None)
         self._network: NetworkConfig | None = None
         self._facts = HostFacts()
+        self._mac: MacAddress | None = None
         self._wake = asyncio.Event()
         self._has_taken = False  # a subnet that was free before
 
@@ -68,6 +78,11 @@ class Leasing:
         }
 
     @property
+    def rival(self) -> str | None:
+        """Who has our subnet instead of us; None if nobody does."""
+        return self._lessee.rival
+
+    @property
     def is_released(self) -> bool:
         """Whether the lease was given back."""
         return self._lessee.is_released
@@ -97,8 +112,10 @@ class Leasing:
     def _identify(self) -> None:
         if self._network is None or not self._facts.interfaces:
             return
-        mac = vtep.load(self._config.state_dir) if self._network.encap is Encap.VXLAN else None
-        found = find_identity(self._config, self._facts, self._network, mac)
+        if self._mac is None and self._network.encap is Encap.VXLAN:
+            self._mac = vtep.load(self._config.state_dir)
+        current = self._lessee.find_own(self._facts.held())
+        found = find_identity(self._config, self._facts, self._network, self._mac, current)
         if isinstance(found, str):
             self._lessee.identify(None, found)
         else:

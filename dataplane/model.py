@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from dataplane.errors import one_line
+
 TITLE_MAX = 80  # characters
 
 Address = IPv4Address | IPv6Address
@@ -14,8 +16,11 @@ Network = IPv4Network | IPv6Network
 
 
 def can_be_node(ip: Address) -> bool:
-    """Return whether other nodes could reach an address at all."""
-    return not (ip.is_loopback or ip.is_link_local)
+    """Return whether other nodes could reach an address at all: what flannel.check_unicast() takes."""
+    is_mapped = ip.version == 6 and ip.ipv4_mapped is not None
+    is_this_net = ip.version == 4 and ip.packed[0] in (0, 255)
+    is_special = ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
+    return not (is_mapped or is_this_net or is_special)
 
 
 class Encap(IntEnum):
@@ -118,7 +123,8 @@ class Entry:
     @property
     def title(self) -> str:
         """Its name as far as it is fit to be shown; whoever wrote it may have written a book."""
-        return self.name if len(self.name) <= TITLE_MAX else f"{self.name[:TITLE_MAX]}…"
+        name = one_line(self.name[: TITLE_MAX + 1])
+        return name if len(name) <= TITLE_MAX else f"{name[:TITLE_MAX]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +268,10 @@ class HostFacts:
 
     interfaces: tuple[Interface, ...] = ()
     default_ifaces: tuple[str, ...] = ()  # of the default routes, IPv4 first
+
+    def held(self) -> frozenset[Address]:
+        """Return all addresses of this host."""
+        return frozenset(ip for link in self.interfaces for ip in link.addresses)
 
     def holder(self, address: Address, name: str | None = None) -> Interface | None:
         """Return the interface that holds an address; with a name, that one or none."""

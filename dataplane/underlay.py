@@ -7,10 +7,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.config import RunConfig
 from dataplane.lease import Identity
-from dataplane.model import Encap, HostFacts, Interface, MacAddress, NetworkConfig, can_be_node
+from dataplane.model import Encap, HostFacts, Interface, Lease, MacAddress, NetworkConfig, can_be_node
 
 
-def _find_interface(config: RunConfig, facts: HostFacts) -> Interface | str:
+def _find_interface(config: RunConfig, facts: HostFacts, current: Lease | None) -> Interface | str:
     """Find the interface that faces the other nodes, or say what is missing."""
     links = [link for link in facts.interfaces if link.name != config.tun_name]
     if config.iface is not None:
@@ -23,6 +23,11 @@ def _find_interface(config: RunConfig, facts: HostFacts) -> Interface | str:
             return holder
     if told:
         return f"no interface of this host has the address {told[0]}"
+    if current is not None:
+        # Others know us by it: a better default route is no reason to move.
+        holder = facts.holder(current.public_ips()[0])
+        if holder is not None and holder.name != config.tun_name:
+            return holder
     for name in facts.default_ifaces:
         found = next((link for link in links if link.name == name), None)
         if found is not None:
@@ -35,10 +40,15 @@ def _find_interface(config: RunConfig, facts: HostFacts) -> Interface | str:
 
 
 def find_addresses(
-    config: RunConfig, link: Interface, network: NetworkConfig
+    config: RunConfig, link: Interface, network: NetworkConfig, current: Lease | None
 ) -> tuple[IPv4Address | None, IPv6Address | None]:
-    """Return the addresses to publish: those that were told, else of each family that pods have."""
+    """Return the addresses to publish: those that were told, else of each family that pods have.
+
+    Those that we publish already come first, as long as we have them.
+    """
+    known = () if current is None else current.public_ips()
     nodes = [ip for ip in link.addresses if can_be_node(ip) and not network.holds(ip)]
+    nodes.sort(key=lambda ip: ip not in known)
     ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
     ip6 = next((ip for ip in nodes if isinstance(ip, IPv6Address)), None)
     if network.encap is Encap.IPIP or (network.network6 is None and ip4 is not None):
@@ -53,13 +63,20 @@ def find_addresses(
 
 
 def find_identity(
-    config: RunConfig, facts: HostFacts, network: NetworkConfig, mac: MacAddress | None
+    config: RunConfig,
+    facts: HostFacts,
+    network: NetworkConfig,
+    mac: MacAddress | None,
+    current: Lease | None = None,
 ) -> Identity | str:
-    """Return what our lease is to say of us, or why that is not known yet; `mac` is our VTEP MAC."""
-    link = _find_interface(config, facts)
+    """Return what our lease is to say of us, or why that is not known yet.
+
+    `mac` is our VTEP MAC; `current` is our lease as it is, or that of our last run.
+    """
+    link = _find_interface(config, facts, current)
     if isinstance(link, str):
         return link
-    ip4, ip6 = find_addresses(config, link, network)
+    ip4, ip6 = find_addresses(config, link, network, current)
     for ip in (ip4, ip6):
         if ip is not None and network.holds(ip):
             return f"our address {ip} lies inside the overlay network; give another --public-ip or --iface"

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from dataplane.errors import ConfigError
 from dataplane.model import Entry, Event, Heard, Lease, Listed
@@ -59,7 +60,7 @@ class LeaseStore(Store, Protocol):
 def open_store(url: str, *, may_create: bool = True) -> Store:
     """Open the store that a URL names; nothing is read or made before the first call."""
     scheme, _, rest = url.partition("://")
-    path = Path(unquote(rest))
+    path = Path(os.fsdecode(unquote_to_bytes(rest)))
     if scheme not in ("sqlite", "file") or not path.is_absolute():
         raise ConfigError(f'store "{url}": allowed are sqlite:///path and file:///path')
     if scheme == "file":

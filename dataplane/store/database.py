@@ -18,6 +18,9 @@ Every method is one transaction, blocks for at most BUSY_S, and raises StoreErro
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import math
 import os
 import sqlite3
 import time
@@ -25,7 +28,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dataplane import flannel
 from dataplane.errors import StoreError
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
 
@@ -33,6 +38,7 @@ APPLICATION_ID = 0x6F766C64  # "ovld" at byte 68 of the file, for file(1) and fo
 FORMAT = 1
 BUSY_S = 5.0
 KEPT = 10_000  # changes
+DAMAGED = "damaged; stop the daemons, move it away, and set the network again"
 SUBNETS = "subnets/"
 
 _SCHEMA = f"""
@@ -81,9 +87,11 @@ def _explain(path: Path, err: sqlite3.Error) -> StoreError:
         ("SQLITE_BUSY", f"locked by another process for more than {BUSY_S:.0f} s"),
         ("SQLITE_READONLY", "read-only; overlayd must be able to write to it and to its directory"),
         ("SQLITE_FULL", "not written: the disk is full"),
+        ("SQLITE_IOERR_SHMSIZE", "not opened: the disk is full"),
         ("SQLITE_CANTOPEN", "cannot be opened; it and its directory must exist, for overlayd to write to"),
         ("SQLITE_NOTADB", "no sqlite database"),
-        ("SQLITE_CORRUPT", "damaged; stop the daemons, move it away, and set the network again"),
+        ("SQLITE_CORRUPT", DAMAGED),
+        ("SQLITE_ERROR", f"{DAMAGED} ({err})"),
     ):
         if name.startswith(start):
             return StoreError(f"store {path}: {text}")
@@ -97,11 +105,11 @@ class Database:
         """Open the file, and make it first if it is not there and may be made."""
         self.path = path
         self._clock = clock or Clock()
-        if may_create and not path.exists():
+        if may_create:
             self._create()
         with self._errors():
             self._db = sqlite3.connect(
-                f"file:{_quote(path)}?mode=rw",
+                f"file://{_quote(path)}?mode=rw",
                 uri=True,
                 timeout=BUSY_S,
                 isolation_level=None,
@@ -111,17 +119,19 @@ class Database:
             self._db.text_factory = lambda octets: octets.decode("utf-8", "replace")
             with self._errors():
                 self._check()
-            self._inode = self._find()
+            self.file = self._find()
             self._now()
         except BaseException:
             self._db.close()
             raise
 
     def _create(self) -> None:
-        """Make the file complete under another name and link it here: nobody ever sees half of it."""
+        """Make the file, if it is not there: complete under another name, then linked here in one step."""
         draft = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}.new")
         try:
-            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if self.path.exists():
+                return
+            self._make_directory()
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as err:
             raise StoreError(f"cannot make the store {self.path}: {err.strerror}") from None
@@ -136,13 +146,32 @@ class Database:
                     db.execute("PRAGMA journal_mode = WAL")
                 finally:
                     db.close()
-            os.link(draft, self.path)
+            self._put_in_place(draft)
         except FileExistsError:
             pass  # another process was quicker, with the same
         except OSError as err:
             raise StoreError(f"cannot make the store {self.path}: {err.strerror}") from None
         finally:
             draft.unlink(missing_ok=True)
+
+    def _make_directory(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+
+    def _put_in_place(self, draft: Path) -> None:
+        """Link the new file, without the log of one that was taken away: sqlite would play it into this."""
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else links, and then opens, in between
+            if self.path.exists():
+                return
+            for suffix in ("-wal", "-shm", "-journal"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            os.link(draft, self.path)
+        finally:
+            os.close(directory)
 
     def _check(self) -> None:
         """Refuse a file that is not ours, or not ours yet."""
@@ -159,10 +188,11 @@ class Database:
         """Close the connection. May be called again."""
         self._db.close()
 
-    def _find(self) -> int:
+    def _find(self) -> tuple[int, int]:
         """Return which file the path leads to."""
         try:
-            return self.path.stat().st_ino
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
         except OSError as err:
             raise StoreError(f"store {self.path}: {err.strerror}") from None
 
@@ -175,7 +205,7 @@ class Database:
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
-        if self._find() != self._inode:
+        if self._find() != self.file:
             raise StoreError(f"store {self.path}: another file has taken its place")
         with self._errors():
             self._db.execute(f"BEGIN {kind}")
@@ -208,7 +238,7 @@ class Database:
         boot = self._clock.boot()
         query = "SELECT boot, wall, uptime, latest FROM state"
         with self._errors():
-            known, wall, uptime, latest = self._db.execute(query).fetchone()
+            known, wall, uptime, latest = self._row(query)
             if known != boot:
                 wall, uptime = max(self._clock.wall(), latest), self._clock.uptime()
                 # Of several that come here at once, the first one's anchor stays.
@@ -216,20 +246,29 @@ class Database:
                     "UPDATE state SET boot = ?, wall = ?, uptime = ? WHERE boot = ?",
                     (boot, wall, uptime, known),
                 )
-                _, wall, uptime, _ = self._db.execute(query).fetchone()
+                _, wall, uptime, _ = self._row(query)
         return float(wall) + self._clock.uptime() - float(uptime)
+
+    def _row(self, query: str) -> tuple[Any, ...]:
+        """Return the one row of `state`, which somebody may have deleted."""
+        row: tuple[Any, ...] | None = self._db.execute(query).fetchone()
+        if row is None:
+            raise StoreError(f"store {self.path}: {DAMAGED}")
+        return row
 
     def _drop_expired(self, now: float) -> None:
         query = "SELECT key, created FROM entry WHERE expires <= ? ORDER BY expires, key"
         for key, created in self._db.execute(query, (now,)).fetchall():
             self._remove(key, created)
+        # A key that is no UTF-8 is not found by what it was read as.
+        self._db.execute("DELETE FROM entry WHERE expires <= ?", (now,))
 
     def _next_revision(self) -> int:
         self._db.execute("UPDATE state SET revision = revision + 1")
         return self._revision()
 
     def _revision(self) -> int:
-        (revision,) = self._db.execute("SELECT revision FROM state").fetchone()
+        (revision,) = self._row("SELECT revision FROM state")
         return int(revision)
 
     def _remove(self, key: str, created: int) -> int:
@@ -243,7 +282,7 @@ class Database:
     def identity(self) -> str:
         """Return what tells this store from another one in its place."""
         with self._errors():
-            (identity,) = self._db.execute("SELECT identity FROM state").fetchone()
+            (identity,) = self._row("SELECT identity FROM state")
         return str(identity)
 
     def revision(self) -> int:
@@ -280,7 +319,9 @@ class Database:
         """Return in how many seconds the next key expires, 0 if one has; None if none will."""
         with self._errors():
             (expires,) = self._db.execute("SELECT min(expires) FROM entry").fetchone()
-            return None if expires is None else max(0.0, float(expires) - self._now())
+            if expires is None or math.isinf(expires):
+                return None
+            return max(0.0, float(expires) - self._now())
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -324,9 +365,18 @@ class Database:
         subnets = set(key.removeprefix(SUBNETS).split("&")) if key.startswith(SUBNETS) else set()
         query = "SELECT key, value, created, changed, expires FROM entry WHERE key >= ? AND key < ?"
         rows = self._db.execute(query, (SUBNETS, SUBNETS[:-1] + chr(ord("/") + 1))).fetchall()
-        found = [row for row in rows if not subnets.isdisjoint(row[0].removeprefix(SUBNETS).split("&"))]
+        names = ((row[0].removeprefix(SUBNETS), row) for row in rows)
+        # Rubbish that only looks like a lease blocks nobody.
+        found = [row for name, row in names if not subnets.isdisjoint(name.split("&")) and _is_key(name)]
         if found:
             raise Conflict(key, tuple(_record(row, now) for row in found))
+
+
+def _is_key(name: str) -> bool:
+    try:
+        return flannel.format_key(flannel.parse_key(name)) == name
+    except ValueError:
+        return False
 
 
 def _quote(path: Path) -> str:
@@ -336,7 +386,8 @@ def _quote(path: Path) -> str:
 
 def _record(row: tuple[str, str | None, int, int, float | None], now: float) -> Record:
     key, value, created, changed, expires = row
-    return Record(key, value, created, changed, None if expires is None else expires - now)
+    ttl_s = None if expires is None or math.isinf(expires) else expires - now
+    return Record(key, value, created, changed, ttl_s)
 
 
 def _is_over(record: Record) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from dataplane import flannel
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, StoreError, one_line
 from dataplane.model import (
     Entry,
     Event,
@@ -53,6 +53,7 @@ def _load(text: str) -> object:
 
 
 def _shorten(text: str) -> str:
+    text = one_line(text)
     return text if len(text) <= PROBLEM_MAX else f"{text[:PROBLEM_MAX]}…"
 
 
@@ -78,6 +79,8 @@ def read_entry(record: Record, now: float) -> Entry:
     )
     try:
         key = flannel.parse_key(name)
+        if name != flannel.format_key(key):  # two keys for one subnet would be two owners
+            raise ValueError(f'"{name}" is no key; flannel writes {flannel.format_key(key)}')
         return replace(entry, lease=flannel.parse_lease(key, _load(record.value or ""), strict=False))
     except ValueError as err:
         return replace(entry, problem=_shorten(str(err)))
@@ -156,9 +159,15 @@ class Registry:
 
         Raises keyvalue.Conflict.
         """
+        value = flannel.lease_value(lease)
+        check = read_entry(Record(SUBNETS + flannel.format_key(lease.key), value, 0, 0), 0.0)
+        if check.lease is None:
+            raise StoreError(
+                f"the lease of {lease.key} is not written: nobody could read it: {check.problem}"
+            )
         now = self._clock()  # before the store's own reckoning: rather too early than too late
         key = SUBNETS + flannel.format_key(lease.key)
-        return read_entry(await self._keys.put(key, flannel.lease_value(lease), ttl_s, expected), now)
+        return read_entry(await self._keys.put(key, value, ttl_s, expected), now)
 
     async def delete(self, name: str, expected: int) -> int:
         """Delete a lease of revision `expected`; return the revision of that. Raises keyvalue.Conflict."""

@@ -33,11 +33,16 @@ class SqliteKeyValue:
         self._may_create = may_create
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._db: Database | None = None
-        self._identity: str | None = None
+        self._identity: str | None = None  # of the store that was listed last
+        self._file: tuple[int, int] | None = None
+        self._must_list = False
 
     def _open(self) -> Database:
         if self._db is None:
             self._db = Database(self._path, may_create=self._may_create)
+            # Another file may be an older copy: nothing that was read before holds any more.
+            self._must_list |= self._file is not None and self._db.file != self._file
+            self._file = self._db.file
             # From now on a missing file is one that somebody took away, and no new one is made for it.
             self._may_create = False
         return self._db
@@ -65,12 +70,19 @@ class SqliteKeyValue:
     async def snapshot(self) -> Snapshot:
         """Return all keys."""
         found = await self._do(Database.snapshot)
-        self._identity = found.identity
+        self._identity, self._must_list = found.identity, False
         return found
 
     async def revision(self) -> int:
-        """Return the revision of the last change."""
-        return await self._do(Database.revision)
+        """Return the revision of the last change, if the store can be followed."""
+        with self._listening(asyncio.Event()) as follow:
+            follow()
+            return await self._do(self._look_once)
+
+    def _look_once(self, db: Database) -> int:
+        if db.next_expiry_s() == 0:
+            db.expire()
+        return db.revision()
 
     async def watch(self, after: int) -> AsyncIterator[Record]:
         """Yield every change after a revision."""
@@ -117,7 +129,7 @@ class SqliteKeyValue:
             watch.close()
 
     def _look(self, db: Database, *, after: int) -> tuple[list[Record], float | None]:
-        if db.identity() != self._identity:
+        if self._must_list or db.identity() != self._identity:
             raise Compacted(f"store {self._path}: another one has taken its place")
         expiry_s = db.next_expiry_s()
         if expiry_s == 0:
@@ -127,11 +139,17 @@ class SqliteKeyValue:
 
     async def put(self, key: str, value: str, ttl_s: float | None, expected: int) -> Record:
         """Write a key."""
-        return await self._do(lambda db: db.put(key, value, ttl_s, expected))
+        return await self._do(lambda db: self._check(db).put(key, value, ttl_s, expected))
 
     async def delete(self, key: str, expected: int) -> int:
         """Delete a key."""
-        return await self._do(lambda db: db.delete(key, expected))
+        return await self._do(lambda db: self._check(db).delete(key, expected))
+
+    def _check(self, db: Database) -> Database:
+        """Refuse to write to a store that was not listed: its revisions may mean something else."""
+        if self._must_list or (self._identity is not None and db.identity() != self._identity):
+            raise StoreError(f"store {self._path}: it was away, or another one has taken its place")
+        return db
 
     async def close(self) -> None:
         """Close the file."""

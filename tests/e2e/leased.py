@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -91,6 +92,21 @@ class LeasedDaemon(Daemon):
     def put_raw(self, name: str, text: str, ttl_s: float | None = None) -> Record:
         """Write anything under any name among the leases."""
         return self._write(f"subnets/{name}", text, ttl_s)
+
+    def smuggle(self, name: str, lease: dict[str, Any]) -> None:
+        """Write a lease past all checks, as nobody should be able to."""
+        db = sqlite3.connect(self.store_path, isolation_level=None)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("UPDATE state SET revision = revision + 1")
+            (revision,) = db.execute("SELECT revision FROM state").fetchone()
+            row = (f"subnets/{name}", json.dumps(lease), revision)
+            db.execute("INSERT INTO entry VALUES (?1, ?2, ?3, ?3, NULL)", row)
+            db.execute("INSERT INTO change VALUES (?3, ?1, ?2, ?3, NULL)", row)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        os.utime(self.store_path)
 
     def sync(self) -> None:
         """Wait until all that stands in the store is in force."""
