@@ -80,12 +80,6 @@ def claims(key: SubnetKey, network: NetworkConfig) -> tuple[Network, ...]:
     )
 
 
-def is_part(subnet: Network, network: NetworkConfig) -> bool:
-    """Return whether a subnet of any length is a part of the network, and not all of it."""
-    whole = network.network if subnet.version == 4 else network.network6
-    return whole is not None and overlap(subnet, whole) and subnet.prefixlen > whole.prefixlen
-
-
 def belongs(key: SubnetKey, network: NetworkConfig) -> bool:
     """Return whether a lease can be kept in a network, even where it could not be taken any more."""
     return claims(key, network) == key.subnets()

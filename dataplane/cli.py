@@ -222,9 +222,11 @@ def _add_command(
 
 
 def _add_run_dir(parser: _Parser) -> None:
-    parser.add_argument(
-        "--run-dir", type=_path, default=Path(RUN_DIR), metavar="PATH", help=f"(default: {RUN_DIR})"
-    )
+    told = os.environ.get("OVERLAYD_RUN_DIR", RUN_DIR)
+    if not told.startswith("/"):
+        raise ConfigError(f'OVERLAYD_RUN_DIR: "{told}" is no absolute path')
+    text = f"(default: {RUN_DIR}) [OVERLAYD_RUN_DIR]"
+    parser.add_argument("--run-dir", type=_path, default=Path(told), metavar="PATH", help=text)
 
 
 def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequence[str] = ()) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from dataplane.alloc import Choose, belongs, claims, fits, is_part, pick_key
-from dataplane.flannel import format_key
+from dataplane.alloc import Choose, belongs, claims, fits, pick_key
+from dataplane.flannel import format_key, parse_key
 from dataplane.model import (
     Address,
     Encap,
@@ -116,6 +116,7 @@ class Lessee:
         self._store = ""  # identity
         self._heard = 0  # revision: what is newer was written by us, and is still to be heard of
         self._rival: str | None = None
+        self._sent: list[Lease] = []  # what may be in the store though we had no answer
         self._network: NetworkConfig | None = None
         self._identity: Identity | None = None
         self._own: Entry | None = None  # as we wrote or found it last
@@ -221,8 +222,10 @@ class Lessee:
 
     def written(self, entry: Entry) -> None:
         """Take that our lease stands in the store like this."""
-        self._note(entry)
+        if entry.changed > self._heard:  # otherwise we have heard of it, and maybe of its end
+            self._note(entry)
         self._settle()
+        self._sent.clear()
         self._own = entry
         self._waiting = None
 
@@ -265,11 +268,13 @@ class Lessee:
 
     def next_operation(self, now: float) -> Operation | None:
         """Say what the store is to do now; None: nothing, until wake_s() or until something else is told."""
+        operation = self._decide(now)
         if self._retry_s is not None and now < self._retry_s:
             return None
-        operation = self._decide(now)
         if operation is None:
             self._settle()  # what failed is not needed any more, or was done nevertheless
+        if isinstance(operation, PutLease):
+            self._sent.append(operation.lease)
         return operation
 
     def _decide(self, now: float) -> Operation | None:
@@ -278,7 +283,7 @@ class Lessee:
         if self._network is None or self._identity is None:
             return None
         if self._own is None:
-            return self._acquire(self._network, self._identity)
+            return self._acquire(self._network, self._identity, now)
         return self._keep(self._own, self._network, self._identity, now)
 
     def _release(self) -> Operation | None:
@@ -292,40 +297,45 @@ class Lessee:
     def _current(self) -> Entry | None:
         return None if self._own is None else self._entries.get(self._own.name)
 
-    def _acquire(self, network: NetworkConfig, identity: Identity) -> Operation | None:
+    def _acquire(self, network: NetworkConfig, identity: Identity, now: float) -> Operation | None:
         self._waiting = "taking a subnet"
         mine = find_mine(self._entries.values(), identity.address)
         for entry in mine:
             # One outside SubnetMin..SubnetMax may be a reservation, and pods may live in it.
-            if entry.lease is not None and belongs(entry.lease.key, network):
-                return self._adopt(entry, identity.lease(entry.lease.key))
+            is_whole = entry.lease and len(entry.lease.key.subnets()) == len(network.networks())
+            if entry.lease is not None and is_whole and belongs(entry.lease.key, network):
+                return self._adopt(entry, identity.lease(entry.lease.key), now)
         if mine:  # of another network or length: nobody can use it
             return DropLease(mine[0].name, mine[0].changed)
         key = self._previous
         if key is None or not fits(key, network) or not self._claimed(network).isdisjoint(key.subnets()):
-            key = pick_key(self._occupied(network), network, self._choose)
+            # Leases of another length have pods too; but they must not keep us from the last free subnet.
+            taken = self._claimed(network)
+            key = pick_key(taken | self._others(), network, self._choose)
+            key = key or pick_key(taken, network, self._choose)
         if key is None:
             nets = " and ".join(map(str, network.networks()))
             self._waiting = f"no subnet of {nets} is free; see overlayd lease ls, or enlarge the network"
             return None
+        self._previous = key  # also if the answer is lost: two subnets are one too many
         return PutLease(identity.lease(key), self._ttl_s, 0)
 
-    def _adopt(self, entry: Entry, lease: Lease) -> Operation | None:
+    def _adopt(self, entry: Entry, lease: Lease, now: float) -> Operation | None:
         if entry.expires_s is None and entry.lease == lease:  # a reservation that says the same
             self.written(entry)
-            return None
+            return self._decide(now)
         self._previous = lease.key  # if it is over before we have written
         # A reservation stays one: flannel makes a lease of a day of it.
         return PutLease(lease, None if entry.expires_s is None else self._ttl_s, entry.changed)
 
     def _claimed(self, network: NetworkConfig) -> set[Network]:
-        leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
-        return {subnet for lease in leases for subnet in claims(lease.key, network)}
+        keys = (_key_of(entry) for entry in self._entries.values())
+        return {subnet for key in keys if key is not None for subnet in claims(key, network)}
 
-    def _occupied(self, network: NetworkConfig) -> set[Network]:
-        """Return what a new subnet must not overlap: leases of another length may have pods too."""
+    def _others(self) -> set[Network]:
+        """Return all subnets of leases that can be read, whatever their length."""
         leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
-        return {subnet for lease in leases for subnet in lease.key.subnets() if is_part(subnet, network)}
+        return {subnet for lease in leases for subnet in lease.key.subnets()}
 
     def _keep(self, own: Entry, network: NetworkConfig, identity: Identity, now: float) -> Operation | None:
         assert own.lease is not None
@@ -359,8 +369,9 @@ class Lessee:
         assert own.lease is not None
         current = self._current()
         # It may say what we wanted to write although we were told that the write had failed.
-        if current is not None and current.lease not in (None, own.lease, wanted):
-            return f"its lease was rewritten for {current.lease.public_ips()[0]}; see overlayd lease ls"
+        holder = None if current is None else current.lease
+        if holder is not None and holder not in (own.lease, wanted, *self._sent):
+            return f"its lease was rewritten for {holder.public_ips()[0]}; see overlayd lease ls"
         ours = set(own.lease.key.subnets())
         for entry in self._entries.values():
             if (
@@ -371,4 +382,14 @@ class Lessee:
                 continue
             if current is None or (entry.created, entry.name) < (current.created, current.name):
                 return f"{entry.lease.public_ips()[0]} has it too, by the lease {entry.name}"
+        return None
+
+
+def _key_of(entry: Entry) -> SubnetKey | None:
+    """Return what a lease claims by its key, also if its value is rubbish; None if the key is, too."""
+    if entry.lease is not None:
+        return entry.lease.key
+    try:
+        return parse_key(entry.name)
+    except ValueError:
         return None

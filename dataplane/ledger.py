@@ -80,7 +80,10 @@ def _find_cuts(old: NetworkConfig, new: NetworkConfig, listed: Listed) -> list[s
         ("VNI", old.vni, new.vni),
         ("Port", old.port, new.port),
     )
-    cuts += [f"{name} {was} becomes {will}" for name, was, will in pairs if was != will]
+    changed = [(name, was, will) for name, was, will in pairs if was != will]
+    cuts += [
+        f"{name} is added" if was is None else f"{name} {was} becomes {will}" for name, was, will in changed
+    ]
     leases = [entry.lease for entry in listed.entries if entry.lease is not None]
     homeless = [str(lease.key) for lease in leases if not belongs(lease.key, new) and belongs(lease.key, old)]
     if homeless:

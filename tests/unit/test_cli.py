@@ -146,6 +146,15 @@ def test_wrong_environment(name: str, value: str, text: str) -> None:
     check_one_line(overlayd(*RUN, **{name: value}), text, 2)
 
 
+def test_run_dir_of_the_environment(tmp_path: Path) -> None:
+    """The variable of --run-dir counts for every command that has the flag; a flag beats it."""
+    found = overlayd("status", OVERLAYD_RUN_DIR=str(tmp_path))
+    assert f"not running in {tmp_path}." in found.stderr
+    found = overlayd("peers", "--run-dir", "/nowhere", OVERLAYD_RUN_DIR=str(tmp_path))
+    assert "not running in /nowhere." in found.stderr
+    check_one_line(overlayd("down", OVERLAYD_RUN_DIR="x"), 'OVERLAYD_RUN_DIR: "x" is no absolute path', 2)
+
+
 @pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("peers",), ("peers", "--json")])
 @pytest.mark.parametrize("is_there", [pytest.param(True, id="empty"), pytest.param(False, id="missing")])
 def test_nothing_runs(command: tuple[str, ...], is_there: bool, tmp_path: Path) -> None:

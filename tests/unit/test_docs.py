@@ -93,7 +93,7 @@ def test_defaults_are_those_of_the_program(flag: config.Flag) -> None:
     ("title", "fields"),
     [
         pytest.param("Network config", {*flannel._NETWORK_FIELDS, *flannel._BACKEND_FIELDS}, id="network"),
-        pytest.param("Leases", {*flannel._LEASE_FIELDS}, id="lease"),
+        pytest.param("Leases", {*flannel._LEASE_FIELDS, *flannel._DATA_FIELDS}, id="lease"),
     ],
 )
 def test_every_field_is_documented(title: str, fields: set[str]) -> None:
@@ -102,9 +102,11 @@ def test_every_field_is_documented(title: str, fields: set[str]) -> None:
     assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == fields
 
 
-def test_fields_of_backend_data() -> None:
-    """What BackendData holds is named."""
-    assert all(f"`{name}`" in section("Leases") for name in flannel._DATA_FIELDS)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_variables_exist(path: Path) -> None:
+    """A variable that a document names is one that `overlayd run` reads."""
+    named = set(re.findall(r"OVERLAYD_[A-Z0-9_]+", path.read_text(encoding="utf-8")))
+    assert named <= {flag.variable for flag in config.FLAGS}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -115,6 +115,27 @@ def test_stale_events_change_nothing() -> None:
     assert found.next_operation(0.0) is None
 
 
+def test_answer_that_comes_last() -> None:
+    """An answer that arrives after the events behind it does not bring back what is gone already."""
+    found = lessee(previous=5)
+    assert found.next_operation(0.0) == put(5)
+    found.apply(LeasePut(11, mine(5, 11, created=11)))
+    found.apply(LeaseDeleted(12, "10.244.5.0-24"))
+    found.written(mine(5, 11, created=11))
+    assert found.next_operation(0.0) == put(5)
+    assert "is lost" in str(found.reason(0.0))
+
+
+def test_theft_during_a_pause() -> None:
+    """What happens is told at once, even while the store is not to be asked."""
+    found = holder(changed=20)
+    assert found.next_operation(70.0) == put(5, 20)
+    found.failed("disk full", 70.0)
+    found.apply(LeasePut(21, other(9, 21, subnet=5)))
+    assert found.next_operation(70.1) is None
+    assert "is taken" in str(found.reason(70.1))
+
+
 def test_later_events_are_believed() -> None:
     """What came after our write is: a deletion is mended, a theft is not."""
     found = holder(changed=20)
@@ -212,12 +233,6 @@ def test_hostile_lease_blocks_nobody(subnet: str) -> None:
     found.apply(LeasePut(21, replace(hostile, changed=21)))
     assert found.next_operation(0.0) is None
     assert found.reason(0.0) is None
-
-
-def test_lease_of_another_length_is_not_cut() -> None:
-    """A new subnet overlaps no lease of the network, of whatever length: there are pods in it."""
-    wide = entry(replace(lease(9), key=SubnetKey(IPv4Network("10.244.0.0/22"))), created=1, changed=3)
-    assert lessee(wide).next_operation(0.0) == put(4)
 
 
 def test_release() -> None:
