@@ -227,7 +227,6 @@ class Lessee:
         self._settle()
         self._sent.clear()
         self._own = entry
-        self._waiting = None
 
     def dropped(self, name: str) -> None:
         """Take that a lease is deleted."""
@@ -238,10 +237,13 @@ class Lessee:
 
     def conflicted(self, name: str, found: Iterable[Entry], now: float) -> None:
         """Take that nothing was written, and what stands in the way: maybe nothing any more."""
-        self._entries.pop(name, None)
         others = list(found)
+        self._entries.pop(name, None)
         for entry in others:
-            self._entries[entry.name] = entry
+            if entry.changed > self._heard:  # otherwise we have heard of it, and maybe of its end
+                self._entries[entry.name] = entry
+        if self._own is None:
+            self._sent.clear()
         if others and self._previous is not None and name == format_key(self._previous):
             self._previous = None
         self._conflicts += 1
@@ -289,7 +291,7 @@ class Lessee:
     def _release(self) -> Operation | None:
         self._waiting = "the lease was given back"
         current = self._current()
-        if self._own is None or current is None or current.lease != self._own.lease:
+        if self._own is None or current is None or current.lease not in (self._own.lease, *self._sent):
             self._own = None
             return None
         return DropLease(current.name, current.changed)
@@ -308,7 +310,9 @@ class Lessee:
         if mine:  # of another network or length: nobody can use it
             return DropLease(mine[0].name, mine[0].changed)
         key = self._previous
-        if key is None or not fits(key, network) or not self._claimed(network).isdisjoint(key.subnets()):
+        if self._sent and fits(self._sent[-1].key, network):
+            key = self._sent[-1].key  # it may be ours by now, and two are one too many
+        elif key is None or not fits(key, network) or not self._claimed(network).isdisjoint(key.subnets()):
             # Leases of another length have pods too; but they must not keep us from the last free subnet.
             taken = self._claimed(network)
             key = pick_key(taken | self._others(), network, self._choose)
@@ -317,7 +321,7 @@ class Lessee:
             nets = " and ".join(map(str, network.networks()))
             self._waiting = f"no subnet of {nets} is free; see overlayd lease ls, or enlarge the network"
             return None
-        self._previous = key  # also if the answer is lost: two subnets are one too many
+        self._previous = key
         return PutLease(identity.lease(key), self._ttl_s, 0)
 
     def _adopt(self, entry: Entry, lease: Lease, now: float) -> Operation | None:
@@ -374,13 +378,13 @@ class Lessee:
             return f"its lease was rewritten for {holder.public_ips()[0]}; see overlayd lease ls"
         ours = set(own.lease.key.subnets())
         for entry in self._entries.values():
-            if (
-                entry.lease is None
-                or entry.name == own.name
-                or ours.isdisjoint(claims(entry.lease.key, network))
-            ):
+            key = _key_of(entry)
+            if key is None or entry.name == own.name or ours.isdisjoint(claims(key, network)):
                 continue
-            if current is None or (entry.created, entry.name) < (current.created, current.name):
+            if entry.lease is None and current is None:
+                return f"{entry.title}, which is no lease, is in its way; see overlayd lease rm"
+            is_older = current is None or (entry.created, entry.name) < (current.created, current.name)
+            if entry.lease is not None and is_older:
                 return f"{entry.lease.public_ips()[0]} has it too, by the lease {entry.name}"
         return None
 
