@@ -295,7 +295,6 @@ class Demo:
             kernel = tcp_gbit_s(run_iperf(a, b, b.pod_ip(SECOND.second_octet), IPERF_S))
             ratio = f"ratio {ours / kernel:.2f}"
             say(f"   overlayd {ours:5.2f} Gbit/s   kernel VXLAN {kernel:5.2f} Gbit/s   {ratio}")
-            say("   (packets still leave the TUN one by one; super-packets are the next step)")
             for node in (a, b):
                 node.host.ip(f"link del {SECOND.device}\n")
 

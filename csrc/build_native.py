@@ -31,8 +31,8 @@ SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 # What a probe links: layers 0 to 2, and probe.c where a unit needs an adapter that cffi can call.
 PROBE_UNITS = (
-    *("csum", "parse", "encap", "offload", "icmp", "lpm"),
-    *("fib", "fib_build", "counters", "sys", "probe"),
+    *("csum", "parse", "encap", "offload", "split", "merge", "icmp", "lpm"),
+    *("fib", "fib_build", "counters", "sys", "probe", "probe_super"),
 )
 GLUE_INCLUDES = ("<stdbool.h>", "<stddef.h>", "<stdint.h>")
 
@@ -57,7 +57,7 @@ def list_sources(name: str) -> list[str]:
     """Return the C files of the extension, relative to the project."""
     paths = sorted(CSRC.glob("*.c"))
     if name == NATIVE:
-        paths = [path for path in paths if path.stem != "probe"]
+        paths = [path for path in paths if not path.stem.startswith("probe")]
     else:
         paths = [path for path in paths if path.stem in PROBE_UNITS]
     return [str(path.relative_to(ROOT)) for path in paths]

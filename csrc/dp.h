@@ -90,7 +90,11 @@ enum dp_drop {
 enum dp_tier {
 	DP_TIER_TUN_VNET = 1, /* TUN packets carry a virtio header */
 	DP_TIER_TUN_CSUM = 2, /* the kernel leaves L4 checksums to us (TUN_F_CSUM) */
-	DP_TIER_MMSG = 4      /* sendmmsg and recvmmsg */
+	DP_TIER_MMSG = 4,     /* sendmmsg and recvmmsg */
+	DP_TIER_TUN_TSO = 8,  /* TCP super-packets from the TUN (TUN_F_TSO4, TSO6, TSO_ECN) */
+	DP_TIER_TUN_USO = 16, /* UDP super-packets from the TUN, and to it (TUN_F_USO4, USO6) */
+	DP_TIER_UDP_GSO = 32, /* the kernel cuts runs of datagrams (UDP_SEGMENT) */
+	DP_TIER_UDP_GRO = 64  /* the kernel joins datagrams that arrive together (UDP_GRO) */
 };
 
 /* Descriptors a forwarder works with, in the order in which a message carries them. */
@@ -285,6 +289,7 @@ int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_pe
 
 /* devices and sockets, opened by the privileged process (tun.c, underlay.c) */
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
+uint32_t dp_socket_tier(void);
 int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *device, int buffer_bytes,
 		     int *granted_bytes);
 

@@ -15,6 +15,8 @@
 #include "counters.h"
 #include "dp.h"
 #include "fib.h"
+#include "merge.h"
+#include "outbox.h"
 #include "parse.h"
 #include "pkt.h"
 #include "underlay.h"
@@ -35,14 +37,14 @@ struct path_bucket {
 	uint64_t tokens;    /* in billionths of a token */
 };
 
-/* What is remembered of a packet between encap and the end of its send. */
-struct path_queued {
-	const struct dp_subnet *subnet;
-	addr_t dst;
-	uint32_t bytes; /* inner */
+/* A packet that is about to be dropped or forwarded, as the counters see it. */
+struct path_packet {
+	enum dp_dir dir;
+	uint32_t peer;  /* DP_NO_PEER: not known */
 	uint32_t units; /* wire packets */
-	int fd;
-	uint8_t family;
+	uint32_t bytes; /* inner */
+	uint8_t family; /* of addr; 0: not known */
+	addr_t addr;    /* tx: inner destination; rx: outer source */
 };
 
 struct path {
@@ -57,19 +59,10 @@ struct path {
 	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
 	uint8_t *rx_buffers;
 	struct path_bucket icmp;
-	struct path_queued queue[PATH_BATCH];
-	struct underlay_batch tx;
+	struct outbox out;
+	struct merge merge;
+	struct path_packet merged[MERGE_FLOWS]; /* what each super-packet will count as */
 	struct underlay_batch rx;
-};
-
-/* A packet that is about to be dropped or forwarded, as the counters see it. */
-struct path_packet {
-	enum dp_dir dir;
-	uint32_t peer;  /* DP_NO_PEER: not known */
-	uint32_t units; /* wire packets */
-	uint32_t bytes; /* inner */
-	uint8_t family; /* of addr; 0: not known */
-	addr_t addr;    /* tx: inner destination; rx: outer source */
 };
 
 /**

@@ -85,6 +85,12 @@ uint32_t probe_offload_complete(const struct probe_pkt *pkt, const uint8_t vnet[
 uint32_t probe_offload_describe(const struct probe_pkt *pkt, uint32_t mtu, uint8_t vnet[12]);
 uint32_t probe_icmp_no_route(uint8_t *out, const struct probe_pkt *pkt);
 
+/* split and merge; packets lie one behind the other, and so do results */
+int64_t probe_split(const struct probe_pkt *pkt, const uint8_t vnet[12], uint8_t *out, uint32_t cap, uint32_t *lens,
+		    uint32_t most);
+int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
+		    uint32_t *out_lens);
+
 /* lpm */
 struct probe_lpm *probe_lpm_build(const struct dp_prefix *prefixes, const uint32_t *values, uint32_t count,
 				  uint8_t family);

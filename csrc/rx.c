@@ -7,7 +7,8 @@
  *  2. check_outer()       the right interface, our address, a known peer
  *  3. decapsulate()       outer headers off, each field checked
  *  4. check_inner()       this peer may send from there, and to here
- *  5. deliver()           to the kernel, with what it has to finish
+ *  5. deliver()           join others of its flow, or go to the kernel, with what it has to finish
+ *  6. write_super()       what was joined goes to the kernel as one
  */
 #include "path.h"
 
@@ -130,15 +131,49 @@ static enum dp_drop write_error(int err)
 }
 
 /**
- * deliver() - Hand an inner packet to the kernel
+ * count() - Count packets after their write
+ * @path:	The worker's path
+ * @packet:	What they were
+ * @drop:	DP_DROP_NONE if they were written
+ */
+static void count(struct path *path, const struct path_packet *packet, enum dp_drop drop)
+{
+	if (drop)
+		path_drop(path, packet, drop);
+	else
+		path_forwarded(path, packet);
+}
+
+/**
+ * write_super() - Hand a super-packet to the kernel, and count the packets in it
+ * @path:	The worker's path
+ * @index:	Which
+ */
+static void write_super(struct path *path, uint32_t index)
+{
+	struct merge_super *super = &path->merge.supers[index];
+	struct vnet_hdr vnet;
+	int err;
+
+	merge_describe(super, &vnet);
+	if (super->units > 1)
+		counters_add(&path->counters->supers, 1);
+	err = tun_write_pieces(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &super->head, &vnet, super->pieces,
+			       super->units);
+	if (err == -EINVAL && super->units > 1)
+		path->merge.is_off = true; /* a kernel that refuses good ones (some 6.6) does not change its mind */
+	count(path, &path->merged[index], write_error(err));
+	merge_take(&path->merge, index);
+}
+
+/**
+ * write_one() - Hand a packet that joins no other to the kernel, and count it
  * @path:	The worker's path
  * @pkt:	Inner packet
  * @flow:	The same packet, parsed
  * @packet:	What is counted; learns how many wire packets it stands for
- *
- * Return: DP_DROP_NONE, or DP_DROP_TUN_DOWN, _TUN_FULL, _TUN_ERROR
  */
-static enum dp_drop deliver(struct path *path, struct pkt *pkt, const struct flow *flow, struct path_packet *packet)
+static void write_one(struct path *path, struct pkt *pkt, const struct flow *flow, struct path_packet *packet)
 {
 	uint32_t vnet_hdr_len = path->config->vnet_hdr_len;
 	struct vnet_hdr vnet;
@@ -155,7 +190,40 @@ static enum dp_drop deliver(struct path *path, struct pkt *pkt, const struct flo
 
 		offload_complete(pkt, flow, &whole); /* this TUN takes no virtio header: do it here */
 	}
-	return write_error(tun_write(path->fds[DP_FD_TUN], vnet_hdr_len, pkt, &vnet));
+	count(path, packet, write_error(tun_write(path->fds[DP_FD_TUN], vnet_hdr_len, pkt, &vnet)));
+}
+
+/**
+ * deliver() - Join a packet to others of its flow, or hand it to the kernel
+ * @path:	The worker's path
+ * @pkt:	Inner packet
+ * @flow:	The same packet, parsed
+ * @packet:	What is counted
+ */
+static void deliver(struct path *path, struct pkt *pkt, const struct flow *flow, struct path_packet *packet)
+{
+	enum merge_verdict verdict = MERGE_NEVER;
+	uint32_t index = 0;
+
+	while (path->merge.is_off && path->merge.count)
+		write_super(path, path->merge.order[0]);
+	while (path->config->vnet_hdr_len && !path->merge.is_off) {
+		verdict = merge_add(&path->merge, pkt, flow, packet->peer, &index);
+		if (verdict != MERGE_BLOCKED)
+			break;
+		write_super(path, index);
+	}
+	switch (verdict) {
+	case MERGE_BEGUN:
+		path->merged[index] = *packet;
+		break;
+	case MERGE_JOINED:
+		path->merged[index].units++;
+		path->merged[index].bytes += packet->bytes;
+		break;
+	default:
+		write_one(path, pkt, flow, packet);
+	}
 }
 
 /**
@@ -166,7 +234,7 @@ static enum dp_drop deliver(struct path *path, struct pkt *pkt, const struct flo
  * @meta:	What is known of it
  * @packet:	What is counted; filled in on the way
  *
- * Return: DP_DROP_NONE if it was written, or why not
+ * Return: DP_DROP_NONE if it was delivered, which counts it, or why not
  */
 static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt, struct underlay_meta *meta,
 			    struct path_packet *packet)
@@ -194,7 +262,36 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 	drop = check_inner(path, &flow, packet->peer);
 	if (!drop)
 		drop = encap_decap_ecn(pkt, &flow, meta->tos);
-	return drop ? drop : deliver(path, pkt, &flow, packet);
+	if (!drop)
+		deliver(path, pkt, &flow, packet);
+	return drop;
+}
+
+/**
+ * carry() - Take the datagrams of one received message to the TUN
+ * @path:	The worker's path
+ * @role:	Socket it came from
+ * @whole:	The message
+ * @meta:	What is known of it; with a segment it is a run of datagrams
+ */
+static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, struct underlay_meta *meta)
+{
+	uint32_t size = meta->segment ? meta->segment : whole->len, off = 0;
+
+	do {
+		struct path_packet packet = {.dir = DP_RX, .peer = DP_NO_PEER, .units = 1};
+		uint32_t len = whole->len - off < size ? whole->len - off : size;
+		struct pkt pkt = pkt_init(whole->buf, whole->cap, whole->off + off, len);
+		enum dp_drop drop;
+
+		packet.family = meta->family;
+		packet.addr = meta->src;
+		path_offered(path, DP_RX, 1);
+		drop = process(path, role, &pkt, meta, &packet);
+		if (drop)
+			path_drop(path, &packet, drop);
+		off += len;
+	} while (off < whole->len);
 }
 
 /**
@@ -207,28 +304,20 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 uint32_t rx_run(struct path *path, enum dp_fd role)
 {
 	struct pkt pkts[PATH_BATCH];
-	int count;
+	int received;
 
 	for (uint32_t i = 0; i < PATH_BATCH; i++)
 		pkts[i] = path_buffer(path->rx_buffers, i);
-	count = underlay_receive(path->fds[role], &path->rx, pkts, PATH_BATCH);
-	if (count > 0)
-		path_offered(path, DP_RX, (uint32_t)count);
-	for (int i = 0; i < count; i++) {
-		struct path_packet packet = {.dir = DP_RX, .peer = DP_NO_PEER, .units = 1};
+	received = underlay_receive(path->fds[role], &path->rx, pkts, PATH_BATCH);
+	for (int i = 0; i < received; i++) {
 		struct underlay_meta meta;
-		enum dp_drop drop;
 
 		underlay_read_meta(&path->rx, (uint32_t)i, &meta);
 		if (meta.queue_drops)
 			counters_set(&path->counters->queue_drops[role], meta.queue_drops);
-		packet.family = meta.family;
-		packet.addr = meta.src;
-		drop = process(path, role, &pkts[i], &meta, &packet);
-		if (drop)
-			path_drop(path, &packet, drop);
-		else
-			path_forwarded(path, &packet);
+		carry(path, role, &pkts[i], &meta);
 	}
-	return (uint32_t)count;
+	while (path->merge.count)
+		write_super(path, path->merge.order[0]);
+	return (uint32_t)received;
 }

@@ -7,6 +7,7 @@
 static const struct sys linux_calls = {
 	.read = read,
 	.write = write,
+	.writev = writev,
 	.recvmmsg = recvmmsg,
 	.sendmmsg = sendmmsg,
 	.ppoll = ppoll,

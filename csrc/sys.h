@@ -12,11 +12,13 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <time.h>
 
 struct sys {
 	ssize_t (*read)(int fd, void *buf, size_t len);
 	ssize_t (*write)(int fd, const void *buf, size_t len);
+	ssize_t (*writev)(int fd, const struct iovec *iov, int count);
 	int (*recvmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags, struct timespec *timeout);
 	int (*sendmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags);
 	int (*ppoll)(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask);

@@ -18,8 +18,17 @@
 
 #include "sys.h"
 
+/* Since Linux 6.2; the header of the distribution may be older. */
+#ifndef TUN_F_USO4
+#define TUN_F_USO4 0x20
+#define TUN_F_USO6 0x40
+#endif
+
 /* Without num_buffers; kernels before 2.6.34 know no other size. */
 enum { VNET_HDR_OLD = 10 };
+
+/* Most pieces of one write. */
+enum { TUN_PIECES = 64 };
 
 /**
  * attach() - Make the device, or take hold of it if it is there
@@ -54,6 +63,38 @@ static int set_vnet_hdr_len(int fd)
 }
 
 /**
+ * set_offloads() - Ask the kernel to leave as much work to us as it can
+ * @fd:		Attached device with IFF_VNET_HDR
+ * @wanted:	Mask of enum dp_tier: rungs that may be tried
+ * @tier:	Gains the rungs reached
+ *
+ * Return: 0 or -errno
+ */
+static int set_offloads(int fd, uint32_t wanted, uint32_t *tier)
+{
+	static const struct {
+		uint32_t tier;
+		unsigned long flags;
+	} rungs[] = {
+		{DP_TIER_TUN_CSUM | DP_TIER_TUN_TSO | DP_TIER_TUN_USO,
+		 TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6},
+		{DP_TIER_TUN_CSUM | DP_TIER_TUN_TSO, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN},
+		{DP_TIER_TUN_CSUM, TUN_F_CSUM},
+		{0, 0}, /* offloads of an earlier holder would stay in force */
+	};
+
+	for (size_t i = 0; i < sizeof(rungs) / sizeof(rungs[0]); i++) {
+		if ((rungs[i].tier & wanted) != rungs[i].tier)
+			continue;
+		if (!ioctl(fd, TUNSETOFFLOAD, rungs[i].flags)) {
+			*tier |= rungs[i].tier;
+			return 0;
+		}
+	}
+	return -errno;
+}
+
+/**
  * climb() - Attach and reach as many rungs as allowed and possible
  * @fd:		/dev/net/tun
  * @name:	Device name
@@ -81,11 +122,7 @@ static int climb(int fd, const char *name, uint32_t wanted, uint32_t *tier, uint
 		return len;
 	*vnet_hdr_len = (uint32_t)len;
 	*tier = DP_TIER_TUN_VNET;
-	if ((wanted & DP_TIER_TUN_CSUM) && !ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM))
-		*tier |= DP_TIER_TUN_CSUM;
-	else if (ioctl(fd, TUNSETOFFLOAD, 0))
-		return -errno; /* offloads of an earlier holder would stay in force */
-	return 0;
+	return set_offloads(fd, wanted, tier);
 }
 
 /**
@@ -166,6 +203,37 @@ int tun_write(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, const struct vnet_
 	memcpy(at, vnet, vnet_hdr_len);
 	do
 		n = sys->write(fd, at, framed.len);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+/**
+ * tun_write_pieces() - Hand one super-packet to the kernel as received from the overlay
+ * @fd:		The device
+ * @vnet_hdr_len:	Bytes of virtio header it expects
+ * @head:	The first packet with its headers and payload, and headroom, which is overwritten
+ * @vnet:	Its virtio header
+ * @pieces:	Payload; the first one is @head's and not looked at
+ * @count:	How many, 1 .. TUN_PIECES
+ *
+ * Return: as tun_write()
+ */
+int tun_write_pieces(int fd, uint32_t vnet_hdr_len, struct pkt *head, const struct vnet_hdr *vnet,
+		     const struct iovec *pieces, uint32_t count)
+{
+	struct iovec iov[TUN_PIECES];
+	struct pkt framed = *head;
+	uint8_t *at = pkt_push(&framed, vnet_hdr_len);
+	ssize_t n;
+
+	if (!at || count > TUN_PIECES)
+		return -ENOBUFS;
+	memcpy(at, vnet, vnet_hdr_len);
+	iov[0] = (struct iovec){.iov_base = at, .iov_len = framed.len};
+	for (uint32_t i = 1; i < count; i++)
+		iov[i] = pieces[i];
+	do
+		n = sys->writev(fd, iov, (int)count);
 	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : 0;
 }

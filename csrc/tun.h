@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "dp.h"
 #include "pkt.h"
@@ -12,5 +13,7 @@
 
 int tun_read(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, struct vnet_hdr *vnet);
 int tun_write(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, const struct vnet_hdr *vnet);
+int tun_write_pieces(int fd, uint32_t vnet_hdr_len, struct pkt *head, const struct vnet_hdr *vnet,
+		     const struct iovec *pieces, uint32_t count);
 
 #endif

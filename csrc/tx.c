@@ -6,8 +6,8 @@
  *  1. tun_read()     what the kernel routed to the overlay
  *  2. admit()        is it valid, may it leave from here, which peer is it for
  *  3. refuse()       no peer: tell the sender
- *  4. encapsulate()  outer headers, checksum, address
- *  5. flush()        runs of messages for one socket leave in one system call
+ *  4. encapsulate()  outer headers, checksum, address; a super-packet is cut into segments
+ *  5. flush()        messages for one socket leave in one system call
  */
 #include "path.h"
 
@@ -16,40 +16,69 @@
 #include "encap.h"
 #include "icmp.h"
 #include "offload.h"
+#include "split.h"
 #include "tun.h"
 
 #define NS_PER_S 1000000000ULL
 
+/* Bytes read before they are sent: what is read should still be in the cache then. */
+enum { TX_BYTES = 256 << 10 };
+
+static void flush(struct path *path);
+
+/* A packet from the TUN, as far as it is understood. */
+struct tx_packet {
+	struct pkt pkt;
+	struct vnet_hdr vnet;
+	struct flow flow;
+	struct split split; /* count is 1 for a packet that is none */
+	const struct dp_subnet *subnet;
+};
+
+/**
+ * read_packet() - Find out what was read, and for how many wire packets it stands
+ * @packet:	pkt and vnet as read; the rest is filled in, and padding is cut off
+ *
+ * Return: DP_DROP_NONE or why it is no valid packet
+ */
+static enum dp_drop read_packet(struct tx_packet *packet)
+{
+	enum dp_drop drop = parse_inner(&packet->pkt, &packet->flow);
+
+	packet->split.count = 1;
+	if (drop)
+		return drop;
+	pkt_trim(&packet->pkt, packet->flow.total_len);
+	if (packet->vnet.gso_type == VNET_GSO_NONE)
+		return DP_DROP_NONE;
+	return split_plan(&packet->pkt, &packet->flow, &packet->vnet, &packet->split);
+}
+
 /**
  * admit() - Decide whether a packet may leave, and to whom
  * @path:	The worker's path
- * @pkt:	Packet from the TUN; padding behind it is cut off
- * @vnet:	Its virtio header
- * @flow:	Set to what it is
- * @subnet:	Set to where it goes
+ * @packet:	After read_packet(); subnet is filled in
  *
- * Return: DP_DROP_NONE or why not; @flow is valid from DP_DROP_MULTICAST on
+ * Return: DP_DROP_NONE or why not
  */
-static enum dp_drop admit(struct path *path, struct pkt *pkt, const struct vnet_hdr *vnet, struct flow *flow,
-			  const struct dp_subnet **subnet)
+static enum dp_drop admit(struct path *path, struct tx_packet *packet)
 {
-	enum dp_drop drop = parse_inner(pkt, flow);
+	const struct flow *flow = &packet->flow;
+	uint32_t len = packet->split.count > 1 ? packet->split.headers + packet->split.size : flow->total_len;
 
-	if (drop)
-		return drop;
-	pkt_trim(pkt, flow->total_len);
 	if (parse_is_multicast(flow))
 		return DP_DROP_MULTICAST;
 	if (!fib_holds(path->fib, FIB_SRC, flow->family, flow->src))
 		return DP_DROP_FOREIGN_SOURCE;
-	*subnet = fib_subnet(path->fib, flow->family, flow->dst);
-	if (!*subnet)
+	packet->subnet = fib_subnet(path->fib, flow->family, flow->dst);
+	if (!packet->subnet)
 		return DP_DROP_NO_PEER;
-	if (parse_equals(flow->dst, flow->family, &(*subnet)->vtep))
+	if (parse_equals(flow->dst, flow->family, &packet->subnet->vtep))
 		return DP_DROP_LOOP;
-	if ((*subnet)->mtu && flow->total_len > (*subnet)->mtu)
+	if (packet->subnet->mtu && len > packet->subnet->mtu)
 		return DP_DROP_TOO_BIG;
-	return offload_complete(pkt, flow, vnet);
+	return packet->vnet.gso_type == VNET_GSO_NONE ? offload_complete(&packet->pkt, flow, &packet->vnet)
+						      : DP_DROP_NONE;
 }
 
 /**
@@ -104,51 +133,119 @@ static void refuse(struct path *path, const struct pkt *pkt, const struct flow *
 }
 
 /**
- * encapsulate() - Give a packet its outer headers and address
+ * find_socket() - Which socket carries packets of a family to a subnet?
  * @path:	The worker's path
- * @pkt:	The packet; gains headers
- * @flow:	The same packet, parsed
- * @subnet:	Where it goes
- * @index:	Its place in the batch
+ * @subnet:	Where they go
+ * @family:	4 or 6, of the inner packet
+ *
+ * Return: DP_FD_UDP4_TX, _UDP6_TX or _RAW4_TX; DP_FD_COUNT if none can
+ */
+static enum dp_fd find_socket(const struct path *path, const struct dp_subnet *subnet, uint8_t family)
+{
+	enum dp_fd role = DP_FD_COUNT;
+
+	if (!(path->config->encaps & 1U << subnet->encap))
+		return DP_FD_COUNT;
+	if (subnet->encap == DP_ENCAP_VXLAN)
+		role = subnet->vtep.family == 6 ? DP_FD_UDP6_TX : DP_FD_UDP4_TX;
+	else if (subnet->encap == DP_ENCAP_IPIP && family == 4 && subnet->vtep.family == 4)
+		role = DP_FD_RAW4_TX;
+	return role != DP_FD_COUNT && path->fds[role] >= 0 ? role : DP_FD_COUNT;
+}
+
+/**
+ * push_vxlan() - Put the headers of VXLAN in front of an inner packet
+ * @path:	The worker's path
+ * @pkt:	Begins with the inner IP header; has the headroom
+ * @packet:	What it is, or is a segment of
+ */
+static void push_vxlan(const struct path *path, struct pkt *pkt, const struct tx_packet *packet)
+{
+	const struct dp_config *config = path->config;
+	const uint8_t *own_mac = packet->flow.family == 4 ? config->vtep_mac4 : config->vtep_mac6;
+
+	encap_vxlan_push(pkt, packet->flow.family, config->vni, packet->subnet->vtep_mac, own_mac);
+}
+
+/**
+ * enqueue() - Queue a datagram that has its headers
+ * @path:	The worker's path
+ * @role:	The socket
+ * @item:	The datagram
+ */
+static void enqueue(struct path *path, enum dp_fd role, const struct outbox_item *item)
+{
+	int index = outbox_add(&path->out, item);
+
+	if (index >= 0 && role == DP_FD_RAW4_TX)
+		underlay_set_source(&path->out.sends, (uint32_t)index, &path->config->underlay4,
+				    path->config->underlay_ifindex);
+}
+
+/**
+ * enqueue_segments() - Cut a super-packet and queue its segments
+ * @path:	The worker's path
+ * @role:	The socket
+ * @packet:	The super-packet
+ * @item:	What all segments have in common
+ *
+ * Headers are written to the outbox, payload stays where it was read.
+ */
+static void enqueue_segments(struct path *path, enum dp_fd role, const struct tx_packet *packet,
+			     struct outbox_item *item)
+{
+	const struct split *split = &packet->split;
+	uint32_t push = role == DP_FD_RAW4_TX ? 0 : VXLAN_PUSH;
+	const uint8_t *payload = packet->pkt.buf + packet->pkt.off + split->headers;
+
+	for (uint32_t i = 0; i < split->count; i++) {
+		struct pkt head;
+
+		if (outbox_is_full(&path->out, 1, push + split->headers))
+			flush(path); /* what was read stays where it is, and so does our place in it */
+		head = pkt_init(outbox_headers(&path->out, push + split->headers), push + split->headers, push,
+				split->headers);
+
+		item->tail = payload + i * split->size;
+		item->tail_len = split_header(&packet->pkt, split, i, head.buf + push);
+		item->bytes = split->headers + item->tail_len;
+		if (push)
+			push_vxlan(path, &head, packet);
+		item->head = head.buf;
+		item->head_len = head.len;
+		enqueue(path, role, item);
+	}
+}
+
+/**
+ * encapsulate() - Give a packet its outer headers and address, and queue it
+ * @path:	The worker's path, with room in its outbox
+ * @packet:	The packet, admitted
  *
  * Return: DP_DROP_NONE, or DP_DROP_NO_ENCAP if it cannot be carried that way
  */
-static enum dp_drop encapsulate(struct path *path, struct pkt *pkt, const struct flow *flow,
-				const struct dp_subnet *subnet, uint32_t index)
+static enum dp_drop encapsulate(struct path *path, struct tx_packet *packet)
 {
-	const struct dp_config *config = path->config;
-	struct path_queued *queued = &path->queue[index];
-	uint8_t tos = encap_ecn(flow->tos);
-	enum dp_fd role;
+	enum dp_fd role = find_socket(path, packet->subnet, packet->flow.family);
+	struct outbox_item item = {.subnet = packet->subnet,
+				   .dst = packet->flow.dst,
+				   .tos = encap_ecn(packet->flow.tos),
+				   .family = packet->flow.family};
 
-	if (!(config->encaps & 1U << subnet->encap))
+	if (role == DP_FD_COUNT)
 		return DP_DROP_NO_ENCAP;
-	if (subnet->encap == DP_ENCAP_VXLAN)
-		role = subnet->vtep.family == 6 ? DP_FD_UDP6_TX : DP_FD_UDP4_TX;
-	else if (subnet->encap == DP_ENCAP_IPIP && flow->family == 4 && subnet->vtep.family == 4)
-		role = DP_FD_RAW4_TX;
-	else
-		return DP_DROP_NO_ENCAP;
-	if (path->fds[role] < 0)
-		return DP_DROP_NO_ENCAP;
-
-	*queued = (struct path_queued){.subnet = subnet,
-				       .dst = flow->dst,
-				       .bytes = pkt->len,
-				       .units = 1,
-				       .fd = path->fds[role],
-				       .family = flow->family};
-	if (role == DP_FD_RAW4_TX) {
-		underlay_address(&path->tx, index, &subnet->vtep, 0, tos);
-		underlay_set_source(&path->tx, index, &config->underlay4, config->underlay_ifindex);
-	} else {
-		const uint8_t *own_mac = flow->family == 4 ? config->vtep_mac4 : config->vtep_mac6;
-
-		encap_vxlan_push(pkt, flow->family, config->vni, subnet->vtep_mac, own_mac);
-		underlay_address(&path->tx, index, &subnet->vtep, config->vxlan_port, tos);
+	item.fd = path->fds[role];
+	item.port = role == DP_FD_RAW4_TX ? 0 : path->config->vxlan_port;
+	if (packet->vnet.gso_type != VNET_GSO_NONE) {
+		enqueue_segments(path, role, packet, &item);
+		return DP_DROP_NONE;
 	}
-	path->tx.iov[index][0].iov_base = pkt_at(pkt, 0, pkt->len);
-	path->tx.iov[index][0].iov_len = pkt->len;
+	item.bytes = packet->pkt.len;
+	if (role != DP_FD_RAW4_TX)
+		push_vxlan(path, &packet->pkt, packet);
+	item.head = packet->pkt.buf + packet->pkt.off;
+	item.head_len = packet->pkt.len;
+	enqueue(path, role, &item);
 	return DP_DROP_NONE;
 }
 
@@ -182,19 +279,22 @@ static enum dp_drop send_error(int err)
 }
 
 /**
- * settle() - Count a queued packet after its send
+ * settle() - Count the packets of a message after its send
  * @path:	The worker's path
- * @queued:	The packet
- * @drop:	DP_DROP_NONE if it was sent
+ * @message:	The message
+ * @units:	Wire packets of it that this is about
+ * @bytes:	Their inner bytes
+ * @drop:	DP_DROP_NONE if they were sent
  */
-static void settle(struct path *path, const struct path_queued *queued, enum dp_drop drop)
+static void settle(struct path *path, const struct outbox_message *message, uint32_t units, uint32_t bytes,
+		   enum dp_drop drop)
 {
 	struct path_packet packet = {.dir = DP_TX,
-				     .peer = queued->subnet->peer_id,
-				     .units = queued->units,
-				     .bytes = queued->bytes,
-				     .family = queued->family,
-				     .addr = queued->dst};
+				     .peer = message->subnet->peer_id,
+				     .units = units,
+				     .bytes = bytes,
+				     .family = message->family,
+				     .addr = message->dst};
 
 	if (drop)
 		path_drop(path, &packet, drop);
@@ -203,58 +303,116 @@ static void settle(struct path *path, const struct path_queued *queued, enum dp_
 }
 
 /**
- * flush() - Send what is queued
+ * send_apart() - Send the datagrams of a run one by one, since the kernel refuses the run
  * @path:	The worker's path
- * @count:	Messages in the queue
+ * @index:	The message
+ *
+ * Nothing of it has left yet, so nothing is sent twice.
  */
-static void flush(struct path *path, uint32_t count)
+static void send_apart(struct path *path, uint32_t index)
 {
-	uint32_t next = 0;
+	struct outbox_message *message = &path->out.messages[index];
+	struct iovec *iov = path->out.iov + message->iov;
+	uint32_t units = message->units, push = message->total - message->bytes;
+	uint32_t pieces = message->pieces;
 
-	while (next < count) {
-		uint32_t end = next + 1;
+	underlay_clear_segment(&path->out.sends, index);
+	push /= units; /* bytes of encapsulation in front of each */
+	while (units--) {
+		uint32_t used = 0, len = 0;
 		int sent;
 
-		while (end < count && path->queue[end].fd == path->queue[next].fd)
-			end++;
-		sent = underlay_send(path->queue[next].fd, &path->tx, next, end - next);
-		if (sent <= 0)
-			settle(path, &path->queue[next++], send_error(-sent));
-		for (int i = 0; i < sent; i++)
-			settle(path, &path->queue[next++], DP_DROP_NONE);
+		while (used < pieces && len < message->size)
+			len += (uint32_t)iov[used++].iov_len;
+		underlay_set_pieces(&path->out.sends, index, iov, used);
+		sent = underlay_send(message->fd, &path->out.sends, index, 1);
+		settle(path, message, 1, len - push, sent > 0 ? DP_DROP_NONE : send_error(-sent));
+		iov += used;
+		pieces -= used;
 	}
 }
 
 /**
- * tx_one() - Take one packet from the TUN to the queue
- * @path:	The worker's path
- * @pkt:	The packet
- * @vnet:	Its virtio header
- * @index:	Free place in the batch
+ * refuses_runs() - Does an error say that this socket or device cannot cut messages?
+ * @err:	Positive errno of a run
  *
- * Return: true if it was queued, false if it was dropped and counted
+ * EIO: no checksum offload (before Linux 6.11); EINVAL: too many datagrams for
+ * this kernel, among others; EMSGSIZE: each is larger than the path takes, and
+ * then the short last one may still pass.
+ *
+ * Return: true if its datagrams may pass one by one
  */
-static bool tx_one(struct path *path, struct pkt *pkt, const struct vnet_hdr *vnet, uint32_t index)
+static bool refuses_runs(int err)
 {
-	struct path_packet packet = {.dir = DP_TX, .peer = DP_NO_PEER, .units = 1};
-	const struct dp_subnet *subnet = NULL;
-	struct flow flow;
-	enum dp_drop drop = admit(path, pkt, vnet, &flow, &subnet);
+	return err == EIO || err == EINVAL || err == EMSGSIZE;
+}
 
-	if (!drop)
-		drop = encapsulate(path, pkt, &flow, subnet, index);
-	if (!drop)
-		return true;
-	if (drop >= DP_DROP_MARTIAN) {
-		packet.family = flow.family;
-		packet.addr = flow.dst;
+/**
+ * flush() - Send what is queued
+ * @path:	The worker's path
+ */
+static void flush(struct path *path)
+{
+	struct outbox *out = &path->out;
+	uint32_t next = 0;
+
+	outbox_finish(out);
+	while (next < out->count) {
+		uint32_t end = next + 1;
+		int sent;
+
+		while (end < out->count && out->messages[end].fd == out->messages[next].fd)
+			end++;
+		sent = underlay_send(out->messages[next].fd, &out->sends, next, end - next);
+		for (int i = 0; i < sent; i++, next++)
+			settle(path, &out->messages[next], out->messages[next].units, out->messages[next].bytes,
+			       DP_DROP_NONE);
+		if (sent > 0)
+			continue;
+		if (out->messages[next].units > 1 && refuses_runs(-sent)) {
+			if (sent != -EMSGSIZE)
+				out->has_runs = false; /* for good: it will not learn it */
+			send_apart(path, next++);
+			continue;
+		}
+		settle(path, &out->messages[next], out->messages[next].units, out->messages[next].bytes,
+		       send_error(-sent));
+		next++;
 	}
-	if (subnet)
-		packet.peer = subnet->peer_id;
+	outbox_clear(out);
+}
+
+/**
+ * tx_one() - Take one packet from the TUN to the outbox
+ * @path:	The worker's path
+ * @packet:	pkt and vnet as read
+ */
+static void tx_one(struct path *path, struct tx_packet *packet)
+{
+	struct path_packet counted = {.dir = DP_TX, .peer = DP_NO_PEER, .units = 1};
+	enum dp_drop drop = read_packet(packet);
+
+	counted.units = packet->split.count;
+	path_offered(path, DP_TX, counted.units);
+	if (counted.units > 1)
+		counters_add(&path->counters->supers, 1);
+	if (!drop)
+		drop = admit(path, packet);
+	if (!drop && outbox_is_full(&path->out, 1, 0))
+		flush(path);
+	if (!drop)
+		drop = encapsulate(path, packet);
+	if (!drop)
+		return;
+	if (drop >= DP_DROP_MARTIAN) {
+		counted.family = packet->flow.family;
+		counted.addr = packet->flow.dst;
+	}
+	if (packet->subnet)
+		counted.peer = packet->subnet->peer_id;
 	if (drop == DP_DROP_NO_PEER)
-		refuse(path, pkt, &flow);
-	path_drop(path, &packet, drop);
-	return false;
+		refuse(path, &packet->pkt, &packet->flow);
+	path_drop(path, &counted, drop);
 }
 
 /**
@@ -265,21 +423,20 @@ static bool tx_one(struct path *path, struct pkt *pkt, const struct vnet_hdr *vn
  */
 uint32_t tx_run(struct path *path)
 {
-	uint32_t read = 0, queued = 0;
+	uint32_t read = 0, bytes = 0;
 
-	while (read < PATH_BATCH) {
-		struct pkt pkt = path_buffer(path->tx_buffers, queued);
-		struct vnet_hdr vnet;
-		int err = tun_read(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &pkt, &vnet);
+	while (read < PATH_BATCH && bytes < TX_BYTES) {
+		struct tx_packet packet = {.pkt = path_buffer(path->tx_buffers, read)};
+		int err = tun_read(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &packet.pkt, &packet.vnet);
 
 		if (err) {
 			path->is_tun_gone = err == -EBADFD;
 			break;
 		}
 		read++;
-		path_offered(path, DP_TX, 1);
-		queued += tx_one(path, &pkt, &vnet, queued);
+		bytes += packet.pkt.len;
+		tx_one(path, &packet);
 	}
-	flush(path, queued);
+	flush(path);
 	return read;
 }

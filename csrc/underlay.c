@@ -217,6 +217,8 @@ static int configure(int fd, uint32_t role, const struct dp_config *config, cons
 	err = is_sending ? set_sending(fd, is_v6) : set_receiving(fd, is_v6);
 	if (err)
 		return err;
+	if (!is_sending && !is_raw && (config->tier & DP_TIER_UDP_GRO))
+		(void)set_option(fd, SOL_UDP, UDP_GRO, 1); /* without, datagrams come one by one */
 	granted = is_sending ? set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, buffer_bytes)
 			     : set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, buffer_bytes);
 	if (granted < 0)
@@ -259,6 +261,26 @@ int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *
 	return fd;
 }
 
+/**
+ * dp_socket_tier() - Which socket offloads does this kernel know?
+ *
+ * Return: mask of DP_TIER_MMSG, _UDP_GSO (Linux 4.18) and _UDP_GRO (5.0)
+ */
+uint32_t dp_socket_tier(void)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_UDP);
+	uint32_t tier = DP_TIER_MMSG;
+
+	if (fd < 0)
+		return tier;
+	if (!set_option(fd, SOL_UDP, UDP_SEGMENT, 1000))
+		tier |= DP_TIER_UDP_GSO;
+	if (!set_option(fd, SOL_UDP, UDP_GRO, 1))
+		tier |= DP_TIER_UDP_GRO;
+	close(fd);
+	return tier;
+}
+
 /* --- receiving ---------------------------------------------------------------- */
 
 /**
@@ -275,13 +297,13 @@ int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uin
 	int n;
 
 	for (uint32_t i = 0; i < count; i++) {
-		batch->iov[i][0].iov_base = pkts[i].buf + PKT_HEADROOM;
-		batch->iov[i][0].iov_len = pkts[i].cap - PKT_HEADROOM;
+		batch->iov[i] =
+			(struct iovec){.iov_base = pkts[i].buf + PKT_HEADROOM, .iov_len = pkts[i].cap - PKT_HEADROOM};
 		/* lengths are in-out, so all must be set for every call */
 		batch->msgs[i].msg_hdr = (struct msghdr){
 			.msg_name = &batch->addrs[i],
 			.msg_namelen = sizeof(batch->addrs[i]),
-			.msg_iov = batch->iov[i],
+			.msg_iov = &batch->iov[i],
 			.msg_iovlen = 1,
 			.msg_control = batch->cmsg[i],
 			.msg_controllen = UNDERLAY_CMSG,
@@ -323,6 +345,11 @@ static void read_cmsg(const struct cmsghdr *cmsg, struct underlay_meta *meta)
 
 		memcpy(&tclass, data, sizeof(tclass));
 		meta->tos = (uint8_t)tclass;
+	} else if (cmsg->cmsg_level == SOL_UDP && cmsg->cmsg_type == UDP_GRO) {
+		int size;
+
+		memcpy(&size, data, sizeof(size));
+		meta->segment = (uint32_t)size;
 	} else if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SO_RXQ_OVFL) {
 		memcpy(&meta->queue_drops, data, sizeof(meta->queue_drops));
 	}
@@ -370,24 +397,22 @@ static void add_cmsg(struct msghdr *hdr, int level, int type, const void *data, 
 
 /**
  * underlay_address() - Address a message of a batch
- * @batch:	The batch
- * @index:	Which message; its iov is the caller's
+ * @sends:	The batch
+ * @index:	Which message; its pieces follow
  * @vtep:	Underlay address of the peer
  * @port:	UDP destination port, 0 on raw sockets
  * @tos:	TOS byte of the outer header
  */
-void underlay_address(struct underlay_batch *batch, uint32_t index, const struct dp_addr *vtep, uint16_t port,
+void underlay_address(struct underlay_sends *sends, uint32_t index, const struct dp_addr *vtep, uint16_t port,
 		      uint8_t tos)
 {
-	struct msghdr *hdr = &batch->msgs[index].msg_hdr;
+	struct msghdr *hdr = &sends->msgs[index].msg_hdr;
 	int value = tos;
 
 	*hdr = (struct msghdr){
-		.msg_name = &batch->addrs[index],
-		.msg_namelen = fill_addr(&batch->addrs[index], vtep, port),
-		.msg_iov = batch->iov[index],
-		.msg_iovlen = 1,
-		.msg_control = batch->cmsg[index],
+		.msg_name = &sends->addrs[index],
+		.msg_namelen = fill_addr(&sends->addrs[index], vtep, port),
+		.msg_control = sends->cmsg[index],
 	};
 	if (!tos)
 		return; /* what the socket has anyway */
@@ -399,23 +424,57 @@ void underlay_address(struct underlay_batch *batch, uint32_t index, const struct
 
 /**
  * underlay_set_source() - Say where a message of an unbound IPv4 socket leaves from
- * @batch:	The batch
+ * @sends:	The batch
  * @index:	Which message, after underlay_address()
  * @source:	Our underlay address
  * @ifindex:	Underlay interface
  */
-void underlay_set_source(struct underlay_batch *batch, uint32_t index, const struct dp_addr *source, uint32_t ifindex)
+void underlay_set_source(struct underlay_sends *sends, uint32_t index, const struct dp_addr *source, uint32_t ifindex)
 {
 	struct in_pktinfo info = {.ipi_ifindex = (int)ifindex};
 
 	memcpy(&info.ipi_spec_dst, source->bytes, sizeof(info.ipi_spec_dst));
-	add_cmsg(&batch->msgs[index].msg_hdr, IPPROTO_IP, IP_PKTINFO, &info, sizeof(info));
+	add_cmsg(&sends->msgs[index].msg_hdr, IPPROTO_IP, IP_PKTINFO, &info, sizeof(info));
+}
+
+/**
+ * underlay_set_pieces() - Say what a message is gathered from
+ * @sends:	The batch
+ * @index:	Which message
+ * @pieces:	Borrowed until it is sent
+ * @count:	How many
+ */
+void underlay_set_pieces(struct underlay_sends *sends, uint32_t index, struct iovec *pieces, uint32_t count)
+{
+	sends->msgs[index].msg_hdr.msg_iov = pieces;
+	sends->msgs[index].msg_hdr.msg_iovlen = count;
+}
+
+/**
+ * underlay_set_segment() - Let the kernel cut a message into datagrams
+ * @sends:	The batch
+ * @index:	Which message, after underlay_address()
+ * @size:	Bytes of each datagram but the last
+ */
+void underlay_set_segment(struct underlay_sends *sends, uint32_t index, uint16_t size)
+{
+	add_cmsg(&sends->msgs[index].msg_hdr, SOL_UDP, UDP_SEGMENT, &size, sizeof(size));
+}
+
+/**
+ * underlay_clear_segment() - Undo underlay_set_segment(), which must have been the last to be set
+ * @sends:	The batch
+ * @index:	Which message
+ */
+void underlay_clear_segment(struct underlay_sends *sends, uint32_t index)
+{
+	sends->msgs[index].msg_hdr.msg_controllen -= CMSG_SPACE(sizeof(uint16_t));
 }
 
 /**
  * underlay_send() - Send messages of a batch until one fails
  * @fd:		Socket
- * @batch:	The batch
+ * @sends:	The batch
  * @first:	First message
  * @count:	How many
  *
@@ -424,12 +483,12 @@ void underlay_set_source(struct underlay_batch *batch, uint32_t index, const str
  *
  * Return: messages sent, at least 1; or -errno of the first one
  */
-int underlay_send(int fd, struct underlay_batch *batch, uint32_t first, uint32_t count)
+int underlay_send(int fd, struct underlay_sends *sends, uint32_t first, uint32_t count)
 {
 	int n;
 
 	do
-		n = sys->sendmmsg(fd, batch->msgs + first, count, MSG_DONTWAIT);
+		n = sys->sendmmsg(fd, sends->msgs + first, count, MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : n;
 }

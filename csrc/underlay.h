@@ -14,10 +14,10 @@
 #include "pkt.h"
 
 /*
- * Messages per system call; pieces one message is gathered from; bytes of
- * control messages, which hold at most IPV6_PKTINFO, a TOS and a UDP_SEGMENT.
+ * Messages received and sent by one system call; bytes of control messages,
+ * which hold at most IPV6_PKTINFO, a TOS, SO_RXQ_OVFL and UDP_GRO or UDP_SEGMENT.
  */
-enum { UNDERLAY_BATCH = 64, UNDERLAY_IOV = 2, UNDERLAY_CMSG = 128 };
+enum { UNDERLAY_BATCH = 64, UNDERLAY_SENDS = 128, UNDERLAY_CMSG = 128 };
 
 union underlay_addr {
 	struct sockaddr sa;
@@ -25,12 +25,19 @@ union underlay_addr {
 	struct sockaddr_in6 in6;
 };
 
-/* Room for the headers of one batch of messages, either way. */
+/* Room for the headers of one batch of received messages. */
 struct underlay_batch {
 	struct mmsghdr msgs[UNDERLAY_BATCH];
-	struct iovec iov[UNDERLAY_BATCH][UNDERLAY_IOV];
+	struct iovec iov[UNDERLAY_BATCH];
 	union underlay_addr addrs[UNDERLAY_BATCH];
 	_Alignas(16) uint8_t cmsg[UNDERLAY_BATCH][UNDERLAY_CMSG];
+};
+
+/* The same of messages to send; their pieces are the caller's. */
+struct underlay_sends {
+	struct mmsghdr msgs[UNDERLAY_SENDS];
+	union underlay_addr addrs[UNDERLAY_SENDS];
+	_Alignas(16) uint8_t cmsg[UNDERLAY_SENDS][UNDERLAY_CMSG];
 };
 
 /* What is known of a received message besides its bytes. */
@@ -40,15 +47,19 @@ struct underlay_meta {
 	uint8_t tos;          /* of the outer header; 0 on raw sockets, where it is in the packet */
 	uint32_t ifindex;     /* interface it arrived on */
 	uint32_t queue_drops; /* SO_RXQ_OVFL so far; 0: not told */
+	uint32_t segment;     /* bytes of each datagram but the last in a merged one (UDP_GRO); 0: it is one */
 	addr_t src;
 	addr_t dst;
 };
 
 int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uint32_t count);
 void underlay_read_meta(const struct underlay_batch *batch, uint32_t index, struct underlay_meta *meta);
-void underlay_address(struct underlay_batch *batch, uint32_t index, const struct dp_addr *vtep, uint16_t port,
+void underlay_address(struct underlay_sends *sends, uint32_t index, const struct dp_addr *vtep, uint16_t port,
 		      uint8_t tos);
-void underlay_set_source(struct underlay_batch *batch, uint32_t index, const struct dp_addr *source, uint32_t ifindex);
-int underlay_send(int fd, struct underlay_batch *batch, uint32_t first, uint32_t count);
+void underlay_set_source(struct underlay_sends *sends, uint32_t index, const struct dp_addr *source, uint32_t ifindex);
+void underlay_set_pieces(struct underlay_sends *sends, uint32_t index, struct iovec *pieces, uint32_t count);
+void underlay_set_segment(struct underlay_sends *sends, uint32_t index, uint16_t size);
+void underlay_clear_segment(struct underlay_sends *sends, uint32_t index);
+int underlay_send(int fd, struct underlay_sends *sends, uint32_t first, uint32_t count);
 
 #endif

@@ -58,6 +58,9 @@ int worker_init(struct worker *worker, struct fib_slot *slot)
 	worker->order = WORKER_PARK;
 	pthread_mutex_init(&worker->lock, NULL);
 	pthread_cond_init(&worker->changed, NULL);
+	worker->path.out.has_runs = worker->path.config->tier & DP_TIER_UDP_GSO;
+	outbox_clear(&worker->path.out);
+	worker->path.merge.has_udp = worker->path.config->tier & DP_TIER_TUN_USO;
 	worker->path.tx_buffers = map_buffers();
 	worker->path.rx_buffers = map_buffers();
 	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

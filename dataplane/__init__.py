@@ -14,13 +14,15 @@ is not listed fails that test.
 C, csrc/ (a unit is x.c and x.h):
     L0 wire pkt csum dp               | formats, the only door to packet bytes, the surface Python sees
     L1 parse encap offload icmp lpm   | pure: no descriptor, clock, log, allocation or global
+    L1 split merge                    | the same, of super-packets
     L2 fib fib_build fib_layout       | immutable table in a memfd: built by control, looked up by workers
     L2 counters                       | counters in a memfd: one writer a word
     L3 sys tun underlay               | system calls of the packet path, feature ladders
+    L3 outbox                         | datagrams joined into runs
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L5 worker engine                  | threads; start, publish, park, stop
     L6 ctl privilege api              | the forwarder process, its messages, the names of things
-    L6 probe                          | for tests only: lets Python call the pure units
+    L6 probe probe_super              | for tests only: lets Python call the pure units
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model                   | the exception tree; frozen values
@@ -41,15 +43,19 @@ csrc/dp.h is included by C and fed to cffi as it is: there is no second copy of 
 Life of a packet, tx (overlay to underlay; tx.c):
     pod -> kernel route for the whole network -> TUN -> tun_read(), virtio header, placed behind headroom
     -> parse_inner() -> source ours? foreign_source -> fib_subnet(inner destination)? no_peer, ICMP to the pod
-    -> offload_complete() finishes the checksum that the kernel left to us
-    -> encap_vxlan_push() (IPIP needs nothing: the raw socket writes the outer header) -> underlay_send()
+    -> offload_complete() finishes the checksum that the kernel left to us; of a super-packet, split_header()
+       writes the headers of each segment, and the payload stays where it was read
+    -> encap_vxlan_push() (IPIP needs nothing: the raw socket writes the outer header)
+    -> outbox_add(): equal datagrams of one peer become a run that the kernel cuts -> underlay_send()
 Life of a packet, rx (underlay to overlay; rx.c):
-    underlay_receive() -> arrived on the underlay interface, for our address? wrong_iface, outer_dst
+    underlay_receive(), whose messages may be runs of datagrams; each one:
+    -> arrived on the underlay interface, for our address? wrong_iface, outer_dst
     -> fib_peer(outer source)? unknown_vtep
     -> encap_vxlan_pull(): flags, VNI, MACs, ethertype, or a named drop
     -> parse_inner() -> encap_decap_ecn(), RFC 6040
     -> inner source is that peer's? spoofed -> inner destination is ours? not_ours
-    -> offload_describe(): a kernel peer on this machine left the checksum partial -> tun_write()
+    -> merge_add(): packets that could have been cut from one are that again -> tun_write_pieces()
+    -> others: offload_describe(), if a kernel peer on this machine left the checksum partial -> tun_write()
     -> kernel -> pod
 
 Life of a lease (where nodes take their subnets themselves):

@@ -216,9 +216,9 @@ FLAGS = (
         _one_of("icmp", "drop"),
     ),
     Flag(
-        *("tier", "tier", "auto|tun-csum|tun-vnet|tun-plain"),
+        *("tier", "tier", "auto|tun-uso|tun-tso|tun-csum|tun-vnet|tun-plain"),
         "highest rung of TUN offload to try (default: auto)",
-        _one_of("auto", "tun-csum", "tun-vnet", "tun-plain"),
+        _one_of("auto", "tun-uso", "tun-tso", "tun-csum", "tun-vnet", "tun-plain"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

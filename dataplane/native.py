@@ -28,7 +28,6 @@ CTL_MAGIC: int = lib.DP_CTL_MAGIC
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
 TEXT_MAX: int = lib.DP_TEXT_MAX
-TIER_MMSG: int = lib.DP_TIER_MMSG
 
 
 class Fd(IntEnum):
@@ -85,16 +84,30 @@ ENCAP_NAMES = _read_names(lib.dp_encap_name, lib.DP_ENCAP_COUNT)  # by enum dp_e
 
 # Highest rung first; what a rung needs.
 TIERS: dict[str, int] = {
+    "tun-uso": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM | lib.DP_TIER_TUN_TSO | lib.DP_TIER_TUN_USO,
+    "tun-tso": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM | lib.DP_TIER_TUN_TSO,
     "tun-csum": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM,
     "tun-vnet": lib.DP_TIER_TUN_VNET,
     "tun-plain": 0,
 }
 
 
+SOCKET_TIERS: dict[str, int] = {
+    "mmsg": lib.DP_TIER_MMSG,
+    "gso": lib.DP_TIER_UDP_GSO,
+    "gro": lib.DP_TIER_UDP_GRO,
+}
+
+
+def socket_tier() -> int:
+    """Return which socket offloads the kernel knows: a mask of enum dp_tier."""
+    return int(lib.dp_socket_tier())
+
+
 def tier_text(tier: int) -> str:
-    """Name a mask of enum dp_tier: `tun-csum+mmsg`."""
+    """Name a mask of enum dp_tier: `tun-uso+mmsg+gso+gro`."""
     tun = next(name for name, mask in TIERS.items() if tier & mask == mask)
-    return f"{tun}+mmsg" if tier & TIER_MMSG else tun
+    return "+".join([tun, *(name for name, mask in SOCKET_TIERS.items() if tier & mask)])
 
 
 # --- values -----------------------------------------------------------------------------------------

@@ -242,6 +242,40 @@ def describe(data: bytes, mtu: int = 1450) -> tuple[int, Vnet]:
     return units, Vnet(*_VNET.unpack(bytes(out)))
 
 
+def split(data: bytes, vnet: Vnet) -> tuple[str, list[bytes]]:
+    """parse_inner(), split_plan() and all segments: the drop, and the packets that it is cut into."""
+    view, most = View(data), len(data) + 1
+    cap = len(data) * 200 + 1
+    out, lens = ffi.new(f"uint8_t[{cap}]"), ffi.new(f"uint32_t[{most}]")
+    count = lib.probe_split(view.pkt, _VNET.pack(*vnet), out, cap, lens, most)
+    assert count != -1000, "no room"
+    return ("none", _pieces(out, lens, count)) if count >= 0 else (drop_name(-count), [])
+
+
+def merge(packets: Sequence[bytes], peers: Sequence[int] | None = None) -> list[tuple[Vnet, bytes]]:
+    """What is written to the TUN of packets that came together, in order: virtio header and packet."""
+    data = b"".join(packets)
+    # A buffer of its own, so that the sanitizer sees every byte too far.
+    buf, out = (
+        ffi.new(f"uint8_t[{len(data) or 1}]", data),
+        ffi.new(f"uint8_t[{len(data) + 12 * len(packets) + 1}]"),
+    )
+    lens = ffi.new("uint32_t[]", [len(packet) for packet in packets] or [0])
+    senders = ffi.new("uint32_t[]", list(peers or [1] * len(packets)) or [0])
+    out_lens = ffi.new(f"uint32_t[{len(packets) or 1}]")
+    count = lib.probe_merge(buf, lens, senders, len(packets), out, out_lens)
+    written = _pieces(out, out_lens, count)
+    return [(Vnet(*_VNET.unpack(piece[:12])), piece[12:]) for piece in written]
+
+
+def _pieces(out: Any, lens: Any, count: int) -> list[bytes]:
+    data, pieces, at = bytes(ffi.buffer(out)), [], 0
+    for i in range(count):
+        pieces.append(data[at : at + lens[i]])
+        at += lens[i]
+    return pieces
+
+
 def no_route(data: bytes) -> bytes:
     """icmp_no_route(): the error, empty if none may be sent."""
     view = View(data)

@@ -163,7 +163,7 @@ class UserspaceBackend:
         opened[Fd.TUN] = tun.fd
         self._has_made_tun |= is_new
         self._tier_wanted = self._tier_mask()
-        return replace(config, tier=tun.tier | native.TIER_MMSG, vnet_hdr_len=tun.vnet_hdr_len)
+        return replace(config, tier=tun.tier | native.socket_tier(), vnet_hdr_len=tun.vnet_hdr_len)
 
     def _forwarder_config(self, settings: Settings) -> ForwarderConfig:
         run = self._place.config

@@ -3,12 +3,13 @@
  * engine_threads.c - while tables change and the engine pauses, every packet is counted once and none is misled.
  *
  * A whole engine runs on system calls made up here: the TUN and the socket never run dry, sends and writes fail
- * now and then. In every table the VTEP address, the VTEP MAC and the subnet of an entry carry the generation
+ * now and then, and runs of datagrams are refused now and then, in the end for good. In every table the VTEP address, the VTEP MAC and the subnet of an entry carry the generation
  * and the number of the entry, so a frame made from two tables shows.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/udp.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -17,14 +18,17 @@
 #include "packets.h"
 #include "parse.h"
 #include "sys.h"
+#include "underlay.h"
 
 enum { PUBLISHES = 2000, SUBNETS = 20, STRANGE_SUBNETS = 4, IFINDEX = 7, VNET_LEN = 12, MTU = 1450 };
 enum { OUR_ADDR = 0xc0000201, PEER_ADDR = 0xc0000202, STRANGER_ADDR = 0xc0000242 };
 
 /* What the made-up system calls did; written by the worker only, read when it has parked. */
 static struct {
-	uint64_t reads, writes, failed_writes, sends, failed_sends, receives;
+	uint64_t reads, writes, failed_writes, sends, failed_sends, receives, runs, refused_runs;
 } done;
+static _Atomic bool has_no_runs;  /* from now on the kernel refuses them with EIO */
+static uint32_t refused_for_good; /* and did: the worker sends what it has queued, and makes no more */
 static uint64_t dice = 9;
 
 /* --- the system calls -------------------------------------------------------- */
@@ -79,20 +83,62 @@ static ssize_t fake_write(int fd, const void *buf, size_t len)
 }
 
 /**
- * check_message() - Is a frame made from one entry of one table?
+ * fake_writev() - Take a super-packet for the TUN, or have no room for it
+ * @fd:		The TUN
+ * @iov:	Its pieces, behind a virtio header
+ * @count:	How many
+ *
+ * Return: as writev()
+ */
+static ssize_t fake_writev(int fd, const struct iovec *iov, int count)
+{
+	CHECK(count == 1); /* there is no TCP here, and no UDP with a checksum */
+	return fake_write(fd, iov[0].iov_base, iov[0].iov_len);
+}
+
+/**
+ * is_run() - Is a message to be cut into datagrams by the kernel?
+ * @hdr:	The message
+ *
+ * Return: true if it is
+ */
+static bool is_run(const struct msghdr *hdr)
+{
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(hdr);
+	uint16_t size;
+
+	if (!cmsg) {
+		CHECK(hdr->msg_iovlen == 1);
+		return false;
+	}
+	CHECK(cmsg->cmsg_level == SOL_UDP && cmsg->cmsg_type == UDP_SEGMENT);
+	memcpy(&size, CMSG_DATA(cmsg), sizeof(size));
+	CHECK(hdr->msg_iovlen > 1 && hdr->msg_iovlen <= 64);
+	for (size_t i = 0; i < hdr->msg_iovlen; i++)
+		CHECK(hdr->msg_iov[i].iov_len == size);
+	return true;
+}
+
+/**
+ * check_message() - Is every frame of a message made from one entry of one table?
  * @hdr:	The message
  */
 static void check_message(const struct msghdr *hdr)
 {
 	const struct sockaddr_in *to = hdr->msg_name;
-	const uint8_t *frame = hdr->msg_iov[0].iov_base;
-	const uint8_t *mac = frame + VXLAN_LEN + ETH_DST;
 	uint32_t vtep = ntohl(to->sin_addr.s_addr);
-	uint32_t dst = load32(frame + VXLAN_PUSH + IP4_DST);
 
-	CHECK(hdr->msg_iovlen == 1 && hdr->msg_iov[0].iov_len > VXLAN_PUSH + IP4_LEN);
-	CHECK((vtep >> 8 & 0xffff) == load16(mac + 1));                           /* generation */
-	CHECK((vtep & 0xff) == (dst >> 8 & 0xff) && mac[5] == (dst >> 8 & 0xff)); /* entry */
+	done.runs += is_run(hdr);
+	for (size_t i = 0; i < hdr->msg_iovlen; i++) {
+		const uint8_t *frame = hdr->msg_iov[i].iov_base;
+		const uint8_t *mac = frame + VXLAN_LEN + ETH_DST;
+		uint32_t dst = load32(frame + VXLAN_PUSH + IP4_DST);
+
+		CHECK(hdr->msg_iov[i].iov_len > VXLAN_PUSH + IP4_LEN);
+		CHECK((vtep >> 8 & 0xffff) == load16(mac + 1));                           /* generation */
+		CHECK((vtep & 0xff) == (dst >> 8 & 0xff) && mac[5] == (dst >> 8 & 0xff)); /* entry */
+	}
+	done.sends += hdr->msg_iovlen;
 }
 
 /**
@@ -111,13 +157,24 @@ static int fake_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 	(void)fd;
 	CHECK(flags & MSG_DONTWAIT);
 	if (roll(&dice) % 8 == 0) {
-		done.failed_sends++;
+		done.failed_sends += msgs[0].msg_hdr.msg_iovlen;
 		errno = ENOBUFS;
 		return -1;
 	}
-	for (uint32_t i = 0; i < sent; i++)
+	for (uint32_t i = 0; i < sent; i++) {
+		bool is_refused = is_run(&msgs[i].msg_hdr) && (has_no_runs || roll(&dice) % 4 == 0);
+
+		if (is_refused && i)
+			return (int)i;
+		if (is_refused) {
+			refused_for_good += has_no_runs;
+			CHECK(refused_for_good <= UNDERLAY_SENDS);
+			done.refused_runs++;
+			errno = has_no_runs ? EIO : EMSGSIZE;
+			return -1;
+		}
 		check_message(&msgs[i].msg_hdr);
-	done.sends += sent;
+	}
 	return (int)sent;
 }
 
@@ -194,6 +251,7 @@ static int fake_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *t
 static const struct sys fakes = {
 	.read = fake_read,
 	.write = fake_write,
+	.writev = fake_writev,
 	.recvmmsg = fake_recvmmsg,
 	.sendmmsg = fake_sendmmsg,
 	.ppoll = fake_ppoll,
@@ -279,6 +337,7 @@ static void churn(dp_engine *engine, const dp_counters *counters)
 		close(fd);
 		dp_counters_header(counters, &header);
 		CHECK(header.generation == generation);
+		has_no_runs = generation > PUBLISHES / 2;
 		if (generation % 10)
 			continue;
 		CHECK(!dp_engine_quiesce(engine));
@@ -300,6 +359,7 @@ static void check_end(const dp_counters *counters)
 	struct dp_thread_counters total;
 
 	CHECK(check_books(counters) > 10000);
+	CHECK(done.runs && done.refused_runs && refused_for_good);
 	dp_counters_total(counters, &total);
 	CHECK(total.drops[DP_TX][DP_DROP_NO_PEER] && total.drops[DP_TX][DP_DROP_SEND_FULL]);
 	CHECK(total.drops[DP_RX][DP_DROP_UNKNOWN_VTEP] && total.drops[DP_RX][DP_DROP_TUN_DOWN]);
@@ -318,6 +378,8 @@ int main(void)
 		fds[i] = -1;
 	config.tun_mtu = MTU;
 	config.vnet_hdr_len = VNET_LEN;
+	config.tier = DP_TIER_UDP_GSO;
+	config.vxlan_port = 8472;
 	config.underlay_ifindex = IFINDEX;
 	config.underlay4 = (struct dp_addr){.family = 4, .bytes = {192, 0, 2, 1}};
 	config.icmp_per_s = 100000;

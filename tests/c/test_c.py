@@ -129,7 +129,7 @@ def test_every_program_is_run() -> None:
     assert {path.stem for path in HERE.glob("*.c")} == {name for _, name in RUNS} | {"worker_calls"}
 
 
-PROBED = ["csum", "pkt", "parse", "encap", "offload", "icmp", "fib"]
+PROBED = ["csum", "pkt", "parse", "encap", "offload", "split", "merge", "icmp", "fib"]
 
 
 def test_probe_under_sanitizers() -> None:

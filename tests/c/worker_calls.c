@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * worker_calls.c - a worker that carries packets makes five system calls, sleeps, and allocates nothing.
+ * worker_calls.c - a worker that carries packets makes six system calls, sleeps, and allocates nothing.
  *
  * A real engine carries real packets over the loopback device while tables are replaced and it is paused. The
  * first time its worker polls, it is put under a seccomp filter of its own that kills the process at any
@@ -81,6 +81,7 @@ static void restrict_thread(void)
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		ALLOW(SYS_read),
 		ALLOW(SYS_write),
+		ALLOW(SYS_writev),
 		ALLOW(SYS_recvmmsg),
 		ALLOW(SYS_sendmmsg),
 		ALLOW(SYS_ppoll),
@@ -114,6 +115,7 @@ static int restricting_ppoll(struct pollfd *fds, nfds_t count, const struct time
 static const struct sys calls = {
 	.read = read,
 	.write = write,
+	.writev = writev,
 	.recvmmsg = recvmmsg,
 	.sendmmsg = sendmmsg,
 	.ppoll = restricting_ppoll,

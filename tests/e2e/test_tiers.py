@@ -22,16 +22,16 @@ from tests.e2e import frames
 from tests.e2e.frames import DUAL, IPIP, US, from_peer, inner4, inner6, ipip, vxlan, vxlan6
 from tests.e2e.rig import DEFAULT_FLAGS, Rig
 
-TIERS = ("tun-csum", "tun-vnet", "tun-plain")
+TIERS = ("tun-uso", "tun-tso", "tun-csum", "tun-vnet", "tun-plain")
 
 
 @pytest.fixture(scope="module", params=TIERS)
 def tiered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Yield a rig on each rung; what reaches a pod has its checksums finished, as on a real card."""
     flags = (*DEFAULT_FLAGS, "--tier", request.param)
-    with Rig(tmp_path_factory.mktemp("tier") / "node", flags=flags, name=request.param[4]) as built:
+    with Rig(tmp_path_factory.mktemp("tier") / "node", flags=flags, name=request.param[4:6]) as built:
         built.dut.run("ethtool", "-K", "pod0", "tx", "off")
-        assert built.daemon.status()["tier"] == f"{request.param}+mmsg"
+        assert built.daemon.status()["tier"] == f"{request.param}+mmsg+gso+gro"
         yield built
 
 

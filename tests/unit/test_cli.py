@@ -138,7 +138,7 @@ def test_wrong_command_line(args: tuple[str, ...], text: str) -> None:
         pytest.param(
             "OVERLAYD_TIRE", "x", "OVERLAYD_TIRE is unknown (did you mean OVERLAYD_TIER?)", id="name"
         ),
-        pytest.param("OVERLAYD_TIER", "x", 'OVERLAYD_TIER: "x": allowed are auto, tun-csum', id="value"),
+        pytest.param("OVERLAYD_TIER", "x", 'OVERLAYD_TIER: "x": allowed are auto, tun-uso', id="value"),
     ],
 )
 def test_wrong_environment(name: str, value: str, text: str) -> None:

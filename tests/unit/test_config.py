@@ -84,7 +84,7 @@ INVALID = (
     ("spoof", "enforced", '"enforced": allowed are enforce, observe (did you mean enforce?)'),
     ("vxlan-reserved", "yes", '"yes": allowed are drop, ignore'),
     ("no-route", "icpm", '"icpm": allowed are icmp, drop (did you mean icmp?)'),
-    ("tier", "xdp", '"xdp": allowed are auto, tun-csum, tun-vnet, tun-plain'),
+    ("tier", "xdp", '"xdp": allowed are auto, tun-uso, tun-tso, tun-csum, tun-vnet, tun-plain'),
     ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
     ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
     ("log-format", "xml", '"xml": allowed are text, json'),

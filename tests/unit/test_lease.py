@@ -486,6 +486,16 @@ def test_late_answers() -> None:
     wants(lessee, 1)
 
 
+def test_conflict_of_which_we_have_heard() -> None:
+    """What an answer says for the second time is no less true: a lease in our way stays known."""
+    lessee, theft = holding(), changed(held(1), START + 2, me(2))
+    lessee.identify(me(1, 9))
+    wants(lessee, 1, START + 1)
+    lessee.apply(LeasePut(START + 2, theft))
+    lessee.conflicted(NAME, [theft], 0.0)
+    assert "taken" in rest(lessee)
+
+
 def test_late_events() -> None:
     """What is older than what we know changes nothing; a list of another store, or of a copy, is believed."""
     lessee = holding(held(2, 2, 5))

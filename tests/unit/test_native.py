@@ -233,7 +233,10 @@ def test_message_of_another_version_is_refused(offset: int, what: str) -> None:
 
 @pytest.mark.parametrize(
     ("tier", "text"),
-    [(7, "tun-csum+mmsg"), (5, "tun-vnet+mmsg"), (4, "tun-plain+mmsg"), (3, "tun-csum"), (0, "tun-plain")],
+    [
+        *((127, "tun-uso+mmsg+gso+gro"), (111, "tun-tso+mmsg+gso+gro"), (7, "tun-csum+mmsg")),
+        *((5, "tun-vnet+mmsg"), (36, "tun-plain+mmsg+gso"), (3, "tun-csum"), (0, "tun-plain")),
+    ],
 )
 def test_tier_has_a_name(tier: int, text: str) -> None:
     """Every rung that can be reached has the name that the documentation gives it."""

@@ -25,6 +25,7 @@ FUNCTION_LINES_USUAL = 40
 PARAMETERS_MAX = 6
 
 PURE_HEADERS = {"stdbool.h", "stddef.h", "stdint.h", "stdlib.h", "string.h", "arpa/inet.h", "endian.h"}
+PURE_HEADERS |= {"sys/uio.h"}  # struct iovec
 ALLOCATING = re.compile(r"\b(malloc|calloc|realloc|free|mmap|munmap|alloca)\(")
 SANS_IO_BANNED = {"asyncio", "random", "secrets", "select", "selectors", "socket", "subprocess", "threading"}
 SANS_IO_BANNED |= {"time", "uvloop"}

@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * merge.c - joining packets of one flow into the super-packet that they came from.
+ *
+ * DOC: Theory of operation
+ *
+ * Two packets are joined only if cutting the super-packet would give both back,
+ * bit for bit (but for the ID of packets with DF, which says nothing, RFC 6864): same addresses, ports, TOS, TTL, DF and options; for TCP the same
+ * acknowledgement and window, the next sequence number, and no flag but ACK, PSH
+ * and ECE; IPv4 IDs that count up where fragments could use them. A short packet
+ * or a PSH is the last one. Checksums are verified first, since what is joined is
+ * handed on as "to be computed", which would hide damage.
+ *
+ * Packets of a flow are never reordered: one that cannot join makes the caller
+ * write what is open of its flow before it goes on.
+ */
+#include "merge.h"
+
+#include <string.h>
+
+#include "csum.h"
+
+/* What decides whether a packet can be joined to others. */
+struct candidate {
+	const uint8_t *ip;
+	const uint8_t *l4;
+	uint64_t ports;
+	uint32_t headers;
+	uint32_t payload;
+	uint32_t seq;
+	bool is_joinable;
+	bool is_last; /* nothing may follow it */
+};
+
+/**
+ * has_right_checksum() - Is the L4 checksum of a packet right?
+ * @ip:		The packet
+ * @flow:	The same packet, parsed
+ *
+ * Return: true if it is
+ */
+static bool has_right_checksum(const uint8_t *ip, const struct flow *flow)
+{
+	uint32_t addr_len = flow->family == 4 ? 4 : 16;
+	const uint8_t *addrs = ip + (flow->family == 4 ? IP4_SRC : IP6_SRC);
+	uint32_t len = flow->total_len - flow->l3len;
+	uint64_t sum = csum_pseudo(addrs, addrs + addr_len, addr_len, flow->proto, len);
+
+	return csum_fold(csum_add(ip + flow->l3len, len, sum)) == 0xffff;
+}
+
+/**
+ * read_tcp() - Look at the TCP header of a candidate
+ * @flow:	The packet, parsed
+ * @candidate:	l4 is set; the rest is filled in
+ */
+static void read_tcp(const struct flow *flow, struct candidate *candidate)
+{
+	const uint8_t *tcp = candidate->l4;
+	uint32_t len = (tcp[TCP_DOFF] >> 4) * 4U;
+	uint8_t flags = tcp[TCP_FLAGS];
+
+	candidate->headers = flow->l3len + len;
+	if (len < TCP_LEN || candidate->headers > flow->total_len)
+		return;
+	candidate->payload = flow->total_len - candidate->headers;
+	candidate->seq = load32(tcp + TCP_SEQ);
+	candidate->is_last = flags & TCP_FLAG_PSH;
+	candidate->is_joinable = candidate->payload && (flags & TCP_FLAG_ACK) && !(tcp[TCP_DOFF] & 0x0f) &&
+				 !(flags & (uint8_t) ~(TCP_FLAG_ACK | TCP_FLAG_PSH | TCP_FLAG_ECE));
+}
+
+/**
+ * read_candidate() - Find out whether a packet can be joined to others
+ * @pkt:	The packet
+ * @flow:	The same packet, parsed
+ * @peer:	Who sent it
+ * @has_udp:	Whether datagrams can be joined
+ * @candidate:	Filled in
+ *
+ * Return: true if it has ports, so that it belongs to a flow
+ */
+static bool read_candidate(const struct pkt *pkt, const struct flow *flow, uint32_t peer, bool has_udp,
+			   struct candidate *candidate)
+{
+	uint32_t least = flow->proto == PROTO_TCP ? TCP_LEN : UDP_LEN;
+
+	*candidate = (struct candidate){.ip = pkt_at(pkt, 0, flow->total_len)};
+	if (!candidate->ip || (flow->proto != PROTO_TCP && flow->proto != PROTO_UDP) ||
+	    flow->l3len + least > flow->total_len)
+		return false;
+	candidate->l4 = candidate->ip + flow->l3len;
+	candidate->ports = (uint64_t)peer << 32 | load32(candidate->l4);
+	if (flow->l3len != (flow->family == 4 ? (uint32_t)IP4_LEN : (uint32_t)IP6_LEN))
+		return true;
+	if (flow->proto == PROTO_TCP) {
+		read_tcp(flow, candidate);
+	} else if (has_udp) {
+		candidate->headers = flow->l3len + UDP_LEN;
+		candidate->payload = flow->total_len - candidate->headers;
+		candidate->is_joinable = candidate->payload && load16(candidate->l4 + UDP_CHECK) &&
+					 load16(candidate->l4 + UDP_LENGTH) == UDP_LEN + candidate->payload;
+	}
+	return true;
+}
+
+/**
+ * is_same_flow() - Does a packet belong to the flow of a super-packet?
+ * @super:	The super-packet
+ * @flow:	The packet, parsed
+ * @ports:	Its ports and peer
+ *
+ * Return: true if it does
+ */
+static bool is_same_flow(const struct merge_super *super, const struct flow *flow, uint64_t ports)
+{
+	return super->ports == ports && super->flow.proto == flow->proto && super->flow.src == flow->src &&
+	       super->flow.dst == flow->dst && super->flow.family == flow->family;
+}
+
+/**
+ * find() - Find the open super-packet of a flow
+ * @merge:	All of them
+ * @flow:	A packet of the flow
+ * @ports:	Its ports and peer
+ *
+ * Return: its index, or MERGE_FLOWS
+ */
+static uint32_t find(const struct merge *merge, const struct flow *flow, uint64_t ports)
+{
+	if (merge->supers[merge->last].is_open && is_same_flow(&merge->supers[merge->last], flow, ports))
+		return merge->last;
+	for (uint32_t i = 0; i < merge->count; i++)
+		if (is_same_flow(&merge->supers[merge->order[i]], flow, ports))
+			return merge->order[i];
+	return MERGE_FLOWS;
+}
+
+/**
+ * find_hosts() - Find an open super-packet between the hosts of a fragment
+ * @merge:	All of them
+ * @flow:	The fragment, which may not tell its ports
+ *
+ * Return: its index, or MERGE_FLOWS
+ */
+static uint32_t find_hosts(const struct merge *merge, const struct flow *flow)
+{
+	for (uint32_t i = 0; i < merge->count; i++) {
+		const struct flow *open = &merge->supers[merge->order[i]].flow;
+
+		if (open->family == flow->family && open->src == flow->src && open->dst == flow->dst)
+			return merge->order[i];
+	}
+	return MERGE_FLOWS;
+}
+
+/**
+ * follows() - Is a packet the next one of a super-packet?
+ * @super:	The super-packet, of the same flow
+ * @flow:	The packet, parsed
+ * @candidate:	The same packet
+ *
+ * Return: true if both could have been cut from one
+ */
+static bool follows(const struct merge_super *super, const struct flow *flow, const struct candidate *candidate)
+{
+	const uint8_t *ip = super->head.buf + super->head.off;
+	const uint8_t *l4 = ip + super->flow.l3len;
+
+	if (super->is_closed || candidate->payload > super->size || candidate->headers != super->headers ||
+	    super->total + candidate->payload > PKT_MAX || super->units == MERGE_UNITS)
+		return false;
+	if (flow->tos != super->flow.tos || flow->ttl != super->flow.ttl)
+		return false;
+	if (flow->family == 4) {
+		uint16_t frag = load16(ip + IP4_FRAG);
+
+		if (frag != load16(candidate->ip + IP4_FRAG) ||
+		    (!(frag & IP4_DF) && load16(candidate->ip + IP4_ID) != super->next_id))
+			return false;
+	} else if (memcmp(ip, candidate->ip, 4)) {
+		return false; /* flow label */
+	}
+	if (flow->proto == PROTO_UDP)
+		return true;
+	if (candidate->seq != super->next_seq || memcmp(l4 + TCP_ACK, candidate->l4 + TCP_ACK, 4) ||
+	    memcmp(l4 + TCP_WINDOW, candidate->l4 + TCP_WINDOW, 2) ||
+	    ((l4[TCP_FLAGS] ^ candidate->l4[TCP_FLAGS]) & TCP_FLAG_ECE))
+		return false;
+	return !memcmp(l4 + TCP_LEN, candidate->l4 + TCP_LEN, super->headers - super->flow.l3len - TCP_LEN);
+}
+
+/**
+ * grow() - Add a packet to a super-packet
+ * @super:	The super-packet
+ * @candidate:	The packet
+ */
+static void grow(struct merge_super *super, const struct candidate *candidate)
+{
+	super->pieces[super->units] =
+		(struct iovec){.iov_base = (void *)(candidate->ip + candidate->headers), .iov_len = candidate->payload};
+	super->units++;
+	super->total += candidate->payload;
+	super->next_seq += candidate->payload;
+	super->next_id++;
+	super->is_closed = candidate->is_last || candidate->payload < super->size;
+	if (candidate->is_last) {
+		uint8_t *l4 = super->head.buf + super->head.off + super->flow.l3len;
+
+		l4[TCP_FLAGS] |= TCP_FLAG_PSH; /* cutting leaves it to the last one */
+	}
+}
+
+/**
+ * begin() - Open a super-packet
+ * @merge:	All of them, with one free
+ * @pkt:	Its first packet
+ * @flow:	The same, parsed
+ * @candidate:	The same
+ *
+ * Return: its index
+ */
+static uint32_t begin(struct merge *merge, const struct pkt *pkt, const struct flow *flow,
+		      const struct candidate *candidate)
+{
+	uint32_t index = 0;
+	struct merge_super *super;
+
+	while (merge->supers[index].is_open)
+		index++;
+	super = &merge->supers[index];
+	super->head = *pkt;
+	super->flow = *flow;
+	super->ports = candidate->ports;
+	super->headers = candidate->headers;
+	super->size = candidate->payload;
+	super->total = candidate->headers + candidate->payload;
+	super->units = 1;
+	super->next_seq = candidate->seq + candidate->payload;
+	super->next_id = flow->family == 4 ? (uint16_t)(load16(candidate->ip + IP4_ID) + 1) : 0;
+	super->is_closed = candidate->is_last;
+	super->is_open = true;
+	merge->order[merge->count++] = (uint8_t)index;
+	merge->last = index;
+	return index;
+}
+
+/**
+ * merge_add() - Join a packet to others of its flow, if it can be
+ * @merge:	What is open
+ * @pkt:	Inner packet; where it stands is the caller's until what it joined is taken
+ * @flow:	The same packet, parsed
+ * @peer:	Who sent it
+ * @index:	Set to the super-packet that the verdict is about
+ *
+ * Return: what became of it
+ */
+enum merge_verdict merge_add(struct merge *merge, const struct pkt *pkt, const struct flow *flow, uint32_t peer,
+			     uint32_t *index)
+{
+	struct candidate candidate;
+
+	if (flow->is_fragment) {
+		*index = find_hosts(merge, flow);
+		return *index < MERGE_FLOWS ? MERGE_BLOCKED : MERGE_NEVER;
+	}
+	if (!read_candidate(pkt, flow, peer, merge->has_udp, &candidate))
+		return MERGE_NEVER;
+	*index = find(merge, flow, candidate.ports);
+	if (candidate.is_joinable && !has_right_checksum(candidate.ip, flow))
+		candidate.is_joinable = false;
+	if (*index < MERGE_FLOWS) {
+		struct merge_super *super = &merge->supers[*index];
+
+		if (!candidate.is_joinable || !follows(super, flow, &candidate))
+			return MERGE_BLOCKED;
+		grow(super, &candidate);
+		merge->last = *index;
+		return MERGE_JOINED;
+	}
+	if (!candidate.is_joinable)
+		return MERGE_NEVER;
+	if (merge->count == MERGE_FLOWS) {
+		*index = merge->order[0];
+		return MERGE_BLOCKED;
+	}
+	*index = begin(merge, pkt, flow, &candidate);
+	return MERGE_BEGUN;
+}
+
+/**
+ * merge_describe() - Give a super-packet its headers, and say how it is to be cut
+ * @super:	The super-packet, about to be written
+ * @vnet:	Set to its virtio header
+ *
+ * A single packet is left as it came, checksum included.
+ */
+void merge_describe(struct merge_super *super, struct vnet_hdr *vnet)
+{
+	const struct flow *flow = &super->flow;
+	uint8_t *ip = super->head.buf + super->head.off;
+	uint8_t *l4 = ip + flow->l3len;
+	uint32_t addr_len = flow->family == 4 ? 4 : 16;
+	const uint8_t *addrs = ip + (flow->family == 4 ? IP4_SRC : IP6_SRC);
+	uint32_t l4len = super->total - flow->l3len;
+	bool is_tcp = flow->proto == PROTO_TCP;
+	uint16_t sum;
+
+	memset(vnet, 0, sizeof(*vnet));
+	if (super->units == 1)
+		return;
+	vnet->flags = VNET_NEEDS_CSUM;
+	vnet->gso_type = !is_tcp ? VNET_GSO_UDP_L4 : flow->family == 4 ? VNET_GSO_TCP4 : VNET_GSO_TCP6;
+	vnet->hdr_len = (uint16_t)super->headers;
+	vnet->gso_size = (uint16_t)super->size;
+	vnet->csum_start = (uint16_t)flow->l3len;
+	vnet->csum_offset = is_tcp ? TCP_CHECK : UDP_CHECK;
+	if (flow->family == 4) {
+		store16(ip + IP4_TOTAL_LEN, (uint16_t)super->total);
+		memset(ip + IP4_CHECK, 0, 2);
+		sum = (uint16_t)~csum_fold(csum_add(ip, flow->l3len, 0));
+		memcpy(ip + IP4_CHECK, &sum, 2);
+	} else {
+		store16(ip + IP6_PAYLOAD_LEN, (uint16_t)(super->total - IP6_LEN));
+	}
+	if (!is_tcp)
+		store16(l4 + UDP_LENGTH, (uint16_t)l4len);
+	sum = csum_fold(csum_pseudo(addrs, addrs + addr_len, addr_len, flow->proto, l4len));
+	memcpy(l4 + vnet->csum_offset, &sum, 2);
+}
+
+/**
+ * merge_take() - Forget a super-packet that was written
+ * @merge:	All of them
+ * @index:	Which
+ */
+void merge_take(struct merge *merge, uint32_t index)
+{
+	uint32_t at = 0;
+
+	while (merge->order[at] != index)
+		at++;
+	memmove(merge->order + at, merge->order + at + 1, merge->count - at - 1);
+	merge->count--;
+	merge->supers[index].is_open = false;
+}

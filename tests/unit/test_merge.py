@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joining packets: only what cutting gives back bit for bit, and in order (oracle: supers.cut)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.probe import GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP_L4, NEEDS_CSUM, Vnet, merge
+from tests.supers import (
+    ACK,
+    CWR,
+    ECE,
+    FIN,
+    PSH,
+    RST,
+    SYN,
+    URG,
+    cut,
+    finish,
+    layout,
+    partial,
+    put,
+    segment,
+    unpack_all,
+)
+
+TCP, UDP = oracle.PROTO_TCP, oracle.PROTO_UDP
+DATA = bytes(range(256)) * 255
+OPTIONS = bytes((1, 1, 8, 10, *range(8)))
+OTHER = bytes((1, 1, 8, 10, *range(1, 9)))
+NONE = Vnet()
+
+
+def two(**second: int | bytes) -> list[bytes]:
+    """Return two packets that could be joined but for how the second deviates."""
+    fields: dict[str, Any] = {"seq": 2000, "ident": 8, "options": OPTIONS, **second}
+    return [segment(DATA[:1000], options=OPTIONS), segment(DATA[1000:2000], **fields)]
+
+
+BURSTS = {
+    "TCP": (segment(DATA[:40000]), 1398, GSO_TCP4),
+    "TCP over IPv6": (segment(DATA[:40000], family=6), 1378, GSO_TCP6),
+    "TCP with options": (segment(DATA[:40000], options=OPTIONS), 1386, GSO_TCP4),
+    "UDP": (segment(DATA[:40000], proto=UDP), 1400, GSO_UDP_L4),
+    "UDP over IPv6": (segment(DATA[:40000], proto=UDP, family=6), 1400, GSO_UDP_L4),
+    "a multiple of the size": (segment(DATA[:4000]), 1000, GSO_TCP4),
+    "PSH on the last": (segment(DATA[:4000], flags=ACK | PSH), 1000, GSO_TCP4),
+    "ECE on all": (segment(DATA[:4000], flags=ACK | ECE), 1000, GSO_TCP4),
+    "IDs that count up without DF": (segment(DATA[:4000], frag=0, ident=0xFFFE), 1000, GSO_TCP4),
+    "sequence number wraps": (segment(DATA[:4000], seq=0xFFFFFFFF - 1500), 1000, GSO_TCP4),
+}
+
+
+@pytest.mark.parametrize(("packet", "size", "gso"), BURSTS.values(), ids=BURSTS.keys())
+def test_burst(packet: bytes, size: int, gso: int) -> None:
+    """What was cut from one super-packet becomes that again, described for the kernel."""
+    proto, l3len, headers = layout(packet)
+    assert merge(cut(packet, size)) == [
+        (Vnet(NEEDS_CSUM, gso, headers, size, l3len, 16 if proto == TCP else 6), partial(packet))
+    ]
+
+
+def test_constant_id_with_df() -> None:
+    """With DF the ID says nothing (RFC 6864), so senders that leave it alone are joined too."""
+    ((vnet, packet),) = merge(two(ident=7))
+    assert (vnet.gso_size, len(packet)) == (1000, 2052)
+
+
+def test_two_packets_that_fit() -> None:
+    """The pair from which the deviations below start is joined."""
+    assert len(merge(two())) == 1
+
+
+DEVIATIONS: dict[str, dict[str, int | bytes]] = {
+    "acknowledgement": {"ack": 2001},
+    "window": {"window": 65534},
+    "option value": {"options": OTHER},
+    "option length": {"options": b""},
+    "gap": {"seq": 2001},
+    "overlap": {"seq": 1999},
+    "TOS": {"tos": 4},
+    "ECN": {"tos": 1},
+    "TTL": {"ttl": 63},
+    "DF": {"frag": 0},
+    "SYN": {"flags": ACK | SYN},
+    "FIN": {"flags": ACK | FIN},
+    "RST": {"flags": ACK | RST},
+    "URG": {"flags": ACK | URG},
+    "CWR": {"flags": ACK | CWR},
+    "ECE": {"flags": ACK | ECE},
+    "no ACK": {"flags": PSH},
+}
+
+
+@pytest.mark.parametrize("second", DEVIATIONS.values(), ids=DEVIATIONS.keys())
+def test_what_differs_is_not_joined(second: dict[str, int | bytes]) -> None:
+    """What no sender could have cut from the same super-packet goes by itself, unchanged, in order."""
+    packets = two(**second)
+    assert merge(packets) == [(NONE, packet) for packet in packets]
+
+
+def test_other_differences() -> None:
+    """Nor are packets of another peer, family or port, longer ones, or IDs that jump without DF."""
+    first, second = two()
+    assert len(merge([first, second], [1, 2])) == 2
+    assert len(merge([first, segment(DATA[:1000], options=OPTIONS, seq=2000, sport=1)])) == 2
+    longer = segment(DATA[:1001], options=OPTIONS, seq=2000)
+    assert merge([first, longer]) == [(NONE, first), (NONE, longer)]
+    free = [segment(DATA[:1000], frag=0, ident=1), segment(DATA[:1000], frag=0, ident=3, seq=2000)]
+    assert len(merge(free)) == 2
+    labels = [segment(DATA[:9], family=6, label=1), segment(DATA[:9], family=6, label=2, seq=1009)]
+    assert len(merge(labels)) == 2
+
+
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["TCP", "UDP"])
+def test_damage_is_never_hidden(proto: int) -> None:
+    """A packet with a wrong checksum is handed on as it came, for the pod to refuse."""
+    packets = cut(segment(DATA[:3000], proto=proto), 1000)
+    packets[1] = put(packets[1], len(packets[1]) - 1, packets[1][-1] ^ 1, 1)
+    assert merge(packets) == [(NONE, packet) for packet in packets]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(segment(b"", seq=2000), id="pure ACK"),
+        pytest.param(finish(put(segment(DATA[:9], seq=2000), 32, 0x51, 1)), id="reserved bit"),
+        pytest.param(segment(DATA[:9], frag=oracle.IP4_MF), id="fragment"),
+        pytest.param(oracle.ip4(DATA[:9], oracle.PROTO_ICMP), id="ICMP"),
+        pytest.param(oracle.ip4(oracle.tcp(DATA[:9]), TCP, options=bytes(4)), id="IPv4 options"),
+        pytest.param(oracle.ip4(oracle.udp(DATA[:9], check=0), UDP), id="UDP without checksum"),
+        pytest.param(oracle.ip4(b"", TCP), id="no L4 header"),
+    ],
+)
+def test_what_can_never_be_joined(odd: bytes) -> None:
+    """Packets that are never part of a super-packet pass unchanged, also twice, and behind their flow."""
+    first = segment(DATA[:1000])
+    assert merge([odd, odd]) == [(NONE, odd)] * 2
+    written = merge([first, odd])
+    assert sorted(packet for _, packet in written) == sorted([first, odd])
+    is_same_flow = (odd[9] == TCP and len(odd) > 40) or odd[6] & 0x20
+    assert written[0][1] == first or not is_same_flow
+
+
+@pytest.mark.parametrize("last", [{"flags": ACK | PSH}, {}], ids=["PSH", "short"])
+def test_what_ends_a_super_packet(last: dict[str, int]) -> None:
+    """Behind a PSH or a short packet a new super-packet begins."""
+    first = segment(DATA[:1000], ident=1)
+    size = 1000 if "flags" in last else 500
+    ended = segment(DATA[1000 : 1000 + size], seq=2000, ident=2, flags=last.get("flags", ACK))
+    more = [segment(DATA[:500], seq=2000 + size + 500 * n, ident=3 + n) for n in range(2)]
+    written = merge([first, ended, *more])
+    assert [len(packet) for _, packet in written] == [1040 + size, 1040]
+    assert unpack_all(written) == [first, ended, *more]
+
+
+def test_bounds() -> None:
+    """A super-packet holds at most 64 packets and 65535 bytes."""
+    small = cut(segment(DATA[:1000]), 10)
+    assert [len(packet) for _, packet in merge(small)] == [40 + 640, 40 + 360]
+    large = [segment(DATA[:8000], seq=1000 + 8000 * n, ident=n) for n in range(10)]
+    written = merge(large)
+    assert [len(packet) for _, packet in written] == [40 + 64000, 40 + 16000]
+    assert unpack_all(written) == large
+
+
+def test_flows_side_by_side() -> None:
+    """Interleaved flows are joined each by itself; more flows than fit lose nothing."""
+    bursts = [cut(segment(DATA[: 5 * 100], sport=n), 100) for n in range(1, 41)]
+    turns = [burst[turn] for turn in range(5) for burst in bursts]
+    written = merge(turns)
+    found = unpack_all(written)
+    assert sorted(found) == sorted(turns)
+    for burst in bursts:
+        assert [packet for packet in found if packet in burst] == burst
+    assert len(merge([packet for turn in range(5) for packet in (bursts[0][turn], bursts[1][turn])])) == 2
+    assert all(vnet.gso_type in (GSO_NONE, GSO_TCP4) for vnet, _ in written)
+
+
+def test_pure_ack_overtakes_nothing() -> None:
+    """A pure ACK of a flow leaves behind the data that came before it, and ahead of what came after."""
+    data = cut(segment(DATA[:3000]), 1000)
+    ack = segment(b"", seq=3000, ack=9999)
+    written = merge([data[0], data[1], ack, data[2]])
+    assert [len(packet) for _, packet in written] == [2040, 40, 1040]
+    assert unpack_all(written) == [data[0], data[1], ack, data[2]]
