@@ -238,10 +238,12 @@ class Lessee:
     def conflicted(self, name: str, found: Iterable[Entry], now: float) -> None:
         """Take that nothing was written, and what stands in the way: maybe nothing any more."""
         others = list(found)
-        self._entries.pop(name, None)
+        if name not in [entry.name for entry in others]:
+            self._entries.pop(name, None)
         for entry in others:
-            if entry.changed > self._heard:  # otherwise we have heard of it, and maybe of its end
-                self._entries[entry.name] = entry
+            # One of which we have heard may have ended since: then we know it no more.
+            if entry.changed > self._heard or entry.name in self._entries:
+                self._note(entry)
         if self._own is None:
             self._sent.clear()
         if others and self._previous is not None and name == format_key(self._previous):

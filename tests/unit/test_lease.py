@@ -494,16 +494,3 @@ def test_conflict_of_which_we_have_heard() -> None:
     lessee.apply(LeasePut(START + 2, theft))
     lessee.conflicted(NAME, [theft], 0.0)
     assert "taken" in rest(lessee)
-
-
-def test_late_events() -> None:
-    """What is older than what we know changes nothing; a list of another store, or of a copy, is believed."""
-    lessee = holding(held(2, 2, 5))
-    lessee.apply(LeaseDeleted(START, NAME))
-    lessee.apply(LeasePut(START, changed(held(1), START, me(2))))
-    lessee.apply(Listed(START, SMALL, (changed(held(1), START, me(3)),)))
-    assert rest(lessee) == ""
-    for late in (Listed(START - 5, SMALL, ()), Listed(START, SMALL, (), None, "another")):
-        lessee = holding()
-        lessee.apply(late)
-        wants(lessee, 1)
