@@ -277,17 +277,17 @@ class Lessee:
             return None
         if operation is None:
             self._settle()  # what failed is not needed any more, or was done nevertheless
-        if isinstance(operation, PutLease):
+        if isinstance(operation, PutLease) and operation.lease not in self._sent:
             self._sent.append(operation.lease)
         return operation
 
     def _decide(self, now: float) -> Operation | None:
         if self._is_leaving:
             return self._release()
-        if self._network is None or self._identity is None:
+        if self._network is None:
             return None
         if self._own is None:
-            return self._acquire(self._network, self._identity, now)
+            return None if self._identity is None else self._acquire(self._network, self._identity, now)
         return self._keep(self._own, self._network, self._identity, now)
 
     def _release(self) -> Operation | None:
@@ -343,11 +343,13 @@ class Lessee:
         leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
         return {subnet for lease in leases for subnet in lease.key.subnets()}
 
-    def _keep(self, own: Entry, network: NetworkConfig, identity: Identity, now: float) -> Operation | None:
+    def _keep(
+        self, own: Entry, network: NetworkConfig, identity: Identity | None, now: float
+    ) -> Operation | None:
         assert own.lease is not None
         current, key = self._current(), own.lease.key
-        # In a network that our pods are not in, nothing but the life of the lease may change.
-        wanted = identity.lease(key) if belongs(key, network) else own.lease
+        # In a network that our pods are not in, or not knowing who we are, we only keep the lease alive.
+        wanted = identity.lease(key) if identity and belongs(key, network) else own.lease
         self._rival = self._find_rival(own, wanted, network)
         if self._rival is not None:
             self._waiting = f"our subnet {own.name} is taken: {self._rival}"

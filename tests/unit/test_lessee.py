@@ -188,6 +188,16 @@ def test_renewal() -> None:
     assert found.next_operation(70.0) == put(5, 20)
 
 
+def test_holder_without_identity() -> None:
+    """A node that has lost its address keeps its lease alive as it is, and hears of a theft."""
+    found = holder(changed=20)
+    found.identify(None, "eth0 has no address")
+    assert found.next_operation(70.0) == put(5, 20)
+    found.apply(LeasePut(21, other(9, 21, subnet=5)))
+    assert found.next_operation(70.0) is None
+    assert "is taken" in str(found.reason(70.0))
+
+
 def test_pauses_grow() -> None:
     """A store that fails is tried again after 1, 2, 4 … 60 seconds; success ends that."""
     found = holder(changed=20)
