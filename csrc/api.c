@@ -57,8 +57,8 @@ _Static_assert(sizeof(encap_names) / sizeof(*encap_names) == DP_ENCAP_COUNT, "ev
 _Static_assert(sizeof(struct dp_addr) == 17, "struct dp_addr");
 _Static_assert(sizeof(struct dp_subnet) == 52, "struct dp_subnet");
 _Static_assert(sizeof(struct dp_peer) == 40, "struct dp_peer");
-_Static_assert(sizeof(struct dp_config) == 88, "struct dp_config");
-_Static_assert(sizeof(struct dp_msg) == 256, "struct dp_msg");
+_Static_assert(sizeof(struct dp_config) == 96, "struct dp_config");
+_Static_assert(sizeof(struct dp_msg) == 264, "struct dp_msg");
 _Static_assert(sizeof(struct dp_thread_counters) % 8 == 0, "struct dp_thread_counters is words");
 _Static_assert(sizeof(struct dp_peer_counters) % 8 == 0, "struct dp_peer_counters is words");
 

@@ -168,6 +168,7 @@ struct dp_config {
 	uint32_t vnet_hdr_len;     /* bytes of the TUN's virtio header; 0 without DP_TIER_TUN_VNET */
 	uint32_t icmp_per_s;       /* ICMP errors to pods: sustained rate; 0 sends none */
 	uint32_t icmp_burst;
+	uint32_t spin_us;         /* longest look for packets before a worker sleeps; 0: none */
 	struct dp_addr underlay4; /* our own underlay addresses; family 0: none */
 	struct dp_addr underlay6;
 	uint8_t vtep_mac4[6];    /* our VTEP MAC for inner IPv4 */
@@ -175,7 +176,7 @@ struct dp_config {
 	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
 	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
-	uint8_t pad[7];
+	uint8_t pad[11];
 };
 
 /*

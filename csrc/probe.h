@@ -91,6 +91,12 @@ int64_t probe_split(const struct probe_pkt *pkt, const uint8_t vnet[12], uint8_t
 int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
 		    uint32_t *out_lens);
 
+/* spin; probe_spin_new() gives NULL without memory, and what it gives is for free() */
+struct spin *probe_spin_new(uint64_t limit_ns);
+void probe_spin_free(struct spin *spin);
+void probe_spin_found(struct spin *spin, uint64_t now_ns);
+uint8_t probe_spin_again(struct spin *spin, uint64_t now_ns);
+
 /* lpm */
 struct probe_lpm *probe_lpm_build(const struct dp_prefix *prefixes, const uint32_t *values, uint32_t count,
 				  uint8_t family);

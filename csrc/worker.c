@@ -7,8 +7,9 @@
  * A worker runs to completion: it takes a batch from each source in turn and
  * carries every packet of it to its end before it looks for more, so packets of
  * a flow are never reordered and nothing is handed between threads. When all
- * sources are dry it sleeps in ppoll(). It makes no other system call, and
- * allocates nothing: buffers are mapped before it starts.
+ * sources are dry it looks again for a moment, if that pays (spin.c), and then
+ * sleeps in ppoll(). It makes no other system call, and allocates nothing:
+ * buffers are mapped before it starts.
  *
  * Control pauses it with an order and a write to its eventfd, and waits until it
  * has parked, between two batches: then no packet is in flight. A worker starts
@@ -56,6 +57,7 @@ int worker_init(struct worker *worker, struct fib_slot *slot)
 {
 	worker->slot = slot;
 	worker->order = WORKER_PARK;
+	worker->spin.limit_ns = worker->path.config->spin_us * 1000ULL;
 	pthread_mutex_init(&worker->lock, NULL);
 	pthread_cond_init(&worker->changed, NULL);
 	worker->path.out.has_runs = worker->path.config->tier & DP_TIER_UDP_GSO;
@@ -171,7 +173,9 @@ static void *run(void *arg)
 			park(worker);
 			break;
 		default:
-			if (!carry(worker))
+			if (carry(worker))
+				spin_found(&worker->spin, worker->path.now_ns);
+			else if (!spin_again(&worker->spin, worker->path.now_ns))
 				wait_for_packets(worker);
 		}
 	}

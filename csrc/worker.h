@@ -10,12 +10,14 @@
 
 #include "fib.h"
 #include "path.h"
+#include "spin.h"
 
 enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
 
 struct worker {
 	struct fib_reader reader; /* first: engine.c walks the readers by stride */
 	struct path path;
+	struct spin spin;
 	struct fib_slot *slot; /* the engine's */
 	pthread_t thread;
 	int wake_fd; /* eventfd, owned */

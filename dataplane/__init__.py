@@ -15,6 +15,7 @@ C, csrc/ (a unit is x.c and x.h):
     L0 wire pkt csum dp               | formats, the only door to packet bytes, the surface Python sees
     L1 parse encap offload icmp lpm   | pure: no descriptor, clock, log, allocation or global
     L1 split merge                    | the same, of super-packets
+    L1 spin                           | the same, of time: look again, or sleep?
     L2 fib fib_build fib_layout       | immutable table in a memfd: built by control, looked up by workers
     L2 counters                       | counters in a memfd: one writer a word
     L3 sys tun underlay               | system calls of the packet path, feature ladders
@@ -22,7 +23,7 @@ C, csrc/ (a unit is x.c and x.h):
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L5 worker engine                  | threads; start, publish, park, stop
     L6 ctl privilege api              | the forwarder process, its messages, the names of things
-    L6 probe probe_super              | for tests only: lets Python call the pure units
+    L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model                   | the exception tree; frozen values

@@ -43,6 +43,7 @@ class RunConfig:
     encap: tuple[Encap, ...] = ()  # besides the network's own
     tier: str = "auto"
     no_route: str = "icmp"
+    spin_us: int = 50
     forwarder: str = "spawn"
     log_level: str = "info"
     log_format: str = "text"
@@ -219,6 +220,11 @@ FLAGS = (
         *("tier", "tier", "auto|tun-uso|tun-tso|tun-csum|tun-vnet|tun-plain"),
         "highest rung of TUN offload to try (default: auto)",
         _one_of("auto", "tun-uso", "tun-tso", "tun-csum", "tun-vnet", "tun-plain"),
+    ),
+    Flag(
+        *("spin-us", "spin_us", "MICROSECONDS"),
+        "look for packets that long before sleeping, where it pays (default: 50; 0: never)",
+        _number(0, 1000, "microseconds"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -126,6 +126,7 @@ class ForwarderConfig:
     threads: int = 1
     icmp_per_s: int = 0
     icmp_burst: int = 0
+    spin_us: int = 0
     underlay4: IPv4Address | None = None
     underlay6: IPv6Address | None = None
     vtep_mac4: MacAddress | None = None
@@ -145,6 +146,7 @@ _NUMBERS = (
     "threads",
     "icmp_per_s",
     "icmp_burst",
+    "spin_us",
 )
 
 

@@ -177,6 +177,7 @@ class UserspaceBackend:
             vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
             icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
             icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
+            spin_us=run.spin_us,
             underlay4=settings.underlay4,
             underlay6=settings.underlay6,
             vtep_mac4=settings.vtep_mac4,
