@@ -198,6 +198,7 @@ void counters_adopt(const struct counters *counters, uint64_t start_ns, uint64_t
 	for (uint32_t i = 0; i < counters->threads; i++) {
 		for (int dir = 0; dir < DP_DIR_COUNT; dir++)
 			book_lost(counters_thread(counters, i), dir);
+		counters_set(&counters_thread(counters, i)->refused_tier, 0); /* the next one tries again */
 	}
 	if (header->forwarder_ns && header->forwarder_ns != start_ns)
 		counters_add(&header->restarts, 1);
@@ -276,7 +277,10 @@ void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *o
 		const struct dp_last *from = &thread->last[0][0];
 		struct dp_last *to = &out->last[0][0];
 
+		uint64_t refused = out->refused_tier | thread->refused_tier;
+
 		add_words(&out->heartbeat, &thread->heartbeat, sums);
+		out->refused_tier = refused; /* a mask */
 		for (size_t j = 0; j < lasts; j++) {
 			if (__atomic_load_n(&from[j].time_ns, __ATOMIC_RELAXED) > to[j].time_ns)
 				to[j] = from[j];

@@ -14,7 +14,7 @@
  */
 #pragma once
 
-#define DP_ABI 1
+#define DP_ABI 2
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 65536
@@ -86,15 +86,17 @@ enum dp_drop {
 	DP_DROP_COUNT
 };
 
-/* Rungs of the feature ladder that were reached; a mask, reported as the tier. */
+/* Work that the kernel does for us, or lets us do for it; the mask in force is the tier. */
 enum dp_tier {
-	DP_TIER_TUN_VNET = 1, /* TUN packets carry a virtio header */
-	DP_TIER_TUN_CSUM = 2, /* the kernel leaves L4 checksums to us (TUN_F_CSUM) */
-	DP_TIER_MMSG = 4,     /* sendmmsg and recvmmsg */
-	DP_TIER_TUN_TSO = 8,  /* TCP super-packets from the TUN (TUN_F_TSO4, TSO6, TSO_ECN) */
-	DP_TIER_TUN_USO = 16, /* UDP super-packets from the TUN, and to it (TUN_F_USO4, USO6) */
-	DP_TIER_UDP_GSO = 32, /* the kernel cuts runs of datagrams (UDP_SEGMENT) */
-	DP_TIER_UDP_GRO = 64  /* the kernel joins datagrams that arrive together (UDP_GRO) */
+	DP_TIER_TUN_VNET = 1,  /* TUN packets carry a virtio header */
+	DP_TIER_TUN_CSUM = 2,  /* the kernel leaves L4 checksums to us (TUN_F_CSUM) */
+	DP_TIER_MMSG = 4,      /* many messages per system call */
+	DP_TIER_TUN_TSO = 8,   /* TCP super-packets from the TUN (TUN_F_TSO4, TSO6, TSO_ECN) */
+	DP_TIER_TUN_USO = 16,  /* UDP super-packets from the TUN (TUN_F_USO4, USO6) */
+	DP_TIER_UDP_GSO = 32,  /* the kernel cuts runs of datagrams (UDP_SEGMENT) */
+	DP_TIER_UDP_GRO = 64,  /* the kernel joins datagrams that arrive together (UDP_GRO) */
+	DP_TIER_TUN_GRO = 128, /* TCP super-packets to the TUN: packets of a flow are joined before the write */
+	DP_TIER_TUN_UGRO = 256 /* UDP super-packets to the TUN */
 };
 
 /* Descriptors a forwarder works with, in the order in which a message carries them. */
@@ -210,7 +212,8 @@ struct dp_thread_counters {
 	uint64_t wakeups;                  /* returns of the poll */
 	uint64_t icmp_sent;                /* ICMP errors written to the TUN */
 	uint64_t observed;                 /* spoofed packets let pass by spoof_observe */
-	uint64_t supers;                   /* super-datagrams from kernel peers */
+	uint64_t supers;                   /* super-packets carried, either way */
+	uint64_t refused_tier;             /* mask of enum dp_tier: what the kernel refused when it was used */
 	uint64_t queue_drops[DP_FD_COUNT]; /* SO_RXQ_OVFL by socket: dropped by the kernel before we saw them */
 	uint64_t offered[DP_DIR_COUNT];
 	uint64_t forwarded[DP_DIR_COUNT];

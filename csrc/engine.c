@@ -75,6 +75,10 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_COUNT])
  */
 static int start_workers(struct engine *engine)
 {
+	if (engine->fds[DP_FD_UDP4] >= 0)
+		underlay_set_gro(engine->fds[DP_FD_UDP4], engine->config.tier & DP_TIER_UDP_GRO);
+	if (engine->fds[DP_FD_UDP6] >= 0)
+		underlay_set_gro(engine->fds[DP_FD_UDP6], engine->config.tier & DP_TIER_UDP_GRO);
 	engine->workers = aligned_alloc(_Alignof(struct worker), engine->config.threads * sizeof(struct worker));
 	if (!engine->workers)
 		return -ENOMEM;

@@ -330,6 +330,44 @@ void merge_describe(struct merge_super *super, struct vnet_hdr *vnet)
 }
 
 /**
+ * merge_restore() - Give the first packet of a super-packet its own headers back
+ * @super:	After merge_describe(); the kernel did not want it
+ *
+ * The other packets still stand where they were received, untouched.
+ */
+void merge_restore(struct merge_super *super)
+{
+	const struct flow *flow = &super->flow;
+	uint8_t *ip = super->head.buf + super->head.off;
+	uint8_t *l4 = ip + flow->l3len;
+	uint32_t addr_len = flow->family == 4 ? 4 : 16;
+	const uint8_t *addrs = ip + (flow->family == 4 ? IP4_SRC : IP6_SRC);
+	uint32_t total = super->headers + super->size;
+	uint8_t *check = l4 + (flow->proto == PROTO_TCP ? TCP_CHECK : UDP_CHECK);
+	uint16_t sum;
+
+	if (flow->family == 4) {
+		store16(ip + IP4_TOTAL_LEN, (uint16_t)total);
+		memset(ip + IP4_CHECK, 0, 2);
+		sum = (uint16_t)~csum_fold(csum_add(ip, flow->l3len, 0));
+		memcpy(ip + IP4_CHECK, &sum, 2);
+	} else {
+		store16(ip + IP6_PAYLOAD_LEN, (uint16_t)(total - IP6_LEN));
+	}
+	if (flow->proto == PROTO_TCP)
+		l4[TCP_FLAGS] &= (uint8_t)~TCP_FLAG_PSH; /* with it, nothing would have followed */
+	else
+		store16(l4 + UDP_LENGTH, (uint16_t)(total - flow->l3len));
+	memset(check, 0, 2);
+	sum = (uint16_t)~csum_fold(
+		csum_add(l4, total - flow->l3len,
+			 csum_pseudo(addrs, addrs + addr_len, addr_len, flow->proto, total - flow->l3len)));
+	if (!sum && flow->proto == PROTO_UDP)
+		sum = 0xffff; /* 0 would say that there is none */
+	memcpy(check, &sum, 2);
+}
+
+/**
  * merge_take() - Forget a super-packet that was written
  * @merge:	All of them
  * @index:	Which

@@ -106,6 +106,24 @@ static inline void path_drop(struct path *path, const struct path_packet *packet
 }
 
 /**
+ * path_give_up() - Do without an offload from now on, since the kernel refused it, and tell
+ * @path:	The worker's path
+ * @offload:	Which
+ *
+ * A kernel that refuses good packets, as some do, does not change its mind.
+ */
+static inline void path_give_up(struct path *path, enum dp_tier offload)
+{
+	if (offload == DP_TIER_UDP_GSO)
+		path->out.has_runs = false;
+	else if (offload == DP_TIER_TUN_UGRO)
+		path->merge.has_udp = false;
+	else
+		path->merge.is_off = true;
+	counters_set(&path->counters->refused_tier, path->counters->refused_tier | offload);
+}
+
+/**
  * path_buffer() - One buffer of a batch
  * @buffers:	tx_buffers or rx_buffers
  * @index:	Which

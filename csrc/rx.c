@@ -145,6 +145,34 @@ static void count(struct path *path, const struct path_packet *packet, enum dp_d
 }
 
 /**
+ * write_apart() - Hand over one by one the packets of a super-packet that the kernel refused
+ * @path:	The worker's path
+ * @super:	The super-packet
+ * @packet:	What is counted
+ *
+ * Nothing of it has entered yet, so nothing is delivered twice.
+ */
+static void write_apart(struct path *path, struct merge_super *super, struct path_packet packet)
+{
+	static const struct vnet_hdr nothing;
+	uint32_t hdr = path->config->vnet_hdr_len;
+
+	path_give_up(path, super->flow.proto == PROTO_UDP ? DP_TIER_TUN_UGRO : DP_TIER_TUN_GRO);
+	merge_restore(super);
+	packet.units = 1;
+	for (uint32_t i = 0; i < super->units; i++) {
+		uint8_t *ip =
+			i ? (uint8_t *)super->pieces[i].iov_base - super->headers : super->head.buf + super->head.off;
+		uint32_t len = super->headers + (i ? (uint32_t)super->pieces[i].iov_len : super->size);
+		/* outer headers stood in front, so there is room for the virtio header */
+		struct pkt pkt = pkt_init(ip - hdr, hdr + len, hdr, len);
+
+		packet.bytes = len;
+		count(path, &packet, write_error(tun_write(path->fds[DP_FD_TUN], hdr, &pkt, &nothing)));
+	}
+}
+
+/**
  * write_super() - Hand a super-packet to the kernel, and count the packets in it
  * @path:	The worker's path
  * @index:	Which
@@ -161,8 +189,9 @@ static void write_super(struct path *path, uint32_t index)
 	err = tun_write_pieces(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &super->head, &vnet, super->pieces,
 			       super->units);
 	if (err == -EINVAL && super->units > 1)
-		path->merge.is_off = true; /* a kernel that refuses good ones (some 6.6) does not change its mind */
-	count(path, &path->merged[index], write_error(err));
+		write_apart(path, super, path->merged[index]); /* some kernels 6.6 refuse good ones */
+	else
+		count(path, &path->merged[index], write_error(err));
 	merge_take(&path->merge, index);
 }
 
@@ -295,29 +324,48 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 }
 
 /**
- * rx_run() - Carry one batch from a socket to the TUN
+ * receive() - Carry the messages of one system call from a socket to the TUN
  * @path:	The worker's path, with the table in force
  * @role:	DP_FD_UDP4, DP_FD_UDP6 or DP_FD_RAW4
+ * @most:	Messages to take, at most PATH_BATCH
  *
- * Return: packets received; 0 when the socket is dry
+ * Return: messages received
  */
-uint32_t rx_run(struct path *path, enum dp_fd role)
+static uint32_t receive(struct path *path, enum dp_fd role, uint32_t most)
 {
 	struct pkt pkts[PATH_BATCH];
-	int received;
+	uint32_t received;
 
-	for (uint32_t i = 0; i < PATH_BATCH; i++)
+	for (uint32_t i = 0; i < most; i++)
 		pkts[i] = path_buffer(path->rx_buffers, i);
-	received = underlay_receive(path->fds[role], &path->rx, pkts, PATH_BATCH);
-	for (int i = 0; i < received; i++) {
+	received = (uint32_t)underlay_receive(path->fds[role], &path->rx, pkts, most);
+	for (uint32_t i = 0; i < received; i++) {
 		struct underlay_meta meta;
 
-		underlay_read_meta(&path->rx, (uint32_t)i, &meta);
+		underlay_read_meta(&path->rx, i, &meta);
 		if (meta.queue_drops)
 			counters_set(&path->counters->queue_drops[role], meta.queue_drops);
 		carry(path, role, &pkts[i], &meta);
 	}
 	while (path->merge.count)
 		write_super(path, path->merge.order[0]);
-	return (uint32_t)received;
+	return received;
+}
+
+/**
+ * rx_run() - Carry one batch from a socket to the TUN
+ * @path:	The worker's path, with the table in force
+ * @role:	DP_FD_UDP4, DP_FD_UDP6 or DP_FD_RAW4
+ *
+ * Return: messages received; 0 when the socket is dry
+ */
+uint32_t rx_run(struct path *path, enum dp_fd role)
+{
+	uint32_t received = 0;
+
+	if (path->config->tier & DP_TIER_MMSG)
+		return receive(path, role, PATH_BATCH);
+	while (received < PATH_BATCH && receive(path, role, 1))
+		received++;
+	return received;
 }

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -63,35 +64,50 @@ static int set_vnet_hdr_len(int fd)
 }
 
 /**
+ * offload_flags() - What to ask of the kernel for a tier
+ * @tier:	Mask of enum dp_tier
+ *
+ * Return: mask of TUN_F_*
+ */
+static unsigned long offload_flags(uint32_t tier)
+{
+	unsigned long flags = tier & DP_TIER_TUN_CSUM ? TUN_F_CSUM : 0;
+
+	if (tier & DP_TIER_TUN_TSO)
+		flags |= TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+	if (tier & DP_TIER_TUN_USO)
+		flags |= TUN_F_USO4 | TUN_F_USO6;
+	return flags;
+}
+
+/**
  * set_offloads() - Ask the kernel to leave as much work to us as it can
  * @fd:		Attached device with IFF_VNET_HDR
- * @wanted:	Mask of enum dp_tier: rungs that may be tried
- * @tier:	Gains the rungs reached
+ * @wanted:	Mask of enum dp_tier: what may be tried
+ * @tier:	Gains what the kernel took
+ *
+ * Super-packets that we write need no consent: TCP ones are older than this
+ * interface, UDP ones came together with TUN_F_USO4.
  *
  * Return: 0 or -errno
  */
 static int set_offloads(int fd, uint32_t wanted, uint32_t *tier)
 {
-	static const struct {
-		uint32_t tier;
-		unsigned long flags;
-	} rungs[] = {
-		{DP_TIER_TUN_CSUM | DP_TIER_TUN_TSO | DP_TIER_TUN_USO,
-		 TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6},
-		{DP_TIER_TUN_CSUM | DP_TIER_TUN_TSO, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN},
-		{DP_TIER_TUN_CSUM, TUN_F_CSUM},
-		{0, 0}, /* offloads of an earlier holder would stay in force */
-	};
+	static const uint32_t newest_first[] = {DP_TIER_TUN_USO, DP_TIER_TUN_TSO, DP_TIER_TUN_CSUM};
+	uint32_t left = wanted & (DP_TIER_TUN_CSUM | DP_TIER_TUN_TSO | DP_TIER_TUN_USO);
+	bool knows_uso = !ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6);
+	size_t next = 0;
 
-	for (size_t i = 0; i < sizeof(rungs) / sizeof(rungs[0]); i++) {
-		if ((rungs[i].tier & wanted) != rungs[i].tier)
-			continue;
-		if (!ioctl(fd, TUNSETOFFLOAD, rungs[i].flags)) {
-			*tier |= rungs[i].tier;
-			return 0;
-		}
+	if (!knows_uso)
+		wanted &= ~(uint32_t)DP_TIER_TUN_UGRO;
+	/* offloads of an earlier holder would stay in force, so none is set too */
+	while (ioctl(fd, TUNSETOFFLOAD, offload_flags(left))) {
+		if (next == sizeof(newest_first) / sizeof(*newest_first))
+			return -errno;
+		left &= ~newest_first[next++];
 	}
-	return -errno;
+	*tier |= left | (wanted & (DP_TIER_TUN_GRO | DP_TIER_TUN_UGRO));
+	return 0;
 }
 
 /**

@@ -371,7 +371,7 @@ static void flush(struct path *path)
 			continue;
 		if (out->messages[next].units > 1 && refuses_runs(-sent)) {
 			if (sent != -EMSGSIZE)
-				out->has_runs = false; /* for good: it will not learn it */
+				path_give_up(path, DP_TIER_UDP_GSO);
 			send_apart(path, next++);
 			continue;
 		}
@@ -423,6 +423,7 @@ static void tx_one(struct path *path, struct tx_packet *packet)
  */
 uint32_t tx_run(struct path *path)
 {
+	bool has_batches = path->config->tier & DP_TIER_MMSG;
 	uint32_t read = 0, bytes = 0;
 
 	while (read < PATH_BATCH && bytes < TX_BYTES) {
@@ -436,6 +437,8 @@ uint32_t tx_run(struct path *path)
 		read++;
 		bytes += packet.pkt.len;
 		tx_one(path, &packet);
+		if (!has_batches)
+			flush(path);
 	}
 	flush(path);
 	return read;

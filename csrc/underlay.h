@@ -52,6 +52,8 @@ struct underlay_meta {
 	addr_t dst;
 };
 
+socklen_t underlay_fill_addr(union underlay_addr *out, const struct dp_addr *addr, uint16_t port);
+void underlay_set_gro(int fd, bool is_on);
 int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uint32_t count);
 void underlay_read_meta(const struct underlay_batch *batch, uint32_t index, struct underlay_meta *meta);
 void underlay_address(struct underlay_sends *sends, uint32_t index, const struct dp_addr *vtep, uint16_t port,

@@ -62,7 +62,8 @@ int worker_init(struct worker *worker, struct fib_slot *slot)
 	pthread_cond_init(&worker->changed, NULL);
 	worker->path.out.has_runs = worker->path.config->tier & DP_TIER_UDP_GSO;
 	outbox_clear(&worker->path.out);
-	worker->path.merge.has_udp = worker->path.config->tier & DP_TIER_TUN_USO;
+	worker->path.merge.is_off = !(worker->path.config->tier & DP_TIER_TUN_GRO);
+	worker->path.merge.has_udp = worker->path.config->tier & DP_TIER_TUN_UGRO;
 	worker->path.tx_buffers = map_buffers();
 	worker->path.rx_buffers = map_buffers();
 	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

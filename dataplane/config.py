@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from dataplane.errors import ConfigError
 from dataplane.flannel import BACKENDS, check_unicast, suggest
-from dataplane.model import Encap, Network
+from dataplane.model import ALL_OFFLOADS, OFFLOADS, Encap, Network, Offload
 
 ENV_PREFIX = "OVERLAYD_"
 FLANNEL_PREFIX = "FLANNELD_"
@@ -41,7 +41,7 @@ class RunConfig:
     spoof: str = "enforce"
     vxlan_reserved: str = "drop"
     encap: tuple[Encap, ...] = ()  # besides the network's own
-    tier: str = "auto"
+    disable: tuple[Offload, ...] = ()
     no_route: str = "icmp"
     spin_us: int = 50
     forwarder: str = "spawn"
@@ -138,6 +138,13 @@ def _encap(text: str) -> Encap:
     return BACKENDS[text]
 
 
+def _offload(text: str) -> Offload:
+    allowed = {"all": ALL_OFFLOADS, **OFFLOADS}
+    if text not in allowed:
+        raise ValueError(f'"{text}": allowed are {", ".join(allowed)}{suggest(text, allowed)}')
+    return allowed[text]
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -152,7 +159,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag: `--name METAVAR`, or OVERLAYD_NAME in the environment."""
+    """One flag: `--name METAVAR`, or OVERLAYD_NAME in the environment. Repeatable ones take comma lists."""
 
     name: str
     field: str  # of RunConfig
@@ -165,7 +172,7 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        """The environment variable of the same meaning; a repeatable flag takes a comma list there."""
+        """The environment variable of the same meaning."""
         return ENV_PREFIX + self.name.upper().replace("-", "_")
 
 
@@ -217,9 +224,10 @@ FLAGS = (
         _one_of("icmp", "drop"),
     ),
     Flag(
-        *("tier", "tier", "auto|tun-uso|tun-tso|tun-csum|tun-vnet|tun-plain"),
-        "highest rung of TUN offload to try (default: auto)",
-        _one_of("auto", "tun-uso", "tun-tso", "tun-csum", "tun-vnet", "tun-plain"),
+        *("disable", "disable", "OFFLOAD"),
+        f"do without it; repeatable: all, {', '.join(OFFLOADS)}",
+        _offload,
+        True,
     ),
     Flag(
         *("spin-us", "spin_us", "MICROSECONDS"),
@@ -263,11 +271,13 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, list[str]]:
         flag = known.get(variable)
         if flag is None:
             raise ConfigError(f"environment variable {variable} is unknown{suggest(variable, known)}")
-        given[flag.name] = text.split(",") if flag.is_repeatable else [text]
+        given[flag.name] = [text]
     return given
 
 
 def _parse(flag: Flag, texts: Sequence[str], source: str) -> object:
+    if flag.is_repeatable:
+        texts = [part for text in texts for part in text.split(",")]
     try:
         values = tuple(flag.parse(text) for text in texts)
     except ValueError as err:

@@ -361,6 +361,7 @@ class Daemon:
                 "mtu": settings.underlay.mtu,
             },
             "tier_wanted": self._backend.tier_wanted,
+            "offloads_off": self._backend.offloads_off,
         }
         if facts != self._facts:
             self._run_dir.write_facts(facts)

@@ -8,11 +8,11 @@ memory (control.inspect_status). The keys are documented for users: only add.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataplane.model import Address, MacAddress, Table
+from dataplane.model import Address, MacAddress, Offload, Table
 from dataplane.native import (
     ENCAP_NAMES,
     Counters,
@@ -58,7 +58,7 @@ class Node:
 
     ready: bool
     reason: str
-    facts: Status  # node, encap, subnet, mtu, tun, underlay, store
+    facts: Status  # node, encap, subnet, mtu, tun, underlay, store, offloads_off
     control: Status
     lease: Status | None = None
     warnings: tuple[str, ...] = ()
@@ -154,17 +154,33 @@ def _describe_kernel(totals: Totals | None, tun_name: str) -> Status:
     return {"tun_tx_dropped": count_tun_drops(tun_name) or 0, "rxq_overflow": overflow}
 
 
+def _describe_offloads(tier: int, refused: int, facts: Mapping[str, object]) -> Status:
+    why = facts.get("offloads_off")
+    reasons = why if isinstance(why, dict) else {}
+    states: Status = {}
+    for offload in Offload:
+        if offload & refused:
+            states[offload.label] = "off: the kernel refused it when it was used"
+        elif offload & tier:
+            states[offload.label] = "on"
+        else:
+            states[offload.label] = f"off: {reasons.get(offload.label, 'not known why')}"
+    return states
+
+
 def describe(node: Node, dataplane: Dataplane) -> Status:
     """Put everything together, in the order in which people read it."""
     config, counters, facts = dataplane.config, dataplane.counters, node.facts
     totals = None if counters is None else counters.totals()
     header = None if counters is None else counters.header()
+    refused = 0 if totals is None else totals.refused_tier
     rows: Iterable[PeerRow] = node.rows
     return {
         "ready": node.ready,
         "reason": node.reason,
         "node": facts.get("node"),
-        "tier": None if config is None else tier_text(config.tier),
+        "tier": None if config is None else tier_text(config.tier & ~refused),
+        "offloads": None if config is None else _describe_offloads(config.tier, refused, facts),
         "encap": facts.get("encap"),
         "vni": None if config is None else config.vni,
         "port": None if config is None else config.vxlan_port,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dataplane.errors import one_line
@@ -31,6 +31,46 @@ class Encap(IntEnum):
     IPIP = 2
     DIRECT = 3
     FLANNEL_UDP = 4
+
+
+class Offload(IntFlag):
+    """Work that the kernel does for us, or lets us do for it; bits of `enum dp_tier`."""
+
+    TUN_VNET = 1
+    TUN_CSUM = 2
+    MMSG = 4
+    TUN_TSO = 8
+    TUN_USO = 16
+    UDP_GSO = 32
+    UDP_GRO = 64
+    TUN_GRO = 128
+    TUN_UGRO = 256
+
+    @property
+    def label(self) -> str:
+        """How people write one of them: `tun-vnet`."""
+        return str(self.name).lower().replace("_", "-")
+
+
+OFFLOADS = {offload.label: offload for offload in Offload}
+ALL_OFFLOADS = Offload(sum(Offload))
+# What cannot be without another.
+OFFLOAD_NEEDS = {
+    Offload.TUN_CSUM: Offload.TUN_VNET,
+    Offload.TUN_TSO: Offload.TUN_CSUM,
+    Offload.TUN_USO: Offload.TUN_CSUM,
+    Offload.TUN_GRO: Offload.TUN_VNET,
+    Offload.TUN_UGRO: Offload.TUN_GRO,
+}
+
+
+def offloads_without(disabled: Offload) -> Offload:
+    """Return all offloads but some, and but those that need one of them."""
+    left = ALL_OFFLOADS & ~disabled
+    for offload, needed in OFFLOAD_NEEDS.items():  # the needed ones stand first
+        if needed not in left:
+            left &= ~offload
+    return left
 
 
 @dataclass(frozen=True, slots=True)

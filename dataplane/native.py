@@ -20,7 +20,7 @@ from typing import Any
 from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
-from dataplane.model import Address, Encap, MacAddress, Table
+from dataplane.model import Address, Encap, MacAddress, Offload, Table
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
@@ -82,21 +82,9 @@ def _read_names(function: Any, count: int) -> tuple[str, ...]:
 DROP_NAMES = _read_names(lib.dp_drop_name, lib.DP_DROP_COUNT)  # by enum dp_drop; [0] is no drop
 ENCAP_NAMES = _read_names(lib.dp_encap_name, lib.DP_ENCAP_COUNT)  # by enum dp_encap
 
-# Highest rung first; what a rung needs.
-TIERS: dict[str, int] = {
-    "tun-uso": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM | lib.DP_TIER_TUN_TSO | lib.DP_TIER_TUN_USO,
-    "tun-tso": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM | lib.DP_TIER_TUN_TSO,
-    "tun-csum": lib.DP_TIER_TUN_VNET | lib.DP_TIER_TUN_CSUM,
-    "tun-vnet": lib.DP_TIER_TUN_VNET,
-    "tun-plain": 0,
-}
-
-
-SOCKET_TIERS: dict[str, int] = {
-    "mmsg": lib.DP_TIER_MMSG,
-    "gso": lib.DP_TIER_UDP_GSO,
-    "gro": lib.DP_TIER_UDP_GRO,
-}
+for _offload in Offload:
+    if getattr(lib, f"DP_TIER_{_offload.name}") != _offload:
+        raise ImportError(f"{_offload!r} of dataplane/model.py is not what csrc/dp.h says")
 
 
 def socket_tier() -> int:
@@ -105,9 +93,11 @@ def socket_tier() -> int:
 
 
 def tier_text(tier: int) -> str:
-    """Name a mask of enum dp_tier: `tun-uso+mmsg+gso+gro`."""
-    tun = next(name for name, mask in TIERS.items() if tier & mask == mask)
-    return "+".join([tun, *(name for name, mask in SOCKET_TIERS.items() if tier & mask)])
+    """Name a mask of enum dp_tier: `full`, `full but tun-uso, udp-gso`, or `plain`."""
+    missing = [offload.label for offload in Offload if not tier & offload]
+    if not missing:
+        return "full"
+    return "plain" if not tier else f"full but {', '.join(missing)}"
 
 
 # --- values -----------------------------------------------------------------------------------------
@@ -290,6 +280,7 @@ class Totals:
     icmp_sent: int
     observed: int
     supers: int
+    refused_tier: int  # mask of Offload
     queue_drops: dict[Fd, int]
 
 
@@ -383,6 +374,7 @@ class Counters:
             icmp_sent=out.icmp_sent,
             observed=out.observed,
             supers=out.supers,
+            refused_tier=out.refused_tier,
             queue_drops={fd: out.queue_drops[fd] for fd in Fd},
         )
 
@@ -412,7 +404,7 @@ def _read_direction(out: Any, way: int, now_s: float) -> Direction:
 
 @dataclass(frozen=True, slots=True)
 class TunHandle:
-    """An open TUN device and the rung of the feature ladder it is on."""
+    """An open TUN device and the offloads it has."""
 
     fd: int
     tier: int
@@ -420,7 +412,7 @@ class TunHandle:
 
 
 def tun_open(name: str, tier_mask: int) -> TunHandle:
-    """Open the TUN device `name`, made if it is not there, on the highest rung within the mask."""
+    """Open the TUN device `name`, made if it is not there, with what the kernel can of the mask."""
     tier = ffi.new("uint32_t *")
     vnet_hdr_len = ffi.new("uint32_t *")
     fd = check(lib.dp_tun_open(name.encode(), tier_mask, tier, vnet_hdr_len), f"opening TUN device {name}")

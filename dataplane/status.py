@@ -36,6 +36,13 @@ def span(seconds: float | None) -> str:
     return f"{hours // 24}d{hours % 24:02}h"
 
 
+def _why(offloads: Status) -> str:
+    # Those that another one is missing for say nothing new.
+    reasons = [state.removeprefix("off: ") for state in offloads.values() if state != "on"]
+    told = dict.fromkeys(reason for reason in reasons if not reason.startswith("needs "))
+    return f" ({'; '.join(told)})" if told else ""
+
+
 def _head(status: Status) -> str:
     ready = "READY" if status["ready"] else f"NOT READY ({status['reason']})"
     parts = [f"{status['node'] or 'this node'} {ready}"]
@@ -45,7 +52,7 @@ def _head(status: Status) -> str:
         wire = f" vni {status['vni']} port {status['port']}" if has_vni else ""
         parts[0] += f"  userspace {status['encap']}{wire}"
     if status["tier"]:
-        parts.append(f"tier {status['tier']}")
+        parts.append(f"tier {status['tier']}{_why(status['offloads'] or {})}")
     forwarder, control, store = status["forwarder"], status["control"], status["store"] or {}
     parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
     if forwarder["restarts"]:

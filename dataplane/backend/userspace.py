@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dataplane import native
 from dataplane.backend import Settings
+from dataplane.backend.offloads import OF_SOCKETS, Offloads
 from dataplane.backend.process import spawn, wait_listening
 from dataplane.backend.sockets import (
     Key,
@@ -28,7 +29,6 @@ from dataplane.backend.sockets import (
     buffer_warnings,
     close_all,
     open_socket,
-    open_tun,
     tun_name_of,
     wanted_sockets,
 )
@@ -84,6 +84,7 @@ class UserspaceBackend:
         self._keys: dict[Fd, Key] = {}
         self._config: ForwarderConfig | None = None
         self._config_in_force: ForwarderConfig | None = None
+        self._offloads = Offloads(place.config.disable)
         self._tier_wanted: int | None = None
         self._counters: Counters | None = None
         self._generation = 0
@@ -145,25 +146,23 @@ class UserspaceBackend:
                 raise
             self._commit(config, keys, opened)
 
-    def _tier_mask(self) -> int:
-        name = self._place.config.tier
-        return native.TIERS[next(iter(native.TIERS)) if name == "auto" else name]
-
     def _needs_other_tier(self) -> bool:
         # A TUN keeps the flags it was first attached with as long as anybody holds it.
         held = Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == self._place.config.tun_name
-        return held and self._tier_wanted is not None and self._tier_wanted != self._tier_mask()
+        return held and self._tier_wanted is not None and self._tier_wanted != self._offloads.of_tun
 
     def _open_tun(self, settings: Settings, opened: dict[Fd, int]) -> ForwarderConfig:
         config = self._forwarder_config(settings)
+        of_sockets = self._offloads.of_sockets()
+        config = replace(config, tier=config.tier & ~OF_SOCKETS | of_sockets)
         if Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == settings.tun_name:
             return config
         is_new = not Path(f"/proc/sys/net/ipv4/conf/{settings.tun_name}").exists()
-        tun = open_tun(settings.tun_name, self._tier_mask())
+        tun = self._offloads.open_tun(settings.tun_name)
         opened[Fd.TUN] = tun.fd
         self._has_made_tun |= is_new
-        self._tier_wanted = self._tier_mask()
-        return replace(config, tier=tun.tier | native.socket_tier(), vnet_hdr_len=tun.vnet_hdr_len)
+        self._tier_wanted = self._offloads.of_tun
+        return replace(config, tier=tun.tier | of_sockets, vnet_hdr_len=tun.vnet_hdr_len)
 
     def _forwarder_config(self, settings: Settings) -> ForwarderConfig:
         run = self._place.config
@@ -254,8 +253,14 @@ class UserspaceBackend:
         self._is_go_due = False
         self._config_in_force = config
         self._state = State.RUNNING
-        tier = native.tier_text(config.tier)
-        log.info("forwarder goes", pid=self._pid(), tier=tier, generation=self._generation)
+        why = self._offloads.explain(config.tier)
+        log.info(
+            "forwarder goes",
+            pid=self._pid(),
+            tier=native.tier_text(config.tier),
+            generation=self._generation,
+            **({"because": "; ".join(f"{name}: {reason}" for name, reason in why.items())} if why else {}),
+        )
 
     def _pid(self) -> int | None:
         return self._client.pid or None if self._client is not None else None
@@ -387,6 +392,11 @@ class UserspaceBackend:
     def tier_wanted(self) -> int | None:
         """The rungs that were allowed when the TUN was opened; the next control wants to know."""
         return self._tier_wanted
+
+    @property
+    def offloads_off(self) -> dict[str, str]:
+        """Which offloads are not used, and why."""
+        return {} if self._config is None else self._offloads.explain(self._config.tier)
 
     def describe(self) -> Dataplane:
         """Return what status shows of the forwarder."""

@@ -378,7 +378,7 @@ int main(void)
 		fds[i] = -1;
 	config.tun_mtu = MTU;
 	config.vnet_hdr_len = VNET_LEN;
-	config.tier = DP_TIER_UDP_GSO;
+	config.tier = DP_TIER_UDP_GSO | DP_TIER_MMSG | DP_TIER_TUN_GRO;
 	config.vxlan_port = 8472;
 	config.underlay_ifindex = IFINDEX;
 	config.underlay4 = (struct dp_addr){.family = 4, .bytes = {192, 0, 2, 1}};

@@ -109,7 +109,7 @@ BAD_FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vxlan-reserved": (("--vxlan-reserved", "pass"), ("--vxlan-reserved", "drop, ignore")),
     "no-route": (("--no-route", "reject"), ("--no-route", "icmp, drop")),
     "encap": (("--encap", "ipipp"), ("--encap", "vxlan, ipip", "did you mean ipip")),
-    "tier": (("--tier", "best"), ("--tier", "auto, tun-uso, tun-tso, tun-csum, tun-vnet, tun-plain")),
+    "disable": (("--disable", "gso"), ("--disable", "all, tun-vnet, tun-csum", "udp-gso")),
     "forwarder": (("--forwarder", "no"), ("--forwarder", "spawn, wait")),
     "log-level": (("--log-level", "inf"), ("--log-level", "debug, info", "did you mean info")),
     "log-format": (("--log-format", "xml"), ("--log-format", "text, json")),

@@ -136,9 +136,9 @@ def test_wrong_command_line(args: tuple[str, ...], text: str) -> None:
     ("name", "value", "text"),
     [
         pytest.param(
-            "OVERLAYD_TIRE", "x", "OVERLAYD_TIRE is unknown (did you mean OVERLAYD_TIER?)", id="name"
+            "OVERLAYD_SPOOFS", "x", "OVERLAYD_SPOOFS is unknown (did you mean OVERLAYD_SPOOF?)", id="name"
         ),
-        pytest.param("OVERLAYD_TIER", "x", 'OVERLAYD_TIER: "x": allowed are auto, tun-uso', id="value"),
+        pytest.param("OVERLAYD_SPOOF", "x", 'OVERLAYD_SPOOF: "x": allowed are enforce', id="value"),
     ],
 )
 def test_wrong_environment(name: str, value: str, text: str) -> None:

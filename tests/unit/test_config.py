@@ -12,7 +12,7 @@ import pytest
 from dataplane import config
 from dataplane.config import FLAGS, RunConfig
 from dataplane.errors import ConfigError
-from dataplane.model import Encap
+from dataplane.model import Encap, Offload
 
 STORE = "file:///etc/overlayd/peers.json"
 
@@ -33,7 +33,7 @@ VALID = (
     ("spoof", ["observe"], "observe"),
     ("vxlan-reserved", ["ignore"], "ignore"),
     ("no-route", ["drop"], "drop"),
-    ("tier", ["tun-plain"], "tun-plain"),
+    ("disable", ["udp-gso,tun-tso", "mmsg", "mmsg"], (Offload.UDP_GSO, Offload.TUN_TSO, Offload.MMSG)),
     ("spin-us", ["20"], 20),
     ("forwarder", ["wait"], "wait"),
     ("log-level", ["debug"], "debug"),
@@ -85,7 +85,8 @@ INVALID = (
     ("spoof", "enforced", '"enforced": allowed are enforce, observe (did you mean enforce?)'),
     ("vxlan-reserved", "yes", '"yes": allowed are drop, ignore'),
     ("no-route", "icpm", '"icpm": allowed are icmp, drop (did you mean icmp?)'),
-    ("tier", "xdp", '"xdp": allowed are auto, tun-uso, tun-tso, tun-csum, tun-vnet, tun-plain'),
+    ("disable", "gso", '"gso": allowed are all, tun-vnet, tun-csum, mmsg, tun-tso, tun-uso, udp-gso'),
+    ("disable", "udp-gso,", '"": allowed are all, tun-vnet'),
     ("spin-us", "1001", '"1001" is not allowed; allowed are 0 to 1000 microseconds'),
     ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
     ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
@@ -169,13 +170,13 @@ def test_once_is_allowed(name: str) -> None:
 def test_flag_beats_variable() -> None:
     """A flag replaces what the environment says, whole, even where that is wrong."""
     result = parse(
-        ("tier", "tun-plain"),
+        ("no-route", "drop"),
         ("encap", "ipip"),
-        OVERLAYD_TIER="nonsense",
+        OVERLAYD_NO_ROUTE="nonsense",
         OVERLAYD_ENCAP="vxlan",
         OVERLAYD_SPOOF="observe",
     )
-    assert (result.tier, result.encap, result.spoof) == ("tun-plain", (Encap.IPIP,), "observe")
+    assert (result.no_route, result.encap, result.spoof) == ("drop", (Encap.IPIP,), "observe")
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_status_comes_from_the_forwarder_when_control_is_dead(
         client.go(CONFIG, fds)
     status = json.loads(json.dumps(control.inspect_status(where.path)))
     assert (status["ready"], status["node"], status["subnet"]) == (False, "n1", "10.244.1.0/24")
-    assert (status["vni"], status["port"], status["mtu"], status["tier"]) == (1, 8472, 1450, "tun-plain")
+    assert (status["vni"], status["port"], status["mtu"], status["tier"]) == (1, 8472, 1450, "plain")
     assert status["forwarder"]["pid"] == forwarder.pid
     assert (status["forwarder"]["alive"], status["forwarder"]["state"]) == (True, "running")
     assert status["tx"] == {"offered": 0, "forwarded": 0, "bytes": 0, "drops": {}, "last": {}}

@@ -28,7 +28,7 @@ def record(fields: dict[str, object], failed: bool = False) -> logging.LogRecord
     ("fields", "tail"),
     [
         ({}, "INFO published"),
-        ({"subnets": 3, "tier": "tun-csum+mmsg"}, "INFO published subnets=3 tier=tun-csum+mmsg"),
+        ({"subnets": 3, "tier": "full but mmsg"}, 'INFO published subnets=3 tier="full but mmsg"'),
         ({"error": 'no "x" here', "empty": ""}, 'INFO published error="no \\"x\\" here" empty=""'),
         ({"lines": "a\nb"}, 'INFO published lines="a\\nb"'),
     ],

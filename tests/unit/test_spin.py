@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking again before sleeping: it must pay, and its price is bounded (a worker simulated on a clock of its own)."""
+"""Looking again before sleeping: it must pay, and its price is bounded (a simulated worker and clock)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_limit_zero_never_looks() -> None:
     assert Worker(0).run(itertools.repeat(10 * US, 1000)).looks == 0
 
 
-@pytest.mark.parametrize(("gap_us", "most"), [(10_000, 0.0), (1000, 0.0), (250, 0.0), (150, 0.02), (60, 0.05)])
+@pytest.mark.parametrize(
+    ("gap_us", "most"), [(10_000, 0.0), (1000, 0.0), (250, 0.0), (150, 0.02), (60, 0.05)]
+)
 def test_gaps_that_no_look_outlasts_cost_next_to_nothing(gap_us: int, most: float) -> None:
     """Gaps longer than a look are slept through: none is looked at if they are long, one in many if short."""
     worker = Worker().run(itertools.repeat(gap_us * US, 3000))
@@ -80,14 +82,14 @@ def test_gaps_that_no_look_outlasts_cost_next_to_nothing(gap_us: int, most: floa
 @pytest.mark.parametrize(("per_s", "most"), [(100, 0.03), (1000, 0.3)])
 @pytest.mark.parametrize("answer_us", [5, 30, 45, 60, 100])
 def test_price_at_a_packet_rate_is_bounded(per_s: int, most: float, answer_us: int) -> None:
-    """Requests that come per_s a second and are answered soon cost at most 3 % at 100/s and 30 % at 1000/s."""
+    """Requests that are answered soon cost at most 3 % at 100 a second and 30 % at 1000."""
     pause = SECOND // per_s - answer_us * US
     worker = Worker().run(itertools.islice(itertools.cycle((answer_us * US, pause)), 4000))
     assert worker.price <= most
 
 
 def test_traffic_that_changes_is_learned_again() -> None:
-    """After an hour of seldom packets a ping-pong is met, and after the ping-pong seldom packets are slept through."""
+    """After an hour of seldom packets a ping-pong is met, and after that seldom ones are slept through."""
     worker = Worker().run(itertools.repeat(SECOND, 3600))
     assert worker.looks == 0
     worker.run(itertools.repeat(40 * US, 1000))

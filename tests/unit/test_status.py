@@ -61,7 +61,8 @@ def status(**changes: object) -> dict[str, Any]:
         "ready": True,
         "reason": "",
         "node": "node1",
-        "tier": "tun-csum",
+        "tier": "full but tun-csum, tun-uso",
+        "offloads": {"tun-csum": "off: --disable", "tun-uso": "off: needs tun-csum", "mmsg": "on"},
         "encap": "vxlan",
         "vni": 1,
         "port": 8472,
@@ -84,7 +85,8 @@ def status(**changes: object) -> dict[str, Any]:
 
 HEAD = (
     "node1 READY  userspace vxlan vni 1 port 8472"
-    " · tier tun-csum · forwarder 3h07 · control 4 min · store file rev 7, 42 s ago"
+    " · tier full but tun-csum, tun-uso (--disable)"
+    " · forwarder 3h07 · control 4 min · store file rev 7, 42 s ago"
 )
 NETWORK = "subnet 10.244.1.0/24 · eth0 192.0.2.1 mtu 1500 → pods 1450 · peers 1/1 · refused 0"
 TRAFFIC = "tx 12 = 12 forwarded + 0 · rx 3456 = 3456 forwarded + 0"
