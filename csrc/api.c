@@ -58,7 +58,9 @@ _Static_assert(sizeof(struct dp_addr) == 17, "struct dp_addr");
 _Static_assert(sizeof(struct dp_subnet) == 52, "struct dp_subnet");
 _Static_assert(sizeof(struct dp_peer) == 40, "struct dp_peer");
 _Static_assert(sizeof(struct dp_config) == 96, "struct dp_config");
-_Static_assert(sizeof(struct dp_msg) == 264, "struct dp_msg");
+_Static_assert(sizeof(struct dp_msg) == 288, "struct dp_msg");
+_Static_assert((int)DP_FD_COUNT *DP_FD_EACH == DP_FD_SLOTS, "slots");
+_Static_assert(DP_FD_SLOTS <= 64 * sizeof(((struct dp_msg *)0)->fd_mask) / sizeof(uint64_t), "every slot has a bit");
 _Static_assert(sizeof(struct dp_thread_counters) % 8 == 0, "struct dp_thread_counters is words");
 _Static_assert(sizeof(struct dp_peer_counters) % 8 == 0, "struct dp_peer_counters is words");
 

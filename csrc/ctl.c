@@ -53,19 +53,31 @@ struct forwarder {
 	struct connection connections[CONNECTIONS_MAX];
 };
 
-/* A request or an answer with its descriptors, by enum dp_fd; -1: none. */
+/* A request or an answer with its descriptors, by slot; -1: none. */
 struct parcel {
 	struct dp_msg msg;
-	int fds[DP_FD_COUNT];
+	int fds[DP_FD_SLOTS];
 };
 
 /* Control message buffer for all descriptors a parcel can have. */
 union fd_space {
 	struct cmsghdr align;
-	uint8_t bytes[CMSG_SPACE(sizeof(int) * DP_FD_COUNT)];
+	uint8_t bytes[CMSG_SPACE(sizeof(int) * DP_FD_SLOTS)];
 };
 
 /* --- messages --------------------------------------------------------------- */
+
+/**
+ * has_slot() - Does a message say that a descriptor came along?
+ * @msg:	The message
+ * @slot:	Which
+ *
+ * Return: true if it does
+ */
+static bool has_slot(const struct dp_msg *msg, int slot)
+{
+	return msg->fd_mask[slot / 64] >> slot % 64 & 1;
+}
 
 /**
  * close_fds() - Close the descriptors of a parcel
@@ -73,7 +85,7 @@ union fd_space {
  */
 static void close_fds(struct parcel *parcel)
 {
-	for (int i = 0; i < DP_FD_COUNT; i++) {
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
 		if (parcel->fds[i] >= 0)
 			close(parcel->fds[i]);
 		parcel->fds[i] = -1;
@@ -93,10 +105,10 @@ static bool sort_fds(struct parcel *parcel, struct msghdr *hdr)
 	bool has_fds = cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS;
 	size_t count = has_fds ? (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 	size_t used = 0;
-	bool is_whole = !(parcel->msg.fd_mask >> DP_FD_COUNT);
+	bool is_whole = !(parcel->msg.fd_mask[DP_FD_SLOTS / 64] >> DP_FD_SLOTS % 64);
 
-	for (int i = 0; i < DP_FD_COUNT && is_whole; i++) {
-		if (!(parcel->msg.fd_mask & 1U << i))
+	for (int i = 0; i < DP_FD_SLOTS && is_whole; i++) {
+		if (!has_slot(&parcel->msg, i))
 			continue;
 		is_whole = used < count;
 		if (is_whole)
@@ -133,7 +145,7 @@ static bool receive(int fd, struct parcel *parcel)
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
 	if (n != (ssize_t)sizeof(parcel->msg))
-		parcel->msg.fd_mask = UINT32_MAX; /* sort_fds() closes what came along */
+		memset(parcel->msg.fd_mask, 0xff, sizeof(parcel->msg.fd_mask)); /* sort_fds() closes what came along */
 	if (!sort_fds(parcel, &hdr))
 		return false;
 	if (parcel->msg.magic != DP_CTL_MAGIC || (hdr.msg_flags & MSG_CTRUNC)) {
@@ -158,8 +170,8 @@ static bool answer(int fd, const struct parcel *parcel)
 	size_t count = 0;
 
 	memset(&space, 0, sizeof(space));
-	for (int i = 0; i < DP_FD_COUNT; i++) {
-		if (parcel->msg.fd_mask & 1U << i)
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
+		if (has_slot(&parcel->msg, i))
 			memcpy(CMSG_DATA(&space.align) + count++ * sizeof(int), &parcel->fds[i], sizeof(int));
 	}
 	if (count) {
@@ -315,12 +327,12 @@ static void describe(const struct forwarder *forwarder, const struct dp_msg *req
 	reply->msg.generation = engine_generation(forwarder->engine);
 	if (err || (request->type != DP_MSG_TAKE && request->type != DP_MSG_INSPECT))
 		return;
-	for (int i = 0; i < DP_FD_COUNT; i++) {
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
 		bool is_wanted = request->type == DP_MSG_TAKE || i == DP_FD_COUNTERS || i == DP_FD_FIB;
 
 		reply->fds[i] = engine_fds(forwarder->engine)[i];
 		if (is_wanted && reply->fds[i] >= 0)
-			reply->msg.fd_mask |= 1U << i;
+			reply->msg.fd_mask[i / 64] |= 1ULL << i % 64;
 	}
 }
 

@@ -19,7 +19,8 @@
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 65536
 #define DP_MAX_THREADS 16
-#define DP_TEXT_MAX 120
+#define DP_MAX_SOURCES 16
+#define DP_TEXT_MAX 124
 
 /* How a packet crosses the underlay. Bit (1 << value) in a mask of encapsulations. */
 enum dp_encap {
@@ -99,19 +100,27 @@ enum dp_tier {
 	DP_TIER_TUN_UGRO = 256 /* UDP super-packets to the TUN */
 };
 
-/* Descriptors a forwarder works with, in the order in which a message carries them. */
+/* What the descriptors of a forwarder are for. */
 enum dp_fd {
 	DP_FD_TUN,
 	DP_FD_COUNTERS, /* memfd of dp_counters_create() */
 	DP_FD_FIB,      /* sealed memfd of dp_fib_create() */
 	DP_FD_UDP4,     /* VXLAN over IPv4: receives */
-	DP_FD_UDP4_TX,  /* VXLAN over IPv4: sends, bound to our address and to the device */
+	DP_FD_UDP4_TX,  /* VXLAN over IPv4: sends, bound to our address, a source port and the device */
 	DP_FD_UDP6,
 	DP_FD_UDP6_TX,
 	DP_FD_RAW4,    /* IPIP: receives */
 	DP_FD_RAW4_TX, /* IPIP: sends; its drop-all filter keeps the kernel from answering protocol unreachable */
 	DP_FD_COUNT
 };
+
+/*
+ * Of some there are several: a TUN queue and a receiving socket per worker, a
+ * sending socket per source port. The one of index i lies in slot
+ * role + i * DP_FD_COUNT, so slots of index 0 are the roles themselves.
+ */
+#define DP_FD_EACH 16
+#define DP_FD_SLOTS 144
 
 /* An IP address. family is 4 or 6, or 0 for none; an IPv4 address fills bytes[0..3]. */
 struct dp_addr {
@@ -177,8 +186,9 @@ struct dp_config {
 	uint8_t vtep_mac6[6];    /* and for inner IPv6 */
 	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
 	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
+	uint8_t sources;         /* source ports of each family, 1 .. DP_MAX_SOURCES */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
-	uint8_t pad[11];
+	uint8_t pad[10];
 };
 
 /*
@@ -233,7 +243,7 @@ struct dp_peer_counters {
  * Control messages: SOCK_SEQPACKET, every one exactly sizeof(struct dp_msg).
  * A request is answered by one message of the same type and seq, with error 0
  * or a negative errno and a text for people. Descriptors ride along by
- * SCM_RIGHTS, in the order of enum dp_fd, for the bits set in fd_mask.
+ * SCM_RIGHTS, in the order of their slots, for the bits set in fd_mask.
  */
 enum dp_msg_type {
 	DP_MSG_HELLO = 1, /* -> epoch. <- state, config, generation. Must come first on a commanding connection */
@@ -261,10 +271,10 @@ struct dp_msg {
 	uint64_t epoch; /* of the sending control; a forwarder obeys none older than the newest it met */
 	uint32_t seq;
 	int32_t error;
-	uint32_t fd_mask;
-	uint32_t state; /* enum dp_state */
 	uint64_t generation;
 	uint64_t pid;
+	uint64_t fd_mask[3]; /* slot i: bit i % 64 of word i / 64 */
+	uint32_t state;      /* enum dp_state */
 	struct dp_config config;
 	char text[DP_TEXT_MAX];
 };
@@ -299,7 +309,7 @@ int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *
 
 /* the engine in this process (engine.c) */
 typedef struct engine dp_engine;
-int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], dp_engine **out);
+int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS], dp_engine **out);
 int dp_engine_start(dp_engine *engine);
 int dp_engine_publish(dp_engine *engine, int fib_fd);
 int dp_engine_quiesce(dp_engine *engine);

@@ -21,12 +21,29 @@
 struct engine {
 	struct dp_config config;
 	struct engine_identity identity;
-	int fds[DP_FD_COUNT]; /* owned; -1: not there */
+	int fds[DP_FD_SLOTS]; /* owned; -1: not there */
 	struct fib_slot slot;
 	struct counters *counters;
 	uint32_t workers_count; /* started */
 	struct worker *workers;
 };
+
+/**
+ * has_all() - Are there none, or as many descriptors of a role as there should be?
+ * @fds:	All descriptors
+ * @role:	The role
+ * @count:	How many
+ *
+ * Return: true if so
+ */
+static bool has_all(const int fds[DP_FD_SLOTS], enum dp_fd role, uint32_t count)
+{
+	for (uint32_t i = 1; i < count && fds[role] >= 0; i++) {
+		if (fds[path_slot(role, i)] < 0)
+			return false;
+	}
+	return true;
+}
 
 /**
  * check_config() - Is a configuration one we can run?
@@ -35,17 +52,24 @@ struct engine {
  *
  * Return: 0, or -EINVAL
  */
-static int check_config(const struct dp_config *config, const int fds[DP_FD_COUNT])
+static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOTS])
 {
 	uint32_t hdr = config->vnet_hdr_len;
 
-	if (config->threads != 1 || config->vni > VXLAN_VNI_MAX || config->tun_mtu < 68 || config->tun_mtu > PKT_MAX)
+	if (!config->threads || config->threads > DP_MAX_THREADS || !config->sources ||
+	    config->sources > DP_MAX_SOURCES || config->vni > VXLAN_VNI_MAX || config->tun_mtu < 68 ||
+	    config->tun_mtu > PKT_MAX)
 		return -EINVAL;
 	if (hdr != 0 && hdr != sizeof(struct vnet_hdr) && hdr != sizeof(struct vnet_hdr) - sizeof(uint16_t))
 		return -EINVAL;
 	if (fds[DP_FD_TUN] < 0 || fds[DP_FD_COUNTERS] < 0 || fds[DP_FD_FIB] < 0)
 		return -EINVAL;
-	return 0;
+	return has_all(fds, DP_FD_TUN, config->threads) && has_all(fds, DP_FD_UDP4, config->threads) &&
+			       has_all(fds, DP_FD_UDP6, config->threads) &&
+			       has_all(fds, DP_FD_UDP4_TX, config->sources) &&
+			       has_all(fds, DP_FD_UDP6_TX, config->sources)
+		       ? 0
+		       : -EINVAL;
 }
 
 /**
@@ -55,9 +79,9 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_COUN
  *
  * Return: 0 or -errno
  */
-static int take_fds(struct engine *engine, const int fds[DP_FD_COUNT])
+static int take_fds(struct engine *engine, const int fds[DP_FD_SLOTS])
 {
-	for (int i = 0; i < DP_FD_COUNT; i++) {
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
 		if (fds[i] < 0)
 			continue;
 		engine->fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
@@ -75,10 +99,6 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_COUNT])
  */
 static int start_workers(struct engine *engine)
 {
-	if (engine->fds[DP_FD_UDP4] >= 0)
-		underlay_set_gro(engine->fds[DP_FD_UDP4], engine->config.tier & DP_TIER_UDP_GRO);
-	if (engine->fds[DP_FD_UDP6] >= 0)
-		underlay_set_gro(engine->fds[DP_FD_UDP6], engine->config.tier & DP_TIER_UDP_GRO);
 	engine->workers = aligned_alloc(_Alignof(struct worker), engine->config.threads * sizeof(struct worker));
 	if (!engine->workers)
 		return -ENOMEM;
@@ -88,10 +108,16 @@ static int start_workers(struct engine *engine)
 		int err;
 
 		worker->path.config = &engine->config;
-		worker->path.fds = engine->fds;
+		worker->path.slots = engine->fds;
+		for (int role = 0; role < DP_FD_COUNT; role++)
+			worker->path.fds[role] = engine->fds[path_slot(role, i)];
 		worker->path.counters = counters_thread(engine->counters, i);
 		worker->path.peers = counters_peers(engine->counters, i);
 		worker->path.max_peers = engine->counters->max_peers;
+		if (worker->path.fds[DP_FD_UDP4] >= 0)
+			underlay_set_gro(worker->path.fds[DP_FD_UDP4], engine->config.tier & DP_TIER_UDP_GRO);
+		if (worker->path.fds[DP_FD_UDP6] >= 0)
+			underlay_set_gro(worker->path.fds[DP_FD_UDP6], engine->config.tier & DP_TIER_UDP_GRO);
 		err = worker_init(worker, &engine->slot);
 		if (!err)
 			err = worker_start(worker);
@@ -107,14 +133,14 @@ static int start_workers(struct engine *engine)
 /**
  * engine_create() - Set up an engine with its workers parked
  * @config:	What to do; copied
- * @fds:	Descriptors by enum dp_fd, -1 for none; duplicated
+ * @fds:	Descriptors by slot, -1 for none; duplicated
  * @identity:	Of this process; copied
  * @out:	Set to the engine
  *
  * Return: 0; -EINVAL for a configuration or descriptors that cannot work;
  * what dp_fib_open() and dp_counters_open() return; another -errno
  */
-int engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], const struct engine_identity *identity,
+int engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS], const struct engine_identity *identity,
 		  struct engine **out)
 {
 	struct engine *engine;
@@ -151,12 +177,12 @@ int engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], co
 /**
  * dp_engine_create() - Set up an engine in this process
  * @config:	What to do; copied
- * @fds:	Descriptors by enum dp_fd, -1 for none; duplicated
+ * @fds:	Descriptors by slot, -1 for none; duplicated
  * @out:	Set to the engine, owned by the caller (dp_engine_destroy())
  *
  * Return: 0 or -errno as engine_create()
  */
-int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], dp_engine **out)
+int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS], dp_engine **out)
 {
 	struct engine_identity identity = {.start_ns = counters_now_ns(), .pid = (uint64_t)getpid()};
 
@@ -258,7 +284,7 @@ void dp_engine_destroy(dp_engine *engine)
 	free(engine->workers);
 	dp_fib_close(fib_publish(&engine->slot, NULL, 0, 0, NULL));
 	dp_counters_close(engine->counters);
-	for (int i = 0; i < DP_FD_COUNT; i++) {
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
 		if (engine->fds[i] >= 0)
 			close(engine->fds[i]);
 	}
@@ -269,7 +295,7 @@ void dp_engine_destroy(dp_engine *engine)
  * engine_fds() - The descriptors an engine works with
  * @engine:	The engine
  *
- * Return: DP_FD_COUNT descriptors, borrowed
+ * Return: DP_FD_SLOTS descriptors, borrowed
  */
 const int *engine_fds(const struct engine *engine)
 {

@@ -12,7 +12,7 @@ struct engine_identity {
 	uint64_t pid;
 };
 
-int engine_create(const struct dp_config *config, const int fds[DP_FD_COUNT], const struct engine_identity *identity,
+int engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS], const struct engine_identity *identity,
 		  struct engine **out);
 void engine_adopt_counters(struct engine *engine);
 const int *engine_fds(const struct engine *engine);

@@ -66,6 +66,19 @@ static bool can_join(const struct outbox_message *message, const struct outbox_i
 }
 
 /**
+ * place_of() - Where the newest message of a datagram's peer and socket is noted
+ * @item:	The datagram
+ *
+ * Others may share the place; then less is joined.
+ *
+ * Return: index into outbox.newest
+ */
+static uint32_t place_of(const struct outbox_item *item)
+{
+	return (item->subnet->peer_id * DP_MAX_SOURCES + (uint32_t)item->fd) % UNDERLAY_SENDS;
+}
+
+/**
  * open_message() - Begin a message
  * @out:	The outbox, not full
  * @item:	Its first datagram
@@ -91,7 +104,7 @@ static struct outbox_message *open_message(struct outbox *out, const struct outb
 					   .family = item->family};
 	out->pieces += room;
 	underlay_address(&out->sends, out->count, &item->subnet->vtep, item->port, item->tos);
-	out->newest[item->subnet->peer_id % NONE] = (uint8_t)out->count;
+	out->newest[place_of(item)] = (uint8_t)out->count;
 	out->count++;
 	return message;
 }
@@ -116,7 +129,7 @@ static void add_piece(struct outbox *out, struct outbox_message *message, const 
  * @out:	The outbox, not full
  * @item:	The datagram
  *
- * It joins the newest message of its peer if that can take it, and begins a
+ * It joins the newest message of its peer and socket if that can take it, and begins a
  * new one otherwise: never an older one, so nothing overtakes.
  *
  * Return: the index of the message if it is a new one, -1 otherwise
@@ -124,7 +137,7 @@ static void add_piece(struct outbox *out, struct outbox_message *message, const 
 int outbox_add(struct outbox *out, const struct outbox_item *item)
 {
 	uint32_t len = item->head_len + item->tail_len;
-	uint8_t newest = out->newest[item->subnet->peer_id % NONE];
+	uint8_t newest = out->newest[place_of(item)];
 	struct outbox_message *message = newest == NONE ? NULL : &out->messages[newest];
 	bool is_new = !out->has_runs || !item->port || !message || !can_join(message, item, len);
 

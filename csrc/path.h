@@ -49,7 +49,8 @@ struct path_packet {
 
 struct path {
 	const struct dp_config *config;
-	const int *fds; /* enum dp_fd; -1: not there */
+	const int *slots;     /* all descriptors of the engine; -1: not there */
+	int fds[DP_FD_COUNT]; /* this worker's, by enum dp_fd; sockets that send are in slots */
 	struct dp_thread_counters *counters;
 	struct dp_peer_counters *peers;
 	uint32_t max_peers;
@@ -64,6 +65,18 @@ struct path {
 	struct path_packet merged[MERGE_FLOWS]; /* what each super-packet will count as */
 	struct underlay_batch rx;
 };
+
+/**
+ * path_slot() - Where one of several descriptors lies
+ * @role:	What it is for
+ * @index:	Which of those
+ *
+ * Return: the slot
+ */
+static inline uint32_t path_slot(enum dp_fd role, uint32_t index)
+{
+	return (uint32_t)role + index * DP_FD_COUNT;
+}
 
 /**
  * path_offered() - Count packets the moment a system call returned them

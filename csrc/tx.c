@@ -133,24 +133,30 @@ static void refuse(struct path *path, const struct pkt *pkt, const struct flow *
 }
 
 /**
- * find_socket() - Which socket carries packets of a family to a subnet?
+ * find_socket() - Which socket carries a packet to its subnet?
  * @path:	The worker's path
- * @subnet:	Where they go
- * @family:	4 or 6, of the inner packet
+ * @packet:	The packet, admitted
  *
- * Return: DP_FD_UDP4_TX, _UDP6_TX or _RAW4_TX; DP_FD_COUNT if none can
+ * Of the sockets of VXLAN, each with a source port of its own, a flow always
+ * takes the same one (RFC 7348 section 5), and so do fragments of a datagram.
+ *
+ * Return: slot of a DP_FD_UDP4_TX, _UDP6_TX or _RAW4_TX; DP_FD_SLOTS if none can
  */
-static enum dp_fd find_socket(const struct path *path, const struct dp_subnet *subnet, uint8_t family)
+static uint32_t find_socket(const struct path *path, const struct tx_packet *packet)
 {
-	enum dp_fd role = DP_FD_COUNT;
+	const struct dp_subnet *subnet = packet->subnet;
+	uint32_t slot = DP_FD_SLOTS, index = 0;
 
 	if (!(path->config->encaps & 1U << subnet->encap))
-		return DP_FD_COUNT;
-	if (subnet->encap == DP_ENCAP_VXLAN)
-		role = subnet->vtep.family == 6 ? DP_FD_UDP6_TX : DP_FD_UDP4_TX;
-	else if (subnet->encap == DP_ENCAP_IPIP && family == 4 && subnet->vtep.family == 4)
-		role = DP_FD_RAW4_TX;
-	return role != DP_FD_COUNT && path->fds[role] >= 0 ? role : DP_FD_COUNT;
+		return DP_FD_SLOTS;
+	if (subnet->encap == DP_ENCAP_VXLAN) {
+		if (path->config->sources > 1)
+			index = parse_flow_hash(&packet->pkt, &packet->flow) % path->config->sources;
+		slot = path_slot(subnet->vtep.family == 6 ? DP_FD_UDP6_TX : DP_FD_UDP4_TX, index);
+	} else if (subnet->encap == DP_ENCAP_IPIP && packet->flow.family == 4 && subnet->vtep.family == 4) {
+		slot = DP_FD_RAW4_TX;
+	}
+	return slot < DP_FD_SLOTS && path->slots[slot] >= 0 ? slot : DP_FD_SLOTS;
 }
 
 /**
@@ -170,14 +176,13 @@ static void push_vxlan(const struct path *path, struct pkt *pkt, const struct tx
 /**
  * enqueue() - Queue a datagram that has its headers
  * @path:	The worker's path
- * @role:	The socket
  * @item:	The datagram
  */
-static void enqueue(struct path *path, enum dp_fd role, const struct outbox_item *item)
+static void enqueue(struct path *path, const struct outbox_item *item)
 {
 	int index = outbox_add(&path->out, item);
 
-	if (index >= 0 && role == DP_FD_RAW4_TX)
+	if (index >= 0 && !item->port)
 		underlay_set_source(&path->out.sends, (uint32_t)index, &path->config->underlay4,
 				    path->config->underlay_ifindex);
 }
@@ -185,17 +190,15 @@ static void enqueue(struct path *path, enum dp_fd role, const struct outbox_item
 /**
  * enqueue_segments() - Cut a super-packet and queue its segments
  * @path:	The worker's path
- * @role:	The socket
  * @packet:	The super-packet
  * @item:	What all segments have in common
  *
  * Headers are written to the outbox, payload stays where it was read.
  */
-static void enqueue_segments(struct path *path, enum dp_fd role, const struct tx_packet *packet,
-			     struct outbox_item *item)
+static void enqueue_segments(struct path *path, const struct tx_packet *packet, struct outbox_item *item)
 {
 	const struct split *split = &packet->split;
-	uint32_t push = role == DP_FD_RAW4_TX ? 0 : VXLAN_PUSH;
+	uint32_t push = item->port ? VXLAN_PUSH : 0;
 	const uint8_t *payload = packet->pkt.buf + packet->pkt.off + split->headers;
 
 	for (uint32_t i = 0; i < split->count; i++) {
@@ -213,7 +216,7 @@ static void enqueue_segments(struct path *path, enum dp_fd role, const struct tx
 			push_vxlan(path, &head, packet);
 		item->head = head.buf;
 		item->head_len = head.len;
-		enqueue(path, role, item);
+		enqueue(path, item);
 	}
 }
 
@@ -226,26 +229,26 @@ static void enqueue_segments(struct path *path, enum dp_fd role, const struct tx
  */
 static enum dp_drop encapsulate(struct path *path, struct tx_packet *packet)
 {
-	enum dp_fd role = find_socket(path, packet->subnet, packet->flow.family);
+	uint32_t slot = find_socket(path, packet);
 	struct outbox_item item = {.subnet = packet->subnet,
 				   .dst = packet->flow.dst,
 				   .tos = encap_ecn(packet->flow.tos),
 				   .family = packet->flow.family};
 
-	if (role == DP_FD_COUNT)
+	if (slot == DP_FD_SLOTS)
 		return DP_DROP_NO_ENCAP;
-	item.fd = path->fds[role];
-	item.port = role == DP_FD_RAW4_TX ? 0 : path->config->vxlan_port;
+	item.fd = path->slots[slot];
+	item.port = slot == DP_FD_RAW4_TX ? 0 : path->config->vxlan_port;
 	if (packet->vnet.gso_type != VNET_GSO_NONE) {
-		enqueue_segments(path, role, packet, &item);
+		enqueue_segments(path, packet, &item);
 		return DP_DROP_NONE;
 	}
 	item.bytes = packet->pkt.len;
-	if (role != DP_FD_RAW4_TX)
+	if (item.port)
 		push_vxlan(path, &packet->pkt, packet);
 	item.head = packet->pkt.buf + packet->pkt.off;
 	item.head_len = packet->pkt.len;
-	enqueue(path, role, &item);
+	enqueue(path, &item);
 	return DP_DROP_NONE;
 }
 

@@ -201,7 +201,7 @@ static int configure(int fd, uint32_t role, const struct dp_config *config, cons
 
 /**
  * dp_underlay_open() - Open one of the sockets that tunnel packets cross
- * @role:	DP_FD_UDP4 .. DP_FD_RAW4_TX
+ * @role:	DP_FD_UDP4 .. DP_FD_RAW4_TX, whichever of several
  * @config:	VXLAN port and our underlay addresses
  * @device:	Underlay interface
  * @buffer_bytes:	Socket buffer wanted

@@ -26,7 +26,7 @@ C, csrc/ (a unit is x.c and x.h):
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
 
 Python, dataplane/ (x/ is a package, with all in it):
-    P0 errors model                   | the exception tree; frozen values
+    P0 errors model slots             | the exception tree; frozen values; descriptors by number
     P1 config flannel alloc           | parse at the edge: our flags, flannel's JSON; which subnets are free
     P2 lease underlay gate            | sans-IO: our own lease; our addresses; which leases become peers
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions

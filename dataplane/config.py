@@ -19,6 +19,7 @@ ENV_PREFIX = "OVERLAYD_"
 FLANNEL_PREFIX = "FLANNELD_"
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path and auto"
+SOURCES_MAX = 16
 NAME_MAX = 15  # IFNAMSIZ without its final NUL
 
 
@@ -44,6 +45,7 @@ class RunConfig:
     disable: tuple[Offload, ...] = ()
     no_route: str = "icmp"
     spin_us: int = 50
+    source_ports: int | None = None  # None: by the number of processors
     forwarder: str = "spawn"
     log_level: str = "info"
     log_format: str = "text"
@@ -233,6 +235,11 @@ FLAGS = (
         *("spin-us", "spin_us", "MICROSECONDS"),
         "look for packets that long before sleeping, where it pays (default: 50; 0: never)",
         _number(0, 1000, "microseconds"),
+    ),
+    Flag(
+        *("source-ports", "source_ports", "COUNT"),
+        f"spread flows over that many, 1 to {SOURCES_MAX} (default: 4 on up to 2 processors, else 16)",
+        _number(1, SOURCES_MAX, "ports"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from dataplane import figures
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.message import Message
-from dataplane.native import MESSAGE_BYTES, Counters, Fd, ForwarderConfig, MessageType, read_fib
+from dataplane.native import MESSAGE_BYTES, Counters, ForwarderConfig, MessageType, read_fib
 from dataplane.rundir import RunDir, listen
+from dataplane.slots import SLOTS, Fd, Fds
 
 if TYPE_CHECKING:
     import asyncio
@@ -93,12 +94,12 @@ class ForwarderClient:
         self,
         kind: MessageType,
         config: ForwarderConfig | None = None,
-        fds: Mapping[Fd, int] | None = None,
-    ) -> tuple[Message, dict[Fd, int]]:
+        fds: Mapping[int, int] | None = None,
+    ) -> tuple[Message, Fds]:
         """Send one message and wait for its answer; descriptors received are the caller's."""
         ordered = sorted((fds or {}).items())
         self._seq += 1
-        mask = sum(1 << fd for fd, _ in ordered)
+        mask = sum(1 << slot for slot, _ in ordered)
         message = Message(kind, epoch=self._epoch, seq=self._seq, fd_mask=mask, config=config)
         try:
             socket.send_fds(self.sock, [message.pack()], [fd for _, fd in ordered])
@@ -122,9 +123,9 @@ class ForwarderClient:
             self._raise_refusal(kind, reply)
         return reply, received
 
-    def _receive(self) -> tuple[Message, dict[Fd, int]]:
+    def _receive(self) -> tuple[Message, Fds]:
         # Not socket.recv_fds(): it ignores its flags (CPython 3.11), and children would inherit these.
-        space = socket.CMSG_SPACE(len(Fd) * FD_BYTES)
+        space = socket.CMSG_SPACE(len(SLOTS) * FD_BYTES)
         data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
         fds = [
             fd
@@ -136,14 +137,14 @@ class ForwarderClient:
             if not data:
                 raise ControlError(f"forwarder (pid {self.pid}) closed the connection")
             reply = Message.unpack(data)
-            roles = [fd for fd in Fd if reply.fd_mask & (1 << fd)]
-            if flags & socket.MSG_CTRUNC or len(roles) != len(fds):
+            slots = [slot for slot in SLOTS if reply.fd_mask & (1 << slot)]
+            if flags & socket.MSG_CTRUNC or len(slots) != len(fds):
                 raise ControlError("forwarder announced other descriptors than it sent")
         except ControlError:
             for fd in fds:
                 os.close(fd)
             raise
-        return reply, dict(zip(roles, fds, strict=True))
+        return reply, dict(zip(slots, fds, strict=True))
 
     def _raise_refusal(self, kind: MessageType, reply: Message) -> None:
         why = reply.text or os.strerror(-reply.error)
@@ -155,14 +156,14 @@ class ForwarderClient:
         """Become the forwarder's control; learn its state, config and generation."""
         return self.request(MessageType.HELLO)[0]
 
-    def take(self) -> tuple[ForwarderConfig, dict[Fd, int]]:
+    def take(self) -> tuple[ForwarderConfig, Fds]:
         """Get what the forwarder works with."""
         reply, fds = self.request(MessageType.TAKE)
         if reply.config is None:
             raise ControlError("forwarder sent no config")
         return reply.config, fds
 
-    def go(self, config: ForwarderConfig, fds: Mapping[Fd, int]) -> None:
+    def go(self, config: ForwarderConfig, fds: Mapping[int, int]) -> None:
         """(Re)start the workers with these."""
         self.request(MessageType.GO, config, fds)
 
@@ -178,7 +179,7 @@ class ForwarderClient:
         """Let parked workers go on."""
         self.request(MessageType.RESUME)
 
-    def inspect(self) -> tuple[Message, dict[Fd, int]]:
+    def inspect(self) -> tuple[Message, Fds]:
         """Look at state, config, counters and table without becoming its control."""
         return self.request(MessageType.INSPECT)
 

@@ -18,12 +18,12 @@ from dataplane.native import (
     Counters,
     CountersHeader,
     Direction,
-    Fd,
     ForwarderConfig,
     Totals,
     boottime_s,
     tier_text,
 )
+from dataplane.slots import Fd
 
 Status = dict[str, object]
 

@@ -10,8 +10,10 @@ from dataplane import native
 from dataplane.errors import ControlError
 from dataplane.native import ForwarderConfig, MessageType, State
 
-# magic, abi, type, epoch, seq, error, fd_mask, state, generation, pid, config, text
-_LAYOUT = struct.Struct(f"=IHHQIiIIQQ{native.CONFIG_BYTES}s{native.TEXT_MAX}s")
+MASK_WORDS, WORD = 3, (1 << 64) - 1
+
+# magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text
+_LAYOUT = struct.Struct(f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}s")
 
 if _LAYOUT.size != native.MESSAGE_BYTES:
     raise ImportError("struct dp_msg of csrc/dp.h is not what dataplane/message.py packs")
@@ -25,7 +27,7 @@ class Message:
     epoch: int = 0
     seq: int = 0
     error: int = 0  # 0 or a negative errno
-    fd_mask: int = 0
+    fd_mask: int = 0  # bit i: a descriptor for slot i comes along
     state: State = State.EMPTY
     generation: int = 0
     pid: int = 0
@@ -41,10 +43,10 @@ class Message:
             self.epoch,
             self.seq,
             self.error,
-            self.fd_mask,
-            self.state,
             self.generation,
             self.pid,
+            *(self.fd_mask >> 64 * i & WORD for i in range(MASK_WORDS)),
+            self.state,
             b"" if self.config is None else native.pack_config(self.config),
             self.text.encode()[: native.TEXT_MAX - 1],
         )
@@ -54,9 +56,8 @@ class Message:
         """Read one message, or raise ControlError for what is none of this version."""
         if len(data) != native.MESSAGE_BYTES:
             raise ControlError(f"control message of {len(data)} bytes, expected {native.MESSAGE_BYTES}")
-        magic, abi, kind, epoch, seq, error, fd_mask, state, generation, pid, config, text = _LAYOUT.unpack(
-            data
-        )
+        magic, abi, kind, epoch, seq, error, generation, pid, *rest = _LAYOUT.unpack(data)
+        *words, state, config, text = rest
         if magic != native.CTL_MAGIC or abi != native.ABI:
             raise ControlError(f"the forwarder speaks version {abi}, this overlayd {native.ABI}. Restart it")
         try:
@@ -65,7 +66,7 @@ class Message:
                 epoch,
                 seq,
                 error,
-                fd_mask,
+                sum(word << 64 * i for i, word in enumerate(words)),
                 State(state),
                 generation,
                 pid,

@@ -21,6 +21,7 @@ from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
+from dataplane.slots import SLOTS, Fd
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
@@ -28,20 +29,6 @@ CTL_MAGIC: int = lib.DP_CTL_MAGIC
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
 TEXT_MAX: int = lib.DP_TEXT_MAX
-
-
-class Fd(IntEnum):
-    """What a forwarder works with, in the order in which a message carries it."""
-
-    TUN = lib.DP_FD_TUN
-    COUNTERS = lib.DP_FD_COUNTERS
-    FIB = lib.DP_FD_FIB
-    UDP4 = lib.DP_FD_UDP4
-    UDP4_TX = lib.DP_FD_UDP4_TX
-    UDP6 = lib.DP_FD_UDP6
-    UDP6_TX = lib.DP_FD_UDP6_TX
-    RAW4 = lib.DP_FD_RAW4
-    RAW4_TX = lib.DP_FD_RAW4_TX
 
 
 class MessageType(IntEnum):
@@ -82,6 +69,11 @@ def _read_names(function: Any, count: int) -> tuple[str, ...]:
 DROP_NAMES = _read_names(lib.dp_drop_name, lib.DP_DROP_COUNT)  # by enum dp_drop; [0] is no drop
 ENCAP_NAMES = _read_names(lib.dp_encap_name, lib.DP_ENCAP_COUNT)  # by enum dp_encap
 
+for _fd in Fd:
+    if getattr(lib, f"DP_FD_{_fd.name}") != _fd:
+        raise ImportError(f"{_fd!r} of dataplane/slots.py is not what csrc/dp.h says")
+if len(SLOTS) != lib.DP_FD_SLOTS:
+    raise ImportError("dataplane/slots.py counts other slots than csrc/dp.h")
 for _offload in Offload:
     if getattr(lib, f"DP_TIER_{_offload.name}") != _offload:
         raise ImportError(f"{_offload!r} of dataplane/model.py is not what csrc/dp.h says")
@@ -114,6 +106,7 @@ class ForwarderConfig:
     tier: int = 0
     vnet_hdr_len: int = 0
     threads: int = 1
+    sources: int = 1
     icmp_per_s: int = 0
     icmp_burst: int = 0
     spin_us: int = 0
@@ -134,6 +127,7 @@ _NUMBERS = (
     "tier",
     "vnet_hdr_len",
     "threads",
+    "sources",
     "icmp_per_s",
     "icmp_burst",
     "spin_us",
@@ -434,11 +428,11 @@ def underlay_open(role: Fd, config: ForwarderConfig, device: str, buffer_bytes: 
 class Engine:
     """The forwarder's workers as threads of this process: for benches, tests and embedders."""
 
-    def __init__(self, config: ForwarderConfig, fds: Mapping[Fd, int]) -> None:
+    def __init__(self, config: ForwarderConfig, fds: Mapping[int, int]) -> None:
         """Prepare workers for these descriptors, which stay the caller's."""
         cconfig = ffi.new("struct dp_config *")
         _fill_config(cconfig, config)
-        cfds = ffi.new("int[]", [fds.get(fd, -1) for fd in Fd])
+        cfds = ffi.new("int[]", [fds.get(slot, -1) for slot in SLOTS])
         out = ffi.new("dp_engine **")
         check(lib.dp_engine_create(cconfig, cfds, out), "creating the engine")
         self._engine = out[0]

@@ -14,7 +14,8 @@ from pathlib import Path
 from dataplane import native
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Encap
-from dataplane.native import Fd, ForwarderConfig, TunHandle
+from dataplane.native import ForwarderConfig, TunHandle
+from dataplane.slots import Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
 
@@ -27,15 +28,18 @@ Key = tuple[int | str | IPv4Address | IPv6Address | None, ...]
 SENDING = (Fd.UDP4_TX, Fd.UDP6_TX, Fd.RAW4_TX)
 
 
-def wanted_sockets(config: ForwarderConfig) -> dict[Fd, Key]:
+def wanted_sockets(config: ForwarderConfig) -> dict[int, Key]:
     """List the sockets that a config needs, each with what it depends on."""
-    keys: dict[Fd, Key] = {}
-    if Encap.VXLAN in config.encaps and config.underlay4 is not None:
-        keys[Fd.UDP4] = (config.vxlan_port,)
-        keys[Fd.UDP4_TX] = (config.underlay4, config.underlay_ifindex)
-    if Encap.VXLAN in config.encaps and config.underlay6 is not None:
-        keys[Fd.UDP6] = (config.vxlan_port,)
-        keys[Fd.UDP6_TX] = (config.underlay6, config.underlay_ifindex)
+    keys: dict[int, Key] = {}
+    for receiving, sending, address in (
+        (Fd.UDP4, Fd.UDP4_TX, config.underlay4),
+        (Fd.UDP6, Fd.UDP6_TX, config.underlay6),
+    ):
+        if Encap.VXLAN not in config.encaps or address is None:
+            continue
+        keys[receiving] = (config.vxlan_port,)
+        for index in range(config.sources):
+            keys[slot_of(sending, index)] = (address, config.underlay_ifindex)
     if Encap.IPIP in config.encaps and config.underlay4 is not None:
         keys[Fd.RAW4] = ()
         keys[Fd.RAW4_TX] = ()
@@ -96,16 +100,17 @@ def duplicate(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-def close_all(fds: dict[Fd, int]) -> None:
+def close_all(fds: Fds) -> None:
     """Close descriptors and forget them."""
     while fds:
         os.close(fds.popitem()[1])
 
 
-def buffer_warnings(fds: dict[Fd, int]) -> list[str]:
+def buffer_warnings(fds: Fds) -> list[str]:
     """Say which sockets got smaller buffers than they should have."""
     smallest: dict[str, int] = {}
-    for role, fd in fds.items():
+    for slot, fd in fds.items():
+        role = role_of(slot)
         if role in (Fd.TUN, Fd.COUNTERS, Fd.FIB):
             continue
         option, setting = (

@@ -38,8 +38,9 @@ from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
 from dataplane.model import Peer, Table
-from dataplane.native import Counters, Fd, ForwarderConfig, State
+from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.rundir import RunDir
+from dataplane.slots import MAX_SOURCES, Fd, Fds, role_of
 
 log = Journal("backend")
 
@@ -80,8 +81,8 @@ class UserspaceBackend:
         self._losses: deque[float] = deque(maxlen=CRASHES_MAX)
         self._retry_s = 0.0
         # What we hold. The FIB among the descriptors is the table in force, or about to be.
-        self._fds: dict[Fd, int] = {}
-        self._keys: dict[Fd, Key] = {}
+        self._fds: Fds = {}
+        self._keys: dict[int, Key] = {}
         self._config: ForwarderConfig | None = None
         self._config_in_force: ForwarderConfig | None = None
         self._offloads = Offloads(place.config.disable)
@@ -131,13 +132,14 @@ class UserspaceBackend:
             if self._needs_other_tier():
                 await self._stop_forwarder()
                 os.close(self._fds.pop(Fd.TUN))
-            opened: dict[Fd, int] = {}
+            opened: Fds = {}
             try:
                 config = self._open_tun(settings, opened)
                 keys = wanted_sockets(config)
-                for role, key in keys.items():
-                    if role not in self._fds or self._keys.get(role) != key:
-                        opened[role] = open_socket(role, config, settings.underlay.name, self._port_holder)
+                for slot, key in keys.items():
+                    if slot not in self._fds or self._keys.get(slot) != key:
+                        role = role_of(slot)
+                        opened[slot] = open_socket(role, config, settings.underlay.name, self._port_holder)
                 if Fd.COUNTERS not in self._fds:
                     opened[Fd.COUNTERS] = native.counters_create()
                     self._counters = Counters(opened[Fd.COUNTERS])
@@ -151,7 +153,7 @@ class UserspaceBackend:
         held = Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == self._place.config.tun_name
         return held and self._tier_wanted is not None and self._tier_wanted != self._offloads.of_tun
 
-    def _open_tun(self, settings: Settings, opened: dict[Fd, int]) -> ForwarderConfig:
+    def _open_tun(self, settings: Settings, opened: Fds) -> ForwarderConfig:
         config = self._forwarder_config(settings)
         of_sockets = self._offloads.of_sockets()
         config = replace(config, tier=config.tier & ~OF_SOCKETS | of_sockets)
@@ -176,6 +178,7 @@ class UserspaceBackend:
             vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
             icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
             icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
+            sources=run.source_ports or (4 if (os.cpu_count() or 1) <= 2 else MAX_SOURCES),
             spin_us=run.spin_us,
             underlay4=settings.underlay4,
             underlay6=settings.underlay6,
@@ -186,12 +189,12 @@ class UserspaceBackend:
             reserved_ignore=run.vxlan_reserved == "ignore",
         )
 
-    def _commit(self, config: ForwarderConfig, keys: dict[Fd, Key], opened: dict[Fd, int]) -> None:
+    def _commit(self, config: ForwarderConfig, keys: dict[int, Key], opened: Fds) -> None:
         shared = (Fd.TUN, Fd.COUNTERS, Fd.FIB)
-        stale = {role: fd for role, fd in self._fds.items() if role in opened}
-        stale |= {role: fd for role, fd in self._fds.items() if role not in keys and role not in shared}
+        stale = {slot: fd for slot, fd in self._fds.items() if slot in opened}
+        stale |= {slot: fd for slot, fd in self._fds.items() if slot not in keys and slot not in shared}
         self._is_go_due |= bool(opened or stale) or config != self._config
-        self._fds = {role: fd for role, fd in self._fds.items() if role not in stale} | opened
+        self._fds = {slot: fd for slot, fd in self._fds.items() if slot not in stale} | opened
         close_all(stale)
         self._config = config
         self._keys = keys

@@ -369,12 +369,12 @@ static void check_end(const dp_counters *counters)
 int main(void)
 {
 	struct dp_config config = packet_config;
-	int fds[DP_FD_COUNT];
+	int fds[DP_FD_SLOTS];
 	dp_counters *counters;
 	dp_engine *engine;
 
 	sys = &fakes;
-	for (int i = 0; i < DP_FD_COUNT; i++)
+	for (int i = 0; i < DP_FD_SLOTS; i++)
 		fds[i] = -1;
 	config.tun_mtu = MTU;
 	config.vnet_hdr_len = VNET_LEN;
@@ -395,7 +395,7 @@ int main(void)
 	dp_engine_destroy(engine);
 	check_end(counters);
 	dp_counters_close(counters);
-	for (int i = 0; i < DP_FD_COUNT; i++) {
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
 	}

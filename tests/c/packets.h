@@ -20,6 +20,7 @@ static const struct dp_config packet_config = {
 	.vni = PACKET_VNI,
 	.tun_mtu = 1450,
 	.threads = 1,
+	.sources = 1,
 	.vtep_mac4 = {0x02, 0x4f, 0, 0, 4, 1},
 	.vtep_mac6 = {0x02, 0x4f, 0, 0, 6, 1},
 	.encaps = 1 << DP_ENCAP_VXLAN | 1 << DP_ENCAP_IPIP,

@@ -126,7 +126,7 @@ static const struct sys calls = {
 /* All ends of one engine on the loopback device. */
 struct lab {
 	struct dp_config config;
-	int fds[DP_FD_COUNT];
+	int fds[DP_FD_SLOTS];
 	int pods;    /* the other end of the TUN */
 	int udp_out; /* the peer's sockets */
 	int raw_out;
@@ -223,7 +223,7 @@ static void open_lab(struct lab *lab)
 	lab->config.underlay4 = (struct dp_addr){.family = 4, .bytes = {127, 0, 0, 1}};
 	lab->config.icmp_per_s = 1000;
 	lab->config.icmp_burst = 100;
-	for (int i = 0; i < DP_FD_COUNT; i++)
+	for (int i = 0; i < DP_FD_SLOTS; i++)
 		lab->fds[i] = -1;
 	CHECK(!socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, tun));
 	lab->fds[DP_FD_TUN] = tun[0];

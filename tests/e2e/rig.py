@@ -31,6 +31,7 @@ from scapy.packet import Packet
 from bench.lab import Namespace, wait_for
 from dataplane import control, native
 from dataplane.errors import NotRunning, RuntimeFailure
+from dataplane.slots import Fd
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, US
 from tests.e2e.tap import Frame, Tap
@@ -124,9 +125,9 @@ class Daemon:
         with control.ForwarderClient(self.run_dir / "forwarder.sock") as client:
             _, fds = client.inspect()
         for role, fd in fds.items():
-            if role != native.Fd.COUNTERS:
+            if role != Fd.COUNTERS:
                 os.close(fd)
-        return native.Counters(fds[native.Fd.COUNTERS]), fds[native.Fd.COUNTERS]
+        return native.Counters(fds[Fd.COUNTERS]), fds[Fd.COUNTERS]
 
     def log(self) -> str:
         """Return what it wrote so far."""

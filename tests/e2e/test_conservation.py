@@ -21,7 +21,7 @@ import pytest
 from scapy.packet import Packet
 
 from bench.lab import wait_for
-from dataplane.native import Fd
+from dataplane.slots import Fd
 from tests.e2e import frames
 from tests.e2e.frames import (
     DUAL,

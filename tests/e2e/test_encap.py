@@ -168,6 +168,14 @@ def test_case_035_source_port_is_in_the_recommended_range(rig: Rig) -> None:
         assert 49152 <= ports.pop() <= 65535
 
 
+def test_case_035_flows_are_spread_over_source_ports(rig: Rig) -> None:
+    """Flows to one peer leave from several ports, by which receivers tell them apart; each flow keeps its own."""
+    flows = [inner4(US.pod(), DUAL.pod(i)) for i in range(1, 33)]
+    ports = [{split(rig.sent(flow))[0][UDP].sport for _ in range(2)} for flow in flows]
+    assert {len(chosen) for chosen in ports} == {1}
+    assert len(set.union(*ports)) >= 4
+
+
 @pytest.mark.parametrize("ttl", [2, 64, 255], ids="case_037-{}".format)
 def test_outer_ttl_is_64(rig: Rig, ttl: int) -> None:
     """The outer TTL is 64 whatever the inner one is."""

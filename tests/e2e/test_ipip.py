@@ -20,7 +20,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from bench.lab import wait_for
-from dataplane.native import Fd
+from dataplane.slots import Fd
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, DUT_MAC, IPIP, STRANGER, US, from_peer, inner4, ipip, patched, vxlan
 from tests.e2e.rig import Rig, risen

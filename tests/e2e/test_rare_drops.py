@@ -20,7 +20,8 @@ import pytest
 from bench.lab import wait_for
 from dataplane import native
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
-from dataplane.native import Engine, Fd, ForwarderConfig
+from dataplane.native import Engine, ForwarderConfig
+from dataplane.slots import Fd
 from tests.e2e.frames import inner4, vxlan_payload
 from tests.e2e.rig import conserves
 
@@ -67,7 +68,7 @@ class Bench:
             vtep_mac6=OURS_MAC,
             encaps=frozenset({Encap.VXLAN}),
         )
-        self.fds = {
+        self.fds: dict[int, int] = {
             Fd.TUN: tun.detach(),
             Fd.COUNTERS: native.counters_create(max_peers=1),
             Fd.FIB: native.fib_create(TABLE, 1),

@@ -15,7 +15,7 @@
 #include "ctl.c"
 
 /* More descriptors than this program ever has, and more than ctl.c has room for (padding makes it one more). */
-enum { FDS_MAX = 256, FDS_SENT_MAX = DP_FD_COUNT + 2 };
+enum { FDS_MAX = 512, FDS_SENT_MAX = DP_FD_SLOTS + 2 };
 enum { REQUEST_LEN = 8, REQUESTS_MAX = 16 };
 enum { HOW_SHORT = 1, HOW_LONG = 2, HOW_MAGIC = 4, HOW_ABI = 8, HOW_NO_READER = 16, HOW_WRONG_FD = 32 };
 
@@ -71,15 +71,16 @@ static uint32_t make_request(const uint8_t *op, struct parcel *request)
 	request->msg.abi = op[0] & HOW_ABI ? DP_ABI + 1 : DP_ABI;
 	request->msg.type = op[1] % (DP_MSG_COUNT + 2);
 	request->msg.epoch = op[2];
-	request->msg.fd_mask = mask & 0x8000 ? mask | 1U << 20 : mask % (1U << DP_FD_COUNT);
+	request->msg.fd_mask[0] = mask & 0x7fff;
+	request->msg.fd_mask[2] = mask & 0x8000 ? 1ULL << 40 : 0; /* no slot */
 	request->msg.config = packet_config;
 	request->msg.config.tun_mtu = 1450;
 	((uint8_t *)&request->msg.config)[op[6] % sizeof(struct dp_config)] = op[7];
-	for (int i = 0; i < DP_FD_COUNT; i++) {
-		if (request->msg.fd_mask & 1U << i)
-			request->fds[count++] = good_fds[op[0] & HOW_WRONG_FD ? (i + op[5]) % DP_FD_COUNT : i];
+	for (int i = 0; i < DP_FD_SLOTS; i++) {
+		if (has_slot(&request->msg, i))
+			request->fds[count++] = good_fds[(i + (op[0] & HOW_WRONG_FD ? op[5] : 0)) % DP_FD_COUNT];
 	}
-	for (uint32_t i = count; i < DP_FD_COUNT; i++)
+	for (uint32_t i = count; i < DP_FD_SLOTS; i++)
 		request->fds[i] = good_fds[DP_FD_TUN];
 	if (op[5] & 0x80)
 		count = op[5] % (FDS_SENT_MAX + 1U); /* more or fewer than it says */
@@ -108,7 +109,7 @@ static bool send_request(int fd, const uint8_t *op)
 
 	memcpy(bytes, &request.msg, sizeof(request.msg));
 	memcpy(fds, request.fds, sizeof(request.fds));
-	for (int i = DP_FD_COUNT; i < FDS_SENT_MAX; i++)
+	for (int i = DP_FD_SLOTS; i < FDS_SENT_MAX; i++)
 		fds[i] = good_fds[DP_FD_TUN];
 	if (op[0] & HOW_SHORT)
 		iov.iov_len = op[7];
@@ -123,7 +124,7 @@ static bool send_request(int fd, const uint8_t *op)
 		memcpy(CMSG_DATA(&space.align), fds, count * sizeof(int));
 	}
 	CHECK(sendmsg(fd, &hdr, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)iov.iov_len);
-	return iov.iov_len == sizeof(struct dp_msg) && count <= DP_FD_COUNT;
+	return iov.iov_len == sizeof(struct dp_msg) && count <= DP_FD_SLOTS;
 }
 
 /**

@@ -26,8 +26,9 @@ from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ConfigError, ControlError, NotRunning, RuntimeFailure
 from dataplane.message import Message
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
-from dataplane.native import Fd, MessageType, State
+from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
+from dataplane.slots import Fd
 
 ROOT = Path(__file__).resolve().parents[2]
 MAC = MacAddress(bytes.fromhex("02aabbccddee"))
@@ -77,16 +78,20 @@ def forwarder(where: RunDir) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def fds() -> Iterator[dict[Fd, int]]:
+def fds() -> Iterator[dict[int, int]]:
     """Yield the descriptors a forwarder needs; a pipe that stays empty stands for the device."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
-    opened = {Fd.TUN: read_end, Fd.COUNTERS: native.counters_create(), Fd.FIB: native.fib_create(TABLE, 5)}
+    opened: dict[int, int] = {
+        Fd.TUN: read_end,
+        Fd.COUNTERS: native.counters_create(),
+        Fd.FIB: native.fib_create(TABLE, 5),
+    }
     yield opened
     for fd in (*opened.values(), write_end):
         os.close(fd)
 
 
-def close_all(fds: dict[Fd, int]) -> None:
+def close_all(fds: dict[int, int]) -> None:
     """Close descriptors that were received."""
     for fd in fds.values():
         os.close(fd)
@@ -96,7 +101,7 @@ def close_all(fds: dict[Fd, int]) -> None:
 
 
 def test_forwarder_hands_back_what_it_was_given(
-    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[Fd, int]
+    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int]
 ) -> None:
     """A control that takes over gets config, table and duplicates of the very same descriptors."""
     with ForwarderClient(where.forwarder_socket, epoch=1) as client:
@@ -118,7 +123,7 @@ def test_forwarder_hands_back_what_it_was_given(
 
 
 def test_forwarder_publishes_parks_and_stops(
-    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[Fd, int]
+    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int]
 ) -> None:
     """PUBLISH, QUIESCE, RESUME and STOP do what they say; after STOP the process and its socket are gone."""
     with ForwarderClient(where.forwarder_socket, epoch=1) as client:
@@ -142,7 +147,7 @@ def test_forwarder_publishes_parks_and_stops(
 
 
 def test_forwarder_refuses_a_bad_go_and_carries_on(
-    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[Fd, int]
+    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int]
 ) -> None:
     """What cannot work is refused in words; the old state stays and the connection lives."""
     with ForwarderClient(where.forwarder_socket, epoch=1) as client:
@@ -193,14 +198,15 @@ MALFORMED = {
     "descriptor_not_announced": (GOOD, 1),
     "descriptor_with_junk": (b"junk", 1),
     "too_many_descriptors": (GOOD, 20),
+    "more_descriptors_than_slots": (GOOD, 150),
     "descriptor_missing": (Message(MessageType.HELLO, fd_mask=1).pack(), 0),
-    "descriptor_of_no_role": (Message(MessageType.HELLO, fd_mask=1 << 31).pack(), 1),
+    "descriptor_of_no_role": (Message(MessageType.HELLO, fd_mask=1 << 150).pack(), 1),
 }
 
 
 @pytest.mark.parametrize(("data", "count"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_message_closes_only_its_connection(
-    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[Fd, int], data: bytes, count: int
+    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int], data: bytes, count: int
 ) -> None:
     """Whoever breaks the protocol is hung up on; others, workers and descriptors are left alone."""
     with ForwarderClient(where.forwarder_socket, epoch=1) as client:
@@ -311,7 +317,7 @@ def test_nonsense_from_a_forwarder_is_refused(where: RunDir, reply: Message, wha
 
 
 def test_status_comes_from_the_forwarder_when_control_is_dead(
-    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[Fd, int]
+    where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int]
 ) -> None:
     """The dataplane's figures are shown without control, with the facts that it left behind."""
     where.write_facts({"node": "n1", "encap": "vxlan", "subnet": "10.244.1.0/24", "tun": "none0"})

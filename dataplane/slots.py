@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The descriptors that a forwarder works with: what each is for, and how several of a kind are told apart."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+MAX_SOURCES = 16  # UDP source ports of each family
+
+
+class Fd(IntEnum):
+    """What a descriptor is for: `enum dp_fd`."""
+
+    TUN = 0
+    COUNTERS = 1
+    FIB = 2
+    UDP4 = 3
+    UDP4_TX = 4
+    UDP6 = 5
+    UDP6_TX = 6
+    RAW4 = 7
+    RAW4_TX = 8
+
+
+# Descriptors by slot: a role where there is one of it, slot_of() where there are several.
+Fds = dict[int, int]
+SLOTS = range(16 * len(Fd))
+
+
+def slot_of(role: Fd, index: int) -> int:
+    """Return the slot of one of several descriptors."""
+    return role + index * len(Fd)
+
+
+def role_of(slot: int) -> Fd:
+    """Return what the descriptor in a slot is for."""
+    return Fd(slot % len(Fd))
