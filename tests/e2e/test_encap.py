@@ -169,7 +169,7 @@ def test_case_035_source_port_is_in_the_recommended_range(rig: Rig) -> None:
 
 
 def test_case_035_flows_are_spread_over_source_ports(rig: Rig) -> None:
-    """Flows to one peer leave from several ports, by which receivers tell them apart; each flow keeps its own."""
+    """Flows to one peer leave from several ports, to be told apart by; each flow keeps its own."""
     flows = [inner4(US.pod(), DUAL.pod(i)) for i in range(1, 33)]
     ports = [{split(rig.sent(flow))[0][UDP].sport for _ in range(2)} for flow in flows]
     assert {len(chosen) for chosen in ports} == {1}
