@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import cpu, iperf, sockperf
-from bench.lab import ROOT, Node
+from bench.lab import NETNS, ROOT, Node
 from bench.matrix import Plan
 from bench.search import Found, Trial, find_rate
 from bench.systems import System
@@ -26,6 +26,8 @@ SPARE = 1.5  # times the reported rate: what the generator alone must manage
 ALONE_S = 0.5
 RUN_PACKETS = 32  # of the sender that uses UDP_SEGMENT
 FIXED_GBIT_S = 2.0
+
+QUIET_CPUS = 0.15  # of CPUs busy with something else: a sample that saw more says so
 
 Sample = dict[str, Any]
 
@@ -45,6 +47,11 @@ def build_loadgen() -> None:
 def _note_if(notes: list[str], holds: bool, text: str) -> None:
     if holds:
         notes.append(text)
+
+
+def inodes(system: System) -> set[int]:
+    """Return the inodes of a lab's namespaces."""
+    return {(NETNS / space.name).stat().st_ino for space in system.spaces()}
 
 
 class Loads:
@@ -72,11 +79,19 @@ class Loads:
 
     def measure(self, load: str, system: System) -> Sample:
         """Return one sample: its figures, details and notes; or why there is none."""
+        spaces = inodes(system)
+        before = cpu.read(spaces)
         try:
-            return self._table[load](system)
+            sample = self._table[load](system)
         except (AssertionError, ValueError, KeyError, OSError, subprocess.SubprocessError) as err:
             detail = str(getattr(err, "stderr", None) or "").strip()[-200:]
             return {"error": f"{err} {detail}".strip()}
+        after = cpu.read(spaces)
+        others = cpu.used(before, after).others / (after.at_s - before.at_s)
+        sample["others_cpus"] = round(others, 3)
+        if others > QUIET_CPUS:
+            sample.setdefault("notes", []).append("others used the machine too")
+        return sample
 
     # --- TCP ---
 
@@ -127,7 +142,7 @@ class Loads:
         notes: list[str] = []
         short = alone_kpps < SPARE * found.kpps
         _note_if(notes, short, f"generator alone manages less than {SPARE:g} times this")
-        _note_if(notes, found.is_sender_limited, "sender could not offer more on this path")
+        _note_if(notes, found.is_sender_limited, "sender cannot send more on this path")
         _note_if(notes, wrong["doubled"] + wrong["changed"] > 0, "packets came doubled or changed")
         trials = [
             {"asked_pps": t.asked_pps, "sent": t.sent, "received": t.received, "seconds": t.seconds}
@@ -183,23 +198,20 @@ class Loads:
 
     def _cpu(self, system: System) -> Sample:
         a, b = system.hosts
-        pids = system.own_pids()
+        forwarders = system.own_pids()
+        spaces = inodes(system)
         with iperf.flowing(a, b, system.target, self._plan.seconds + 10, "-b", f"{FIXED_GBIT_S:g}G"):
-            before = (time.monotonic(), iperf.received_bytes(b), cpu.process_seconds(pids))
-            busy = cpu.machine_seconds()
+            bytes_before, before = iperf.received_bytes(b), cpu.read(spaces)
             time.sleep(self._plan.seconds)
-            after = (time.monotonic(), iperf.received_bytes(b), cpu.process_seconds(pids))
-            used = {kind: seconds - busy[kind] for kind, seconds in cpu.machine_seconds().items()}
-        gigabytes = (after[1] - before[1]) / 1e9
+            bytes_after, after = iperf.received_bytes(b), cpu.read(spaces)
+        gigabytes = (bytes_after - bytes_before) / 1e9
         if gigabytes <= 0:
             raise AssertionError("no data was carried")
-        detail: Sample = {
-            f"{kind}_s_per_gb": used[kind] / gigabytes for kind in ("user", "system", "softirq")
-        }
-        detail["forwarder_s_per_gb"] = (after[2] - before[2]) / gigabytes
-        detail["steal_s"] = used["steal"]
-        detail["gbit_s"] = gigabytes * 8 / (after[0] - before[0])
+        use = cpu.used(before, after)
+        detail: Sample = {f"{kind}_s_per_gb": use.by_kind[kind] / gigabytes for kind in cpu.KINDS}
+        detail["forwarder_s_per_gb"] = cpu.of_processes(before, after, forwarders) / gigabytes
+        detail["steal_s"] = use.steal
+        detail["gbit_s"] = gigabytes * 8 / (after.at_s - before.at_s)
         notes: list[str] = []
         _note_if(notes, detail["gbit_s"] < 0.95 * FIXED_GBIT_S, f"carried less than {FIXED_GBIT_S:g} Gbit/s")
-        figure = sum(detail[f"{kind}_s_per_gb"] for kind in ("user", "system", "softirq"))
-        return {"figures": {"s_per_gb": figure}, "detail": detail, "notes": notes}
+        return {"figures": {"s_per_gb": use.seconds / gigabytes}, "detail": detail, "notes": notes}

@@ -50,45 +50,34 @@ class Found:
 
     best: Trial | None
     trials: tuple[Trial, ...]
+    is_sender_limited: bool  # more was not carried because it could not be sent, not because it was lost
 
     @property
     def kpps(self) -> float:
         """Return the rate that was found."""
         return self.best.received_pps / 1e3 if self.best else 0.0
 
-    @property
-    def is_sender_limited(self) -> bool:
-        """Return whether the sender could not send more than what was carried."""
-        return self.best is not None and not self.best.is_full
-
 
 def find_rate(send: Callable[[float], Trial], start_pps: float) -> Found:
     """Search from a first guess: by steps until one rate passes and one fails, then by halves.
 
-    A rate that fails is tried once more: on a machine that others use too, a single loss may be theirs.
+    A rate passes if it was sent in full and next to nothing of it was lost. One that fails is tried once
+    more: on a machine that others use too, a single loss may be theirs.
     """
     trials: list[Trial] = []
-    best: Trial | None = None
     low = high = 0.0
+    is_sender_limited = False
     rate = max(start_pps, FLOOR_PPS)
-
-    def is_carried() -> Trial | None:
-        for _ in range(2):
-            trials.append(send(rate))
-            if trials[-1].is_good:
-                return trials[-1]
-        return None
-
     while len(trials) < TRIALS_MAX:
-        carried = is_carried()
-        if carried:
+        tries: list[Trial] = []
+        while len(tries) < 2 and not any(trial.is_good and trial.is_full for trial in tries):
+            tries.append(send(rate))
+        trials += tries
+        if tries[-1].is_good and tries[-1].is_full:
             low = rate
-            if best is None or carried.received_pps > best.received_pps:
-                best = carried
-            if not carried.is_full:
-                break  # there is no more to offer
         else:
             high = rate
+            is_sender_limited = any(trial.is_good for trial in tries)
         if not low:
             if rate <= FLOOR_PPS:
                 break
@@ -99,4 +88,6 @@ def find_rate(send: Callable[[float], Trial], start_pps: float) -> Found:
             break
         else:
             rate = math.sqrt(low * high)
-    return Found(best, tuple(trials))
+    good = [trial for trial in trials if trial.is_good]
+    best = max(good, key=lambda trial: trial.received_pps, default=None)
+    return Found(best, tuple(trials), is_sender_limited)

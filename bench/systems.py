@@ -115,6 +115,11 @@ class System:
         ]
         return [int(word) for text in found for word in text.split()]
 
+    def spaces(self) -> list[Namespace]:
+        """Return all namespaces of the lab."""
+        assert self.lab is not None
+        return [self.lab.router, *(space for node in self.hosts for space in (node.host, node.pod))]
+
     def describe(self) -> dict[str, Any]:
         """Return what it says of itself, for the result file."""
         return {}
@@ -122,9 +127,8 @@ class System:
     def inspect(self) -> dict[str, Any]:
         """Return all devices of the lab as `ip -d -j link` and `ethtool -k` show them."""
         assert self.lab is not None
-        spaces = [self.lab.router, *(space for node in self.hosts for space in (node.host, node.pod))]
         found: dict[str, Any] = {"target": self.target, "system": self.describe(), "namespaces": {}}
-        for space in spaces:
+        for space in self.spaces():
             links = json.loads(space.run("ip", "-d", "-j", "link").stdout)
             names = [link["ifname"] for link in links if link["ifname"] != "lo"]
             found["namespaces"][space.name.removeprefix(f"{self.prefix}-")] = {
