@@ -30,6 +30,7 @@ from dataplane.errors import ConfigError, OverlaydError, RuntimeFailure
 RESULTS = ROOT / "bench-results"
 FILE = "result.json"
 EXIT_INTERRUPTED = 130
+SYSTEM_PATH = ":/usr/sbin:/sbin"  # what a user's PATH may lack
 
 # Commands, and the Debian packages that they come from.
 TOOLS = {
@@ -55,7 +56,7 @@ def check_tools() -> None:
     """Refuse to begin without root or without a tool."""
     if os.geteuid() != 0:
         raise RuntimeFailure("the bench makes network namespaces: run it as root")
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    path = os.environ.get("PATH", "") + SYSTEM_PATH
     packages = [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
     if packages:
         raise RuntimeFailure(f"tools are missing: apt-get install {' '.join(dict.fromkeys(packages))}")

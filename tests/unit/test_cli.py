@@ -81,7 +81,7 @@ RUN = ("run", "--store", "file:///x")
         pytest.param((), "the command is missing; allowed are run, forwarder, status", id="nothing"),
         pytest.param(
             ("stauts",),
-            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, down'
+            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, bench, down'
             " (did you mean status?)",
             id="unknown command",
         ),
