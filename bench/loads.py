@@ -178,7 +178,8 @@ class Loads:
 
     def _latency_awake(self, system: System) -> Sample:
         """Measure beside idle-priority loops: no CPU halts, so no system gains by not halting."""
-        burners = subprocess.Popen([LOADGEN, "awake", str(self._plan.seconds + 30)])
+        assert system.lab is not None
+        burners = system.lab.router.spawn(str(LOADGEN), "awake", str(self._plan.seconds + 30))
         try:
             return self._latency_idle(system)
         finally:

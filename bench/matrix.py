@@ -102,6 +102,17 @@ class Plan:
         """Return how many samples it takes in all."""
         return self.repetitions * len(self.systems) * sum(len(block.loads) for block in self.blocks)
 
+    def estimate_s(self) -> float:
+        """Return about how long it takes, within its limit if it has one."""
+        lasts_s = {"packets": 10 * self.trial_s + 0.5, "latency": self.seconds + 2.2}
+        round_s = sum(
+            lasts_s.get(LOADS[load].group, self.seconds + 0.4)
+            for block in self.blocks
+            for load in block.loads
+        )
+        whole_s = 5.0 * len(self.blocks) + self.repetitions * len(self.systems) * round_s
+        return whole_s if self.limit_s is None else min(whole_s, self.limit_s)
+
 
 FULL = Plan(
     "full",

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ class Row:
         return [s["error"] for s in self.samples if "error" in s]
 
     @property
-    def notes(self) -> list[str]:
-        """Return what samples have against themselves, each thing once."""
-        return list(dict.fromkeys(note for s in self.samples for note in s.get("notes", ())))
+    def notes(self) -> Counter[str]:
+        """Return what samples have against themselves, and how many do."""
+        return Counter(note for sample in self.samples for note in sample.get("notes", ()))
 
 
 @dataclass(slots=True)

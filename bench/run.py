@@ -109,6 +109,7 @@ class Run:
 
     def carry_out(self) -> None:
         """Run all blocks, and write what came of them even if that is not all."""
+        say(f"bench: {self.plan.count_samples()} samples, about {self.plan.estimate_s() / 60:.0f} minutes")
         try:
             for block in self.plan.blocks:
                 self._run_block(block)
@@ -128,6 +129,8 @@ class Run:
                 system.up()
                 self.result.devices[f"{condition.name}/{name}"] = system.inspect()
             self._run_rounds(block, standing)
+            for system in standing:
+                self.result.devices[f"{condition.name}/{system.name}"]["system_after"] = system.describe()
         finally:
             with _Undisturbed():
                 for system in standing:

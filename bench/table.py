@@ -38,7 +38,10 @@ def _block(result: Result, rows: list[Row], figure: Figure) -> list[str]:
 
 
 def _marks(row: Row) -> str:
-    return "".join(f"  [{note}]" for note in row.notes)
+    return "".join(
+        f"  [{note}]" if count == len(row.samples) else f"  [{note}: {count} of {len(row.samples)}]"
+        for note, count in row.notes.items()
+    )
 
 
 def render(result: Result) -> str:

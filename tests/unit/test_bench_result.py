@@ -54,6 +54,7 @@ def test_full_plan_has_what_the_readme_of_the_bench_promises() -> None:
     assert {"wire+moderated", "wire+masquerade"} <= set(whole)
     assert FULL.systems == SYSTEMS
     assert FULL.repetitions >= 5
+    assert 3600 < FULL.estimate_s() < 6000
 
 
 def test_quick_plan_is_a_part_with_a_limit() -> None:
@@ -61,7 +62,7 @@ def test_quick_plan_is_a_part_with_a_limit() -> None:
     assert set(QUICK.blocks[0].loads) < set(LOADS)
     assert QUICK.blocks[0].condition in [block.condition for block in FULL.blocks]
     assert QUICK.limit_s is not None
-    assert QUICK.limit_s < 90
+    assert QUICK.estimate_s() <= QUICK.limit_s < 90
 
 
 def test_selection_keeps_the_baseline() -> None:
@@ -206,11 +207,13 @@ def test_table_has_a_line_for_every_system_and_figure() -> None:
     assert row is not None
     for sample in row.samples:
         sample["notes"] = ["weak generator"]
+    row.samples[0]["notes"].append("a busy machine")
     text = table.render(made)
     figures = sum(len(LOADS[load].figures) for load in ("tcp-1", "udp-64", "latency-idle", "cpu"))
     for system in SYSTEMS:
         assert sum(line.split()[:1] == [system] for line in text.splitlines()) == figures
-    assert text.count("weak generator") == 1
+    assert text.count("[weak generator]") == 1
+    assert text.count("[a busy machine: 1 of 3]") == 1
     assert "INTERRUPTED" not in text
     made.finished = None
     assert "INTERRUPTED" in table.render(made)
