@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def build_loadgen() -> None:
     if LOADGEN.exists() and LOADGEN.stat().st_mtime >= SOURCE.stat().st_mtime:
         return
     LOADGEN.parent.mkdir(exist_ok=True)
-    beside = LOADGEN.with_suffix(".new")
+    beside = LOADGEN.with_suffix(f".{os.getpid()}")
     found = subprocess.run(["gcc", *FLAGS, "-o", beside, SOURCE], capture_output=True, text=True)
     if found.returncode != 0:
         raise RuntimeFailure(f"gcc cannot compile {SOURCE}: {found.stderr[-300:]}")

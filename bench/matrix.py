@@ -128,8 +128,8 @@ QUICK = Plan(
     (Block(Condition("wire"), ("tcp-1", "udp-64", "latency-idle", "cpu")),),
     repetitions=2,
     seconds=1,
-    trial_s=0.2,
-    limit_s=80.0,
+    trial_s=0.15,
+    limit_s=84.0,
 )
 PLANS = {plan.name: plan for plan in (FULL, QUICK)}
 

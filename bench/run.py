@@ -126,8 +126,7 @@ class Run:
                 system = systems.make(name, f"{systems.run_prefix()}-{index}", condition, self.against)
                 standing.append(system)
                 say(f"{self._clock()} {condition.name}: {name} comes up")
-                system.up()
-                self.result.devices[f"{condition.name}/{name}"] = system.inspect()
+                self._bring_up(system)
             self._run_rounds(block, standing)
             for system in standing:
                 self.result.devices[f"{condition.name}/{system.name}"]["system_after"] = system.describe()
@@ -138,6 +137,14 @@ class Run:
                         system.down()
                     except OverlaydError as err:
                         say(f"bench: {err}")
+
+    def _bring_up(self, system: systems.System) -> None:
+        try:
+            system.up()
+            self.result.devices[f"{system.condition.name}/{system.name}"] = system.inspect()
+        except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as err:
+            detail = str(getattr(err, "stderr", None) or "").strip()[-300:]
+            raise RuntimeFailure(f"{system.name} does not come up: {err} {detail}") from None
 
     def _run_rounds(self, block: Block, standing: list[systems.System]) -> None:
         longest_s = 0.0
