@@ -3,8 +3,8 @@
 
 PYTHON := .venv/bin/python
 ARGS ?=
-C_FILES = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch])
-C_UNITS = $(wildcard csrc/*.c)
+C_FILES = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] bench/*.c)
+C_UNITS = $(wildcard csrc/*.c bench/*.c)
 C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
@@ -48,8 +48,8 @@ format: setup ## let ruff and clang-format rewrite the sources
 fuzz: build ## the fuzzers, for a bounded time (ARGS are theirs)
 	@$(PYTHON) -m tests.fuzz.run $(ARGS)
 
-bench: build ## overlayd beside kernel VXLAN in the same run
-	@$(PYTHON) -m bench.compare $(ARGS)
+bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: within 90 s)
+	@$(PYTHON) -m dataplane bench $(ARGS)
 
 bench-micro: build ## the pure C units, one by one
 	@$(PYTHON) -m pytest bench/test_micro.py $(ARGS)

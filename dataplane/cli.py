@@ -194,6 +194,18 @@ def _down(args: argparse.Namespace) -> int:
     return teardown.down(args.run_dir, args.tun_name)
 
 
+def _bench(args: argparse.Namespace) -> int:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "bench" / "run.py").is_file():
+        raise ConfigError(
+            "the bench is not installed with overlayd: run it from a checkout, with `make bench`"
+        )
+    sys.path.insert(0, str(root))
+    from bench import run
+
+    return run.main(args)
+
+
 # --- the grammar -------------------------------------------------------------------------------------------
 
 
@@ -297,6 +309,33 @@ def _add_lease(commands: Any, argv: Sequence[str]) -> None:
         parser.add_argument("--json", action="store_true", help="for programs")
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f'"{text[:20]}" is not allowed; allowed are 1 to 1000')
+    return int(text)
+
+
+def _add_bench(commands: Any) -> None:
+    text = "measure overlayd beside kernel VXLAN in a lab of its own; needs root and a checkout"
+    bench = _add_command(commands, "bench", text, _bench)
+    bench.add_argument("--quick", action="store_true", help="a small part, within 90 seconds")
+    for name, metavar, what in (
+        ("--profile", "NAME", "only this profile (veth, wire) or condition; repeatable"),
+        ("--system", "NAME", "only this system, and kernel VXLAN; repeatable"),
+        ("--load", "NAME", "only this load; repeatable"),
+        ("--against", "EXECUTABLE", "another overlay, see docs/bench.md; repeatable"),
+    ):
+        bench.add_argument(name, action="append", default=[], metavar=metavar, help=what)
+    bench.add_argument("--repetitions", type=_count, metavar="N", help="(default: 5)")
+    bench.add_argument(
+        "--seconds", type=_count, metavar="N", help="of one throughput or latency run (default: 2)"
+    )
+    bench.add_argument(
+        "--output", metavar="PATH", help="folder (default: bench-results/TIME in the checkout)"
+    )
+    bench.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two result files; nothing is measured")
+
+
 def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
     """Return the parser and the names of the commands."""
     parser = _Parser(
@@ -320,6 +359,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
             command.add_argument("--all", action="store_true", help="our own and unreadable leases too")
     _add_network(commands, argv)
     _add_lease(commands, argv)
+    _add_bench(commands)
     down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
     _add_run_dir(down)
     down.add_argument(
