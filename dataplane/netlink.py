@@ -29,8 +29,11 @@ from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
 IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
-TX_QUEUE_LEN = 4096  # packets; what may wait in the device while a forwarder is replaced
+# Packets that may wait in the device: 100 ms of 10 000 a second while a forwarder is replaced. More would add
+# latency under load, since one may be a super-packet of 64 KiB.
+TX_QUEUE_LEN = 1000
 MAIN_TABLE = 254
+TC_H_ROOT = 0xFFFFFFFF
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 SCOPE_LINK, SCOPE_GLOBAL, SCOPE_ANY = 253, 0, 255
 IFF_UP = 1
@@ -173,6 +176,11 @@ def _set_link(ipr: IPRoute, link: Any, plan: HostPlan) -> list[str]:
     if not link["flags"] & IFF_UP:
         ipr.link("set", index=index, state="up")
         changed.append(f"{name} up")
+    # A device that is down has none yet.
+    if any(_attr(qdisc, "TCA_KIND") != "noqueue" for qdisc in ipr.get_qdiscs(index=index)):
+        # The device has a queue of its own; another one in front of it costs a lock, and time.
+        ipr.tc("replace", "noqueue", index=index, parent=TC_H_ROOT)
+        changed.append(f"{name} qdisc noqueue")
     return changed
 
 

@@ -130,7 +130,8 @@ def test_apply(tun: Namespace) -> None:
     assert sorted(changed) == sorted(
         [
             "overlay0 mtu 1450",
-            "overlay0 txqueuelen 4096",
+            "overlay0 txqueuelen 1000",
+            "overlay0 qdisc noqueue",
             *(line for line in changed if line.startswith("net.")),
             "overlay0 up",
             "overlay0 10.244.1.0/32",
@@ -141,7 +142,8 @@ def test_apply(tun: Namespace) -> None:
     )
     assert again == []
     (link,) = show(tun, "link", "show", "dev", "overlay0")
-    assert (link["mtu"], link["txqlen"], "UP" in link["flags"]) == (1450, 4096, True)
+    assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1450, 1000, "noqueue")
+    assert "UP" in link["flags"]
     assert own_addresses(tun) == ["10.244.1.0/32", "fd00:244:0:1::/128"]
     # A TUN that no process holds has no carrier, so the kernel says linkdown.
     assert [line.replace(" linkdown", "") for line in own_routes(tun)] == [
@@ -179,7 +181,7 @@ def test_apply_by_another_process(tun: Namespace) -> None:
     ("damage", "repaired"),
     [
         pytest.param("link set overlay0 mtu 1300", ["overlay0 mtu 1450"], id="mtu"),
-        pytest.param("link set overlay0 txqueuelen 10", ["overlay0 txqueuelen 4096"], id="queue"),
+        pytest.param("link set overlay0 txqueuelen 10", ["overlay0 txqueuelen 1000"], id="queue"),
         pytest.param(
             "addr del 10.244.1.0/32 dev overlay0",
             ["overlay0 10.244.1.0/32", "route 10.244.0.0/16 overlay0"],
@@ -488,11 +490,7 @@ def test_routes_of_others_are_no_changes(space: Namespace, line: str) -> None:
 
 def test_no_capability(tun: Namespace) -> None:
     """Without CAP_NET_ADMIN the error says that it is needed."""
-    script = SCRIPT.format(steps=APPLY)
-    done = tun.run(
-        "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", script
-    )
-    assert (
-        json.loads(done.stdout)
-        == "RuntimeFailure: overlayd run needs CAP_NET_ADMIN to set up the host's network"
-    )
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    done = tun.run(*without, sys.executable, "-c", SCRIPT.format(steps=APPLY))
+    text = "RuntimeFailure: overlayd run needs CAP_NET_ADMIN to set up the host's network"
+    assert json.loads(done.stdout) == text

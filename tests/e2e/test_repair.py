@@ -36,6 +36,7 @@ def look(pair: Pair) -> object:
         link["mtu"],
         link["operstate"],
         link["txqlen"],
+        link["qdisc"],
         addresses,
         show(pair, "route", "show", "proto", "111"),
     )
