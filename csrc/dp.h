@@ -17,7 +17,7 @@
 #define DP_ABI 2
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
-#define DP_MAX_PEERS 65536
+#define DP_MAX_PEERS 131072
 #define DP_MAX_THREADS 16
 #define DP_MAX_SOURCES 16
 #define DP_TEXT_MAX 124

@@ -106,6 +106,42 @@ static const void *section_at(const struct fib *fib, struct fib_section section,
 }
 
 /**
+ * open_table() - Check and set up one prefix table of a snapshot
+ * @fib:	Mapped snapshot with its subnets and peers
+ * @table:	Which table
+ * @is_v6:	Which family
+ *
+ * Return: true if it may be looked up in
+ */
+static bool open_table(struct fib *fib, int table, int is_v6)
+{
+	struct fib_section starts = fib->header->starts[is_v6][table], values = fib->header->values[is_v6][table];
+	struct fib_section nodes = fib->header->nodes[is_v6][table], index = fib->header->index[is_v6][table];
+	const void *start = section_at(fib, starts, is_v6 ? sizeof(addr_t) : sizeof(uint32_t));
+	struct lpm *lpm = &fib->lpm[is_v6][table];
+	uint32_t value_max = 1;
+
+	if (table == FIB_DST)
+		value_max = (uint32_t)fib->header->subnets.count;
+	if (table == FIB_VTEP)
+		value_max = DP_MAX_PEERS;
+	*lpm = (struct lpm){
+		.root = fib->header->roots[is_v6][table],
+		.count = (uint32_t)starts.count,
+		.nodes_count = (uint32_t)nodes.count,
+		.index_count = (uint32_t)index.count,
+		.start4 = is_v6 ? NULL : start,
+		.start6 = is_v6 ? start : NULL,
+		.value = section_at(fib, values, sizeof(uint32_t)),
+		.node = section_at(fib, nodes, sizeof(struct lpm_node)),
+		.index = section_at(fib, index, sizeof(uint32_t)),
+	};
+	return start && lpm->value && lpm->node && lpm->index && starts.count == values.count &&
+	       starts.count <= UINT32_MAX && nodes.count <= UINT32_MAX && index.count <= UINT32_MAX &&
+	       lpm_is_valid(lpm, value_max);
+}
+
+/**
  * open_tables() - Check and set up the prefix tables of a snapshot
  * @fib:	Mapped snapshot with its subnets and peers
  *
@@ -115,22 +151,7 @@ static bool open_tables(struct fib *fib)
 {
 	for (int is_v6 = 0; is_v6 < 2; is_v6++) {
 		for (int table = 0; table < FIB_TABLE_COUNT; table++) {
-			struct fib_section starts = fib->header->starts[is_v6][table];
-			struct fib_section values = fib->header->values[is_v6][table];
-			struct lpm *lpm = &fib->lpm[is_v6][table];
-			const void *start = section_at(fib, starts, is_v6 ? sizeof(addr_t) : sizeof(uint32_t));
-			uint32_t value_max = 1;
-
-			if (table == FIB_DST)
-				value_max = (uint32_t)fib->header->subnets.count;
-			if (table == FIB_VTEP)
-				value_max = DP_MAX_PEERS;
-			lpm->start4 = is_v6 ? NULL : start;
-			lpm->start6 = is_v6 ? start : NULL;
-			lpm->value = section_at(fib, values, sizeof(uint32_t));
-			lpm->count = (uint32_t)starts.count;
-			if (!start || !lpm->value || starts.count != values.count || starts.count > UINT32_MAX ||
-			    !lpm_is_valid(lpm, value_max))
+			if (!open_table(fib, table, is_v6))
 				return false;
 		}
 	}

@@ -140,36 +140,73 @@ static int collect(struct lpm_prefix *list, uint32_t *count, const struct dp_tab
 
 /* Scratch memory for building, owned. */
 struct scratch {
-	struct lpm_prefix *list;
+	struct lpm_prefix *list; /* for all prefixes twice: sorting needs as much again */
+	size_t most;             /* prefixes there is room for */
 	addr_t *starts;
 	uint32_t *values;
+	struct lpm_room room;
 };
 
 /**
- * copy_ranges() - Put built ranges into the snapshot
+ * put() - Copy an array into the snapshot
  * @build:	State
- * @scratch:	What lpm_build() made
- * @count:	Ranges
+ * @array:	The array
+ * @count:	Elements
+ * @size:	Bytes of one
+ *
+ * Return: where it is
+ */
+static struct fib_section put(struct build *build, const void *array, uint64_t count, size_t size)
+{
+	struct fib_section section = reserve(build, count, size);
+
+	if (count)
+		memcpy(build->base + section.offset, array, count * size);
+	return section;
+}
+
+/**
+ * put_starts() - Copy first addresses of ranges into the snapshot
+ * @build:	State
+ * @starts:	Addresses
+ * @count:	How many
+ * @is_v6:	Their family
+ *
+ * Return: where they are
+ */
+static struct fib_section put_starts(struct build *build, const addr_t *starts, uint32_t count, bool is_v6)
+{
+	struct fib_section section;
+
+	if (is_v6)
+		return put(build, starts, count, sizeof(*starts));
+	section = reserve(build, count, sizeof(uint32_t));
+	for (uint32_t i = 0; i < count; i++)
+		((uint32_t *)(void *)(build->base + section.offset))[i] = (uint32_t)starts[i];
+	return section;
+}
+
+/**
+ * put_table() - Build one prefix table into the snapshot
+ * @build:	State
+ * @scratch:	Scratch memory that holds the prefixes
+ * @count:	How many
  * @table:	Which table
  * @is_v6:	Which family
  */
-static void copy_ranges(struct build *build, const struct scratch *scratch, uint32_t count, enum fib_table table,
-			bool is_v6)
+static void put_table(struct build *build, struct scratch *scratch, uint32_t count, enum fib_table table, bool is_v6)
 {
-	struct fib_section starts = reserve(build, count, is_v6 ? sizeof(addr_t) : sizeof(uint32_t));
-	struct fib_section values = reserve(build, count, sizeof(uint32_t));
+	struct fib_header *header = &build->header;
+	struct lpm_room *room = &scratch->room;
 
-	build->header.starts[is_v6][table] = starts;
-	build->header.values[is_v6][table] = values;
-	memcpy(build->base + values.offset, scratch->values, count * sizeof(uint32_t));
-	for (uint32_t i = 0; i < count; i++) {
-		uint32_t start4 = (uint32_t)scratch->starts[i];
-
-		if (is_v6)
-			memcpy(build->base + starts.offset + i * sizeof(addr_t), &scratch->starts[i], sizeof(addr_t));
-		else
-			memcpy(build->base + starts.offset + i * sizeof(start4), &start4, sizeof(start4));
-	}
+	count = lpm_build(scratch->list, scratch->list + scratch->most, count, is_v6 ? 128 : 32, scratch->starts,
+			  scratch->values);
+	room->nodes_count = room->index_count = 0;
+	header->roots[is_v6][table] = lpm_index(scratch->starts, scratch->values, count, room);
+	header->starts[is_v6][table] = put_starts(build, scratch->starts, count, is_v6);
+	header->values[is_v6][table] = put(build, scratch->values, count, sizeof(uint32_t));
+	header->nodes[is_v6][table] = put(build, room->nodes, room->nodes_count, sizeof(struct lpm_node));
+	header->index[is_v6][table] = put(build, room->index, room->index_count, sizeof(uint32_t));
 }
 
 /**
@@ -182,10 +219,11 @@ static size_t size_max(const struct dp_table_spec *spec)
 {
 	uint64_t prefixes = (uint64_t)spec->subnets_count + 2ULL * spec->peers_count + spec->own_count +
 			    spec->sources_count + 2ULL * spec->allowed_count;
-	size_t ranges = (size_t)(LPM_RANGES(prefixes) + 2 * 2 * FIB_TABLE_COUNT) * (sizeof(addr_t) + sizeof(uint32_t));
+	uint64_t ranges = LPM_RANGES(prefixes) + 2 * FIB_TABLE_COUNT;
+	size_t range = sizeof(addr_t) + sizeof(uint32_t) + sizeof(struct lpm_node) + LPM_BUCKETS(sizeof(uint32_t));
 
 	return sizeof(struct fib_header) + spec->subnets_count * sizeof(struct dp_subnet) +
-	       spec->peers_count * sizeof(struct dp_peer) + ranges + 64 * FIB_ALIGN;
+	       spec->peers_count * sizeof(struct dp_peer) + ranges * range + 64 * FIB_ALIGN;
 }
 
 /**
@@ -200,14 +238,8 @@ static int fill(struct build *build, const struct dp_table_spec *spec, struct sc
 {
 	build->header = (struct fib_header){.magic = FIB_MAGIC, .abi = DP_ABI, .generation = spec->generation};
 	reserve(build, 1, sizeof(struct fib_header));
-	build->header.subnets = reserve(build, spec->subnets_count, sizeof(struct dp_subnet));
-	build->header.peers = reserve(build, spec->peers_count, sizeof(struct dp_peer));
-	if (spec->subnets_count)
-		memcpy(build->base + build->header.subnets.offset, spec->subnets,
-		       spec->subnets_count * sizeof(struct dp_subnet));
-	if (spec->peers_count)
-		memcpy(build->base + build->header.peers.offset, spec->peers,
-		       spec->peers_count * sizeof(struct dp_peer));
+	build->header.subnets = put(build, spec->subnets, spec->subnets_count, sizeof(struct dp_subnet));
+	build->header.peers = put(build, spec->peers, spec->peers_count, sizeof(struct dp_peer));
 
 	for (int is_v6 = 0; is_v6 < 2; is_v6++) {
 		for (enum fib_table table = 0; table < FIB_TABLE_COUNT; table++) {
@@ -216,8 +248,7 @@ static int fill(struct build *build, const struct dp_table_spec *spec, struct sc
 
 			if (err)
 				return err;
-			count = lpm_build(scratch->list, count, is_v6 ? 128 : 32, scratch->starts, scratch->values);
-			copy_ranges(build, scratch, count, table, is_v6);
+			put_table(build, scratch, count, table, is_v6);
 		}
 	}
 	build->header.size = build->used;
@@ -263,27 +294,37 @@ close_fd:
  * @spec:	What goes in; only read
  *
  * Return: descriptor owned by the caller; -EINVAL for an impossible address,
- * prefix, encapsulation or peer id; -ENOMEM or another -errno of memfd_create(), write(), fcntl()
+ * prefix, encapsulation or peer id, or for more than the index can tell apart;
+ * -ENOMEM or another -errno of memfd_create(), write(), fcntl()
  */
 int dp_fib_create(const struct dp_table_spec *spec)
 {
-	size_t most = (size_t)spec->subnets_count + 2 * (size_t)spec->peers_count + spec->own_count +
-		      spec->sources_count + spec->allowed_count + 1;
+	/* of one table and family; room that is not used costs no memory */
+	size_t most = (size_t)spec->subnets_count + spec->peers_count + spec->own_count + spec->sources_count +
+		      spec->allowed_count + 1;
+	size_t ranges = LPM_RANGES(most);
 	struct scratch scratch = {
-		.list = calloc(most, sizeof(*scratch.list)),
-		.starts = aligned_alloc(FIB_ALIGN, LPM_RANGES(most) * sizeof(*scratch.starts)),
-		.values = calloc(LPM_RANGES(most), sizeof(*scratch.values)),
+		.most = most,
+		.list = aligned_alloc(FIB_ALIGN, 2 * most * sizeof(*scratch.list)),
+		.starts = aligned_alloc(FIB_ALIGN, ranges * sizeof(*scratch.starts)),
+		.values = calloc(ranges, sizeof(*scratch.values)),
+		.room = {.nodes = aligned_alloc(FIB_ALIGN, ranges * sizeof(*scratch.room.nodes)),
+			 .index = calloc(LPM_BUCKETS(ranges), sizeof(*scratch.room.index))},
 	};
 	struct build build = {.base = calloc(1, size_max(spec))};
 	int result = -ENOMEM;
 
-	if (!fib_are_entries_valid(spec->subnets, spec->subnets_count, spec->peers, spec->peers_count))
+	if (ranges > LPM_RANGES_MAX ||
+	    !fib_are_entries_valid(spec->subnets, spec->subnets_count, spec->peers, spec->peers_count))
 		result = -EINVAL;
-	else if (scratch.list && scratch.starts && scratch.values && build.base)
+	else if (scratch.list && scratch.starts && scratch.values && scratch.room.nodes && scratch.room.index &&
+		 build.base)
 		result = fill(&build, spec, &scratch);
 	if (!result)
 		result = write_memfd(build.base, build.used);
 	free(build.base);
+	free(scratch.room.index);
+	free(scratch.room.nodes);
 	free(scratch.values);
 	free(scratch.starts);
 	free(scratch.list);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lpm.h - longest-prefix match as a sorted list of address ranges: pure.
+ * lpm.h - longest-prefix match as a sorted list of address ranges with an index: pure.
  *
  * Prefixes are unrolled once, when a table is built, into disjoint ranges that
- * each have one answer; a lookup is then a binary search for the last range
- * that starts at or below the address. The same code serves both families.
+ * each have one answer. An index of buckets, as fine as the ranges lie dense,
+ * then says for most addresses what the answer is, and for the others which few
+ * ranges to search. The same code serves both families.
  */
 #ifndef LPM_H
 #define LPM_H
@@ -17,22 +18,55 @@
 /* One prefix on the way into a table; host bits of key are 0. */
 struct lpm_prefix {
 	addr_t key;
-	uint32_t value; /* > 0 */
+	uint32_t value; /* 1 .. LPM_VALUE_MAX */
 	uint8_t len;    /* bits */
+};
+
+/*
+ * Part of the index: buckets of 1 << shift addresses, side by side. The first
+ * one also stands for all addresses below, the last one for all above.
+ */
+struct lpm_node {
+	addr_t first;   /* number of its first bucket, counted from address 0 */
+	uint32_t base;  /* its first bucket in the index */
+	uint32_t last;  /* buckets - 1 */
+	uint32_t shift; /* bits */
+	uint32_t pad[1];
 };
 
 /* A table to look up in; borrowed memory. */
 struct lpm {
-	uint32_t count;         /* ranges */
-	const uint32_t *start4; /* IPv4: first address of each range, ascending from 0 */
-	const addr_t *start6;   /* IPv6: the same */
-	const uint32_t *value;  /* its answer; 0: none */
+	uint32_t root;               /* an entry, as in the index: where every lookup begins */
+	uint32_t count;              /* ranges */
+	uint32_t nodes_count;        /* parts of the index */
+	uint32_t index_count;        /* buckets of all parts */
+	const uint32_t *start4;      /* IPv4: first address of each range, ascending from 0 */
+	const addr_t *start6;        /* IPv6: the same */
+	const uint32_t *value;       /* its answer; 0: none */
+	const struct lpm_node *node; /* each behind the one that leads to it */
+	const uint32_t *index;       /* what a bucket says: see lpm.c */
 };
+
+/* What lpm_index() writes to. */
+struct lpm_room {
+	struct lpm_node *nodes; /* for LPM_RANGES(count) */
+	uint32_t *index;        /* for LPM_BUCKETS(LPM_RANGES(count)) */
+	uint32_t nodes_count;
+	uint32_t index_count;
+};
+
+#define LPM_VALUE_MAX 0x7fffffffU
+#define LPM_RANGES_MAX (1U << 26)
 
 /* Ranges that count prefixes can unroll into, at most. */
 #define LPM_RANGES(count) (2 * (count) + 1)
 
-uint32_t lpm_build(struct lpm_prefix *prefixes, uint32_t count, uint8_t bits, addr_t *starts, uint32_t *values);
+/* Buckets of an index over that many ranges, at most: see lpm_index(). */
+#define LPM_BUCKETS(ranges) (8 * (ranges))
+
+uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t count, uint8_t bits, addr_t *starts,
+		   uint32_t *values);
+uint32_t lpm_index(const addr_t *starts, const uint32_t *values, uint32_t count, struct lpm_room *room);
 uint32_t lpm_lookup4(const struct lpm *lpm, uint32_t addr);
 uint32_t lpm_lookup6(const struct lpm *lpm, addr_t addr);
 bool lpm_is_valid(const struct lpm *lpm, uint32_t value_max);

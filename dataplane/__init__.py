@@ -24,6 +24,7 @@ C, csrc/ (a unit is x.c and x.h):
     L5 worker engine                  | threads; start, publish, park, stop
     L6 ctl privilege api              | the forwarder process, its messages, the names of things
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
+    L6 probe_table                    | the same, of tables
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number

@@ -47,7 +47,7 @@ from dataplane.model import (
 
 GRACE_S = 60.0
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
-PEERS_MAX = 65536
+PEERS_MAX = 131072
 NO_HOLDER = "no interface of this host has"
 ALARMS_MAX = 10  # refused leases that one pass tells of
 
