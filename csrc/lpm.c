@@ -53,9 +53,9 @@ struct sweep {
  *
  * Return: the digit
  */
-static uint8_t digit(const struct lpm_prefix *prefix, uint32_t pass)
+static uint32_t digit(const struct lpm_prefix *prefix, uint32_t pass)
 {
-	return pass ? (uint8_t)(prefix->key >> 8 * (pass - 1)) : prefix->len;
+	return pass ? (uint32_t)(prefix->key >> 8 * (pass - 1)) & 0xff : prefix->len;
 }
 
 /**
