@@ -7,15 +7,20 @@
  * The index is a tree of nodes. A node cuts a stretch of addresses into buckets
  * of equal size, and holds one entry for each:
  *
- *   bit 31 clear                    the answer for the whole bucket
- *   bit 31 set, bits 30..26 = n     search the n ranges behind range bits 25..0
- *   bit 31 set, bits 30..26 = 0     another node, number bits 25..0, divides this bucket
+ *   bit 31 clear           the answer for the whole bucket
+ *   bits 31 and 30 = 10    range bits 29..0 is in force where the bucket begins, and
+ *                          at most LPM_SEARCH others begin behind that
+ *   bits 31 and 30 = 11    another node, number bits 29..0, divides this bucket
  *
  * Buckets are made as small as possible while at least one in BUCKETS_PER_USED
  * holds the beginning of a range. So subnets side by side have a bucket each and
  * take one load, subnets strewn at random take a short search, and one that is
  * far from all others costs a few buckets and one node more, not many of them.
- * Up to SEARCH_MAX beginnings in one bucket are searched, more get a node.
+ *
+ * A search looks at LPM_SEARCH beginnings, however many are in the bucket: those
+ * of other buckets behind it are above the address, and what costs time is a
+ * branch that goes now here, now there. So that there are always as many, the
+ * last range is repeated as often at the end of a table (lpm_build()).
  */
 #include "lpm.h"
 
@@ -23,13 +28,8 @@
 
 /* Longest nesting of prefixes there can be: one of each length from 0 to 128, and "nothing". */
 enum { NESTING_MAX = 130 };
-enum { BUCKETS_PER_USED = 4, SEARCH_MAX = 12 };
-enum { AT_BITS = 26, SEARCH_LIMIT = 31 };
+enum { BUCKETS_PER_USED = 4 };
 
-#define ENTRY_REF 0x80000000U
-#define ENTRY_AT ((1U << AT_BITS) - 1)
-
-_Static_assert((int)SEARCH_MAX <= (int)SEARCH_LIMIT, "what is searched must fit into an entry");
 _Static_assert(sizeof(struct lpm_node) == 32, "nodes lie in memory that processes share");
 
 /* Prefixes that hold the address where the sweep stands, outermost first. */
@@ -152,7 +152,7 @@ static void close_before(struct sweep *sweep, addr_t addr)
  *
  * Of two equal prefixes the later one in sorting order wins; callers do not pass any.
  *
- * Return: ranges written, at least 1
+ * Return: ranges written, at least 1, and LPM_SEARCH times the last one once more, from the top address on
  */
 uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t count, uint8_t bits, addr_t *starts,
 		   uint32_t *values)
@@ -177,6 +177,10 @@ uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32
 		emit(&sweep, prefix->key, prefix->value);
 	}
 	close_before(&sweep, top); /* what ends with the address space itself stays open */
+	for (uint32_t i = 0; i < LPM_SEARCH; i++, sweep.count++) {
+		starts[sweep.count] = top;
+		values[sweep.count] = values[sweep.count - 1];
+	}
 	return sweep.count;
 }
 
@@ -235,7 +239,7 @@ static uint32_t choose_shift(const addr_t *starts, uint32_t count)
 static uint32_t add_node(struct lpm_room *room, uint32_t first, uint32_t count)
 {
 	room->nodes[room->nodes_count] = (struct lpm_node){.base = first, .last = count};
-	return ENTRY_REF | room->nodes_count++;
+	return LPM_NODE | room->nodes_count++;
 }
 
 /**
@@ -251,8 +255,8 @@ static uint32_t make_entry(struct lpm_room *room, const uint32_t *values, uint32
 {
 	if (!count)
 		return values[at];
-	if (count <= SEARCH_MAX)
-		return ENTRY_REF | count << AT_BITS | at;
+	if (count <= LPM_SEARCH)
+		return LPM_RANGE | at;
 	return add_node(room, at + 1, count);
 }
 
@@ -300,83 +304,11 @@ static void fill_node(const addr_t *starts, const uint32_t *values, struct lpm_r
  */
 uint32_t lpm_index(const addr_t *starts, const uint32_t *values, uint32_t count, struct lpm_room *room)
 {
-	uint32_t root = make_entry(room, values, 0, count - 1);
+	uint32_t root = make_entry(room, values, 0, count - LPM_SEARCH - 1);
 
 	for (uint32_t i = 0; i < room->nodes_count; i++)
 		fill_node(starts, values, room, i);
 	return root;
-}
-
-/* --- lookups ------------------------------------------------------------------- */
-
-/**
- * lpm_lookup4() - Answer for an IPv4 address
- * @lpm:	A table that lpm_is_valid() accepted
- * @addr:	Host order
- *
- * Return: value of the longest prefix that holds it, 0 if none does
- */
-uint32_t lpm_lookup4(const struct lpm *lpm, uint32_t addr)
-{
-	uint32_t entry = lpm->root;
-
-	while (entry & ENTRY_REF) {
-		uint32_t at = entry & ENTRY_AT, left = (entry & ~ENTRY_REF) >> AT_BITS;
-
-		if (left) {
-			const uint32_t *base = lpm->start4 + at;
-
-			for (left++; left > 1;) {
-				uint32_t half = left / 2;
-
-				base += base[half] <= addr ? half : 0;
-				left -= half;
-			}
-			return lpm->value[base - lpm->start4];
-		}
-
-		const struct lpm_node *node = &lpm->node[at];
-		uint32_t bucket = addr >> node->shift, first = (uint32_t)node->first;
-
-		bucket = bucket < first ? 0 : bucket - first;
-		entry = lpm->index[node->base + (bucket < node->last ? bucket : node->last)];
-	}
-	return entry;
-}
-
-/**
- * lpm_lookup6() - Answer for an IPv6 address
- * @lpm:	A table that lpm_is_valid() accepted
- * @addr:	Host order
- *
- * Return: value of the longest prefix that holds it, 0 if none does
- */
-uint32_t lpm_lookup6(const struct lpm *lpm, addr_t addr)
-{
-	uint32_t entry = lpm->root;
-
-	while (entry & ENTRY_REF) {
-		uint32_t at = entry & ENTRY_AT, left = (entry & ~ENTRY_REF) >> AT_BITS;
-
-		if (left) {
-			const addr_t *base = lpm->start6 + at;
-
-			for (left++; left > 1;) {
-				uint32_t half = left / 2;
-
-				base += base[half] <= addr ? half : 0;
-				left -= half;
-			}
-			return lpm->value[base - lpm->start6];
-		}
-
-		const struct lpm_node *node = &lpm->node[at];
-		addr_t bucket = addr >> node->shift;
-
-		bucket = bucket < node->first ? 0 : bucket - node->first;
-		entry = lpm->index[node->base + (bucket < node->last ? (uint32_t)bucket : node->last)];
-	}
-	return entry;
 }
 
 /* --- checking ------------------------------------------------------------------ */
@@ -392,11 +324,13 @@ uint32_t lpm_lookup6(const struct lpm *lpm, addr_t addr)
  */
 static bool is_entry_valid(const struct lpm *lpm, uint32_t entry, uint32_t node_min, uint32_t value_max)
 {
-	uint32_t at = entry & ENTRY_AT, ranges = (entry & ~ENTRY_REF) >> AT_BITS;
+	uint32_t at = entry & LPM_AT;
 
-	if (!(entry & ENTRY_REF))
+	if (entry < LPM_RANGE)
 		return entry <= value_max;
-	return ranges ? ranges < lpm->count && at < lpm->count - ranges : at >= node_min && at < lpm->nodes_count;
+	if (entry < LPM_NODE)
+		return lpm->count > LPM_SEARCH && at < lpm->count - LPM_SEARCH;
+	return at >= node_min && at < lpm->nodes_count;
 }
 
 /**
@@ -429,6 +363,20 @@ static bool is_index_valid(const struct lpm *lpm, uint32_t value_max)
 }
 
 /**
+ * is_behind() - Does a range begin behind the one before it?
+ * @lpm:	A table whose arrays are readable for their counts
+ * @i:		The range, not the first
+ *
+ * Return: true if it does; at the top address there may be more than one
+ */
+static bool is_behind(const struct lpm *lpm, uint32_t i)
+{
+	if (lpm->start4)
+		return lpm->start4[i] > lpm->start4[i - 1] || lpm->start4[i] == UINT32_MAX;
+	return lpm->start6[i] > lpm->start6[i - 1] || lpm->start6[i] == ~(addr_t)0;
+}
+
+/**
  * lpm_is_valid() - May a table be looked up in?
  * @lpm:	A table whose arrays are readable for their counts
  * @value_max:	Largest answer that makes sense
@@ -444,10 +392,7 @@ bool lpm_is_valid(const struct lpm *lpm, uint32_t value_max)
 		return false;
 	value_max = value_max < LPM_VALUE_MAX ? value_max : LPM_VALUE_MAX;
 	for (uint32_t i = 0; i < lpm->count; i++) {
-		bool ascends = i == 0 || (lpm->start4 ? lpm->start4[i - 1] < lpm->start4[i]
-						      : lpm->start6[i - 1] < lpm->start6[i]);
-
-		if (!ascends || lpm->value[i] > value_max)
+		if ((i && !is_behind(lpm, i)) || lpm->value[i] > value_max)
 			return false;
 	}
 	return is_index_valid(lpm, value_max);

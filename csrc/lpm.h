@@ -55,11 +55,19 @@ struct lpm_room {
 	uint32_t index_count;
 };
 
-#define LPM_VALUE_MAX 0x7fffffffU
-#define LPM_RANGES_MAX (1U << 26)
+/* Ranges that are searched for one address. */
+#define LPM_SEARCH 4U
 
-/* Ranges that count prefixes can unroll into, at most. */
-#define LPM_RANGES(count) (2 * (count) + 1)
+/* An entry of the index; below LPM_RANGE it is the answer. See lpm.c. */
+#define LPM_RANGE 0x80000000U
+#define LPM_NODE 0xc0000000U
+#define LPM_AT 0x3fffffffU
+
+#define LPM_VALUE_MAX (LPM_RANGE - 1)
+#define LPM_RANGES_MAX (1U << 28)
+
+/* Ranges that count prefixes can unroll into, at most; those behind the last one included. */
+#define LPM_RANGES(count) (2 * (count) + 1 + LPM_SEARCH)
 
 /* Buckets of an index over that many ranges, at most: see lpm_index(). */
 #define LPM_BUCKETS(ranges) (8 * (ranges))
@@ -67,8 +75,62 @@ struct lpm_room {
 uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t count, uint8_t bits, addr_t *starts,
 		   uint32_t *values);
 uint32_t lpm_index(const addr_t *starts, const uint32_t *values, uint32_t count, struct lpm_room *room);
-uint32_t lpm_lookup4(const struct lpm *lpm, uint32_t addr);
-uint32_t lpm_lookup6(const struct lpm *lpm, addr_t addr);
 bool lpm_is_valid(const struct lpm *lpm, uint32_t value_max);
+
+/**
+ * lpm_lookup4() - Answer for an IPv4 address
+ * @lpm:	A table that lpm_is_valid() accepted
+ * @addr:	Host order
+ *
+ * Return: value of the longest prefix that holds it, 0 if none does
+ */
+static inline uint32_t lpm_lookup4(const struct lpm *lpm, uint32_t addr)
+{
+	uint32_t entry = lpm->root;
+	const uint32_t *start;
+
+	while (entry >= LPM_NODE) {
+		const struct lpm_node *node = &lpm->node[entry & LPM_AT];
+		uint32_t bucket = addr >> node->shift, first = (uint32_t)node->first;
+
+		bucket = bucket < first ? 0 : bucket - first;
+		entry = lpm->index[node->base + (bucket < node->last ? bucket : node->last)];
+	}
+	if (entry < LPM_RANGE)
+		return entry;
+	entry &= LPM_AT;
+	start = lpm->start4 + entry;
+	for (uint32_t i = 1; i <= LPM_SEARCH; i++)
+		entry += start[i] <= addr;
+	return lpm->value[entry];
+}
+
+/**
+ * lpm_lookup6() - Answer for an IPv6 address
+ * @lpm:	A table that lpm_is_valid() accepted
+ * @addr:	Host order
+ *
+ * Return: value of the longest prefix that holds it, 0 if none does
+ */
+static inline uint32_t lpm_lookup6(const struct lpm *lpm, addr_t addr)
+{
+	uint32_t entry = lpm->root;
+	const addr_t *start;
+
+	while (entry >= LPM_NODE) {
+		const struct lpm_node *node = &lpm->node[entry & LPM_AT];
+		addr_t bucket = addr >> node->shift;
+
+		bucket = bucket < node->first ? 0 : bucket - node->first;
+		entry = lpm->index[node->base + (bucket < node->last ? (uint32_t)bucket : node->last)];
+	}
+	if (entry < LPM_RANGE)
+		return entry;
+	entry &= LPM_AT;
+	start = lpm->start6 + entry;
+	for (uint32_t i = 1; i <= LPM_SEARCH; i++)
+		entry += start[i] <= addr;
+	return lpm->value[entry];
+}
 
 #endif
