@@ -147,10 +147,10 @@ struct dp_subnet {
 
 /* A remote node: the underlay addresses from which its tunnel packets come. */
 struct dp_peer {
-	uint32_t id; /* stable; indexes the counters */
-	struct dp_addr addr4;
+	struct dp_addr addr4; /* first, so that peers whose bytes are in order need no sorting */
 	struct dp_addr addr6;
 	uint8_t pad[2];
+	uint32_t id; /* stable; indexes the counters */
 };
 
 /* All that a table is built from. Arrays are the caller's and are only read. */

@@ -9,10 +9,19 @@
 
 #include "fib_layout.h"
 
-/* One prefix table while it is put together. */
+/* Tables that need as much working memory as this get it in large pages, of which few are touched. */
+enum { LARGE_PAGE = 2 << 20, LARGE_PAGES_FROM = 16 * LARGE_PAGE };
+
+/* Working memory and where in it things are. Room that is not used is not touched. */
 struct build {
-	uint8_t *base; /* writable mapping; NULL while sizes are counted */
-	size_t used;   /* bytes */
+	struct lpm_prefix *list; /* prefixes of one table, and room for as many to sort them */
+	size_t most;             /* prefixes there is room for, without the room to sort */
+	addr_t *starts;          /* what lpm_build() makes of them */
+	uint32_t *values;
+	struct lpm_room room; /* and lpm_index() of that */
+	uint8_t *tables;      /* the snapshot from header.starts on: what is not copied from the spec */
+	size_t tables_at;     /* where that begins in the snapshot */
+	size_t used;          /* bytes of the snapshot */
 	struct fib_header header;
 };
 
@@ -138,17 +147,8 @@ static int collect(struct lpm_prefix *list, uint32_t *count, const struct dp_tab
 	return -EINVAL;
 }
 
-/* Scratch memory for building, owned. */
-struct scratch {
-	struct lpm_prefix *list; /* for all prefixes twice: sorting needs as much again */
-	size_t most;             /* prefixes there is room for */
-	addr_t *starts;
-	uint32_t *values;
-	struct lpm_room room;
-};
-
 /**
- * put() - Copy an array into the snapshot
+ * put() - Copy an array to the tables of the snapshot
  * @build:	State
  * @array:	The array
  * @count:	Elements
@@ -160,133 +160,155 @@ static struct fib_section put(struct build *build, const void *array, uint64_t c
 {
 	struct fib_section section = reserve(build, count, size);
 
-	if (count)
-		memcpy(build->base + section.offset, array, count * size);
-	return section;
-}
-
-/**
- * put_starts() - Copy first addresses of ranges into the snapshot
- * @build:	State
- * @starts:	Addresses
- * @count:	How many
- * @is_v6:	Their family
- *
- * Return: where they are
- */
-static struct fib_section put_starts(struct build *build, const addr_t *starts, uint32_t count, bool is_v6)
-{
-	struct fib_section section;
-
-	if (is_v6)
-		return put(build, starts, count, sizeof(*starts));
-	section = reserve(build, count, sizeof(uint32_t));
-	for (uint32_t i = 0; i < count; i++)
-		((uint32_t *)(void *)(build->base + section.offset))[i] = (uint32_t)starts[i];
+	memcpy(build->tables + (section.offset - build->tables_at), array, count * size);
 	return section;
 }
 
 /**
  * put_table() - Build one prefix table into the snapshot
- * @build:	State
- * @scratch:	Scratch memory that holds the prefixes
+ * @build:	State with the prefixes
  * @count:	How many
  * @table:	Which table
  * @is_v6:	Which family
  */
-static void put_table(struct build *build, struct scratch *scratch, uint32_t count, enum fib_table table, bool is_v6)
+static void put_table(struct build *build, uint32_t count, enum fib_table table, bool is_v6)
 {
 	struct fib_header *header = &build->header;
-	struct lpm_room *room = &scratch->room;
+	struct lpm_room *room = &build->room;
+	uint32_t *starts4 = (uint32_t *)(void *)build->starts;
 
-	count = lpm_build(scratch->list, scratch->list + scratch->most, count, is_v6 ? 128 : 32, scratch->starts,
-			  scratch->values);
+	count = lpm_build(build->list, build->list + build->most, count, is_v6 ? 128 : 32, build->starts,
+			  build->values);
 	room->nodes_count = room->index_count = 0;
-	header->roots[is_v6][table] = lpm_index(scratch->starts, scratch->values, count, room);
-	header->starts[is_v6][table] = put_starts(build, scratch->starts, count, is_v6);
-	header->values[is_v6][table] = put(build, scratch->values, count, sizeof(uint32_t));
+	header->roots[is_v6][table] = lpm_index(build->starts, build->values, count, room);
+	for (uint32_t i = 0; i < count && !is_v6; i++)
+		starts4[i] = (uint32_t)build->starts[i]; /* each is read before it is written over */
+	header->starts[is_v6][table] = put(build, build->starts, count, is_v6 ? sizeof(addr_t) : sizeof(uint32_t));
+	header->values[is_v6][table] = put(build, build->values, count, sizeof(uint32_t));
 	header->nodes[is_v6][table] = put(build, room->nodes, room->nodes_count, sizeof(struct lpm_node));
 	header->index[is_v6][table] = put(build, room->index, room->index_count, sizeof(uint32_t));
 }
 
 /**
- * size_max() - Upper bound of a snapshot's size
+ * fill() - Make a whole snapshot, but for what is copied from the spec
+ * @build:	State with working memory
  * @spec:	What goes in
- *
- * Return: bytes
- */
-static size_t size_max(const struct dp_table_spec *spec)
-{
-	uint64_t prefixes = (uint64_t)spec->subnets_count + 2ULL * spec->peers_count + spec->own_count +
-			    spec->sources_count + 2ULL * spec->allowed_count;
-	uint64_t ranges = LPM_RANGES(prefixes) + 2 * FIB_TABLE_COUNT;
-	size_t range = sizeof(addr_t) + sizeof(uint32_t) + sizeof(struct lpm_node) + LPM_BUCKETS(sizeof(uint32_t));
-
-	return sizeof(struct fib_header) + spec->subnets_count * sizeof(struct dp_subnet) +
-	       spec->peers_count * sizeof(struct dp_peer) + ranges * range + 64 * FIB_ALIGN;
-}
-
-/**
- * fill() - Write a whole snapshot
- * @build:	State with a mapping of size_max() bytes
- * @spec:	What goes in
- * @scratch:	Scratch memory
  *
  * Return: 0 or -EINVAL
  */
-static int fill(struct build *build, const struct dp_table_spec *spec, struct scratch *scratch)
+static int fill(struct build *build, const struct dp_table_spec *spec)
 {
 	build->header = (struct fib_header){.magic = FIB_MAGIC, .abi = DP_ABI, .generation = spec->generation};
 	reserve(build, 1, sizeof(struct fib_header));
-	build->header.subnets = put(build, spec->subnets, spec->subnets_count, sizeof(struct dp_subnet));
-	build->header.peers = put(build, spec->peers, spec->peers_count, sizeof(struct dp_peer));
+	build->header.subnets = reserve(build, spec->subnets_count, sizeof(struct dp_subnet));
+	build->header.peers = reserve(build, spec->peers_count, sizeof(struct dp_peer));
+	build->tables_at = build->used;
 
 	for (int is_v6 = 0; is_v6 < 2; is_v6++) {
 		for (enum fib_table table = 0; table < FIB_TABLE_COUNT; table++) {
 			uint32_t count;
-			int err = collect(scratch->list, &count, spec, table, is_v6);
+			int err = collect(build->list, &count, spec, table, is_v6);
 
 			if (err)
 				return err;
-			put_table(build, scratch, count, table, is_v6);
+			put_table(build, count, table, is_v6);
 		}
 	}
 	build->header.size = build->used;
-	memcpy(build->base, &build->header, sizeof(build->header));
 	return 0;
 }
 
 /**
- * write_memfd() - Put finished bytes into a sealed memfd
- * @bytes:	The snapshot
- * @size:	Its length
+ * write_at() - Write to a memfd
+ * @fd:		The memfd
+ * @bytes:	What to write
+ * @size:	How much
+ * @at:		Where
+ *
+ * Return: 0 or -errno
+ */
+static int write_at(int fd, const void *bytes, size_t size, size_t at)
+{
+	for (size_t done = 0; done < size;) {
+		ssize_t n = pwrite(fd, (const uint8_t *)bytes + done, size - done, (off_t)(at + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+/**
+ * write_memfd() - Put a snapshot into a sealed memfd
+ * @build:	State after fill()
+ * @spec:	What fill() got
  *
  * Return: the descriptor, owned by the caller, or -errno
  */
-static int write_memfd(const uint8_t *bytes, size_t size)
+static int write_memfd(const struct build *build, const struct dp_table_spec *spec)
 {
+	const struct fib_header *header = &build->header;
 	int fd = memfd_create("overlayd-fib", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	int err;
 
 	if (fd < 0)
 		return -errno;
-	for (size_t done = 0; done < size;) {
-		ssize_t n = write(fd, bytes + done, size - done);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			goto close_fd;
-		done += (size_t)n;
-	}
-	if (fcntl(fd, F_ADD_SEALS, FIB_SEALS))
-		goto close_fd;
-	return fd;
-
-close_fd:
-	err = errno ? -errno : -EIO;
+	err = write_at(fd, header, sizeof(*header), 0);
+	if (!err)
+		err = write_at(fd, spec->subnets, spec->subnets_count * sizeof(*spec->subnets), header->subnets.offset);
+	if (!err)
+		err = write_at(fd, spec->peers, spec->peers_count * sizeof(*spec->peers), header->peers.offset);
+	if (!err)
+		err = write_at(fd, build->tables, build->used - build->tables_at, build->tables_at);
+	if (!err && fcntl(fd, F_ADD_SEALS, FIB_SEALS))
+		err = -errno;
+	if (!err)
+		return fd;
 	close(fd);
 	return err;
+}
+
+/**
+ * take() - Cut a piece off the working memory
+ * @memory:	The rest of it, NULL while sizes are added up
+ * @used:	Bytes taken, grown by the piece
+ * @size:	Bytes of the piece
+ *
+ * Return: the piece, NULL while sizes are added up
+ */
+static void *take(uint8_t *memory, size_t *used, size_t size)
+{
+	void *piece = memory ? memory + *used : NULL;
+
+	*used += (size + FIB_ALIGN - 1) / FIB_ALIGN * FIB_ALIGN;
+	return piece;
+}
+
+/**
+ * lay_out() - Divide the working memory
+ * @build:	Set to its parts
+ * @memory:	The memory, or NULL to learn how much it must be
+ * @prefixes:	Prefixes that the spec holds, each as often as it is in tables
+ *
+ * Return: bytes that it takes
+ */
+static size_t lay_out(struct build *build, uint8_t *memory, size_t prefixes)
+{
+	size_t ranges = LPM_RANGES(prefixes), all = ranges + 2 * FIB_TABLE_COUNT * LPM_RANGES((size_t)0);
+	size_t range = sizeof(addr_t) + sizeof(uint32_t) + sizeof(struct lpm_node) + LPM_BUCKETS(sizeof(uint32_t));
+	size_t used = 0;
+
+	build->most = prefixes;
+	build->list = take(memory, &used, 2 * prefixes * sizeof(*build->list));
+	build->starts = take(memory, &used, ranges * sizeof(*build->starts));
+	build->values = take(memory, &used, ranges * sizeof(*build->values));
+	build->room.nodes = take(memory, &used, ranges * sizeof(*build->room.nodes));
+	build->room.index = take(memory, &used, LPM_BUCKETS(ranges) * sizeof(*build->room.index));
+	build->tables = take(memory, &used, all * range + 4 * 2 * FIB_TABLE_COUNT * FIB_ALIGN);
+	return used;
 }
 
 /**
@@ -295,38 +317,29 @@ close_fd:
  *
  * Return: descriptor owned by the caller; -EINVAL for an impossible address,
  * prefix, encapsulation or peer id, or for more than the index can tell apart;
- * -ENOMEM or another -errno of memfd_create(), write(), fcntl()
+ * -ENOMEM or another -errno of mmap(), memfd_create(), pwrite(), fcntl()
  */
 int dp_fib_create(const struct dp_table_spec *spec)
 {
-	/* of one table and family; room that is not used costs no memory */
-	size_t most = (size_t)spec->subnets_count + spec->peers_count + spec->own_count + spec->sources_count +
-		      spec->allowed_count + 1;
-	size_t ranges = LPM_RANGES(most);
-	struct scratch scratch = {
-		.most = most,
-		.list = aligned_alloc(FIB_ALIGN, 2 * most * sizeof(*scratch.list)),
-		.starts = aligned_alloc(FIB_ALIGN, ranges * sizeof(*scratch.starts)),
-		.values = calloc(ranges, sizeof(*scratch.values)),
-		.room = {.nodes = aligned_alloc(FIB_ALIGN, ranges * sizeof(*scratch.room.nodes)),
-			 .index = calloc(LPM_BUCKETS(ranges), sizeof(*scratch.room.index))},
-	};
-	struct build build = {.base = calloc(1, size_max(spec))};
-	int result = -ENOMEM;
+	size_t prefixes = (size_t)spec->subnets_count + 2 * (size_t)spec->peers_count + spec->own_count +
+			  spec->sources_count + 2 * (size_t)spec->allowed_count;
+	struct build build = {0};
+	size_t size = lay_out(&build, NULL, prefixes);
+	uint8_t *memory;
+	int result;
 
-	if (ranges > LPM_RANGES_MAX ||
+	if (LPM_RANGES(prefixes) > LPM_RANGES_MAX ||
 	    !fib_are_entries_valid(spec->subnets, spec->subnets_count, spec->peers, spec->peers_count))
-		result = -EINVAL;
-	else if (scratch.list && scratch.starts && scratch.values && scratch.room.nodes && scratch.room.index &&
-		 build.base)
-		result = fill(&build, spec, &scratch);
+		return -EINVAL;
+	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (memory == MAP_FAILED)
+		return -errno;
+	if (size >= LARGE_PAGES_FROM)
+		madvise(memory, size, MADV_HUGEPAGE); /* quicker if it works */
+	lay_out(&build, memory, prefixes);
+	result = fill(&build, spec);
 	if (!result)
-		result = write_memfd(build.base, build.used);
-	free(build.base);
-	free(scratch.room.index);
-	free(scratch.room.nodes);
-	free(scratch.values);
-	free(scratch.starts);
-	free(scratch.list);
+		result = write_memfd(&build, spec);
+	munmap(memory, size);
 	return result;
 }

@@ -20,7 +20,7 @@ from typing import Any
 from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
-from dataplane.model import Address, Encap, MacAddress, Offload, Table
+from dataplane.model import Address, Encap, MacAddress, Network, Offload, Table
 from dataplane.slots import SLOTS, Fd
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
@@ -186,8 +186,12 @@ for _layout, _name in ((layout.PEER, "dp_peer"), (layout.SUBNET, "dp_subnet"), (
         raise ImportError(f"struct {_name} of csrc/dp.h is not what dataplane/layout.py packs")
 
 
-def _as_array(ctype: str, items: Iterable[bytes]) -> Any:
-    return ffi.from_buffer(f"struct {ctype}[]", b"".join(items))
+_PEERS = layout.Records(layout.pack_peer, layout.PEER.size)
+_SUBNETS = layout.Records(layout.pack_subnet, layout.SUBNET.size)
+
+
+def _pack_prefixes(prefixes: Iterable[Network]) -> bytes:
+    return b"".join(sorted(map(layout.pack_prefix, prefixes)))
 
 
 def fib_create(table: Table, generation: int) -> int:
@@ -196,11 +200,11 @@ def fib_create(table: Table, generation: int) -> int:
     Equal tables give equal bytes whatever the order of their parts, see fib_equal().
     """
     arrays = {
-        "peers": _as_array("dp_peer", sorted(map(layout.pack_peer, table.peers))),
-        "subnets": _as_array("dp_subnet", sorted(map(layout.pack_subnet, table.subnets))),
-        "own": _as_array("dp_prefix", sorted(map(layout.pack_prefix, table.own))),
-        "sources": _as_array("dp_prefix", sorted(map(layout.pack_prefix, table.sources))),
-        "allowed": _as_array("dp_prefix", sorted(map(layout.pack_prefix, table.allowed))),
+        "peers": ffi.from_buffer("struct dp_peer[]", _PEERS.update(table.peers)),
+        "subnets": ffi.from_buffer("struct dp_subnet[]", _SUBNETS.update(table.subnets)),
+        "own": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.own)),
+        "sources": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.sources)),
+        "allowed": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.allowed)),
     }
     spec = ffi.new("struct dp_table_spec *", {"generation": generation})
     for name, array in arrays.items():

@@ -438,6 +438,6 @@ def test_damaged_subnet_entry_is_refused(
 @pytest.mark.parametrize("which", [0, 2])
 def test_damaged_peer_is_refused(snapshot: bytes, fds: list[int], which: int) -> None:
     """A peer's id is in range."""
-    at = _at_section(snapshot, 1) + which * PEER_LEN
+    at = _at_section(snapshot, 1) + which * PEER_LEN + dict(ffi.typeof("struct dp_peer").fields)["id"].offset
     fds.append(memfd(snapshot[:at] + struct.pack("=I", MAX_PEERS) + snapshot[at + 4 :]))
     assert refusal(fds[-1]) == "EBADMSG"
