@@ -159,26 +159,19 @@ static bool open_tables(struct fib *fib)
 }
 
 /**
- * fib_are_entries_valid() - Check subnet and peer entries
- * @subnets:	Subnet entries
- * @subnets_count:	How many
- * @peers:	Peers
- * @peers_count:	How many
+ * fib_are_subnets_valid() - Check subnet entries
+ * @subnets:	The entries
+ * @count:	How many
  *
  * Return: true if all ids, families and encapsulations are in range
  */
-bool fib_are_entries_valid(const struct dp_subnet *subnets, uint64_t subnets_count, const struct dp_peer *peers,
-			   uint64_t peers_count)
+bool fib_are_subnets_valid(const struct dp_subnet *subnets, uint64_t count)
 {
-	for (uint64_t i = 0; i < subnets_count; i++) {
+	for (uint64_t i = 0; i < count; i++) {
 		const struct dp_subnet *subnet = &subnets[i];
 
 		if (subnet->peer_id >= DP_MAX_PEERS || subnet->encap >= DP_ENCAP_COUNT ||
 		    (subnet->vtep.family != 4 && subnet->vtep.family != 6))
-			return false;
-	}
-	for (uint64_t i = 0; i < peers_count; i++) {
-		if (peers[i].id >= DP_MAX_PEERS)
 			return false;
 	}
 	return true;
@@ -197,10 +190,8 @@ static int check(struct fib *fib)
 	if (header->magic != FIB_MAGIC || header->abi != DP_ABI)
 		return -EPROTO;
 	fib->subnets = section_at(fib, header->subnets, sizeof(struct dp_subnet));
-	fib->peers = section_at(fib, header->peers, sizeof(struct dp_peer));
-	if (header->size != fib->size || !fib->subnets || !fib->peers || header->subnets.count > UINT32_MAX - 1 ||
-	    !fib_are_entries_valid(fib->subnets, header->subnets.count, fib->peers, header->peers.count) ||
-	    !open_tables(fib))
+	if (header->size != fib->size || !fib->subnets || header->subnets.count > UINT32_MAX - 1 ||
+	    !fib_are_subnets_valid(fib->subnets, header->subnets.count) || !open_tables(fib))
 		return -EBADMSG;
 	return 0;
 }
@@ -287,18 +278,51 @@ uint32_t dp_fib_subnets(const dp_fib *fib, struct dp_subnet *out, uint32_t capac
 }
 
 /**
- * dp_fib_peers() - Copy the peers out
+ * show() - Write an address down
+ * @family:	4 or 6
+ * @addr:	Host order
+ *
+ * Return: the address in wire order
+ */
+static struct dp_addr show(uint8_t family, addr_t addr)
+{
+	struct dp_addr out = {.family = family};
+	int len = family == 4 ? 4 : 16;
+
+	for (int i = 0; i < len; i++)
+		out.bytes[i] = (uint8_t)(addr >> 8 * (len - 1 - i));
+	return out;
+}
+
+/**
+ * dp_fib_peers() - Read the peers off the table of their addresses
  * @fib:	From dp_fib_open()
- * @out:	Room for them
+ * @out:	Room for one entry per address: who has two is there twice
  * @capacity:	Entries that fit
  *
- * Return: how many there are; only @capacity were copied if that is less
+ * Return: how many there are; only @capacity were written if that is less
  */
 uint32_t dp_fib_peers(const dp_fib *fib, struct dp_peer *out, uint32_t capacity)
 {
-	uint32_t count = (uint32_t)fib->header->peers.count;
+	uint32_t count = 0;
 
-	memcpy(out, fib->peers, (count < capacity ? count : capacity) * sizeof(*out));
+	for (int is_v6 = 0; is_v6 < 2; is_v6++) {
+		const struct lpm *lpm = &fib->lpm[is_v6][FIB_VTEP];
+
+		for (uint32_t i = 0; i + LPM_SEARCH < lpm->count; i++) {
+			struct dp_peer peer = {.id = lpm->value[i] - 1};
+
+			if (!lpm->value[i])
+				continue;
+			if (is_v6)
+				peer.addr6 = show(6, lpm->start6[i]);
+			else
+				peer.addr4 = show(4, lpm->start4[i]);
+			if (count < capacity)
+				out[count] = peer;
+			count++;
+		}
+	}
 	return count;
 }
 

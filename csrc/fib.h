@@ -26,7 +26,6 @@ struct fib_header;
 struct fib {
 	const struct fib_header *header; /* the mapping, owned */
 	const struct dp_subnet *subnets;
-	const struct dp_peer *peers;
 	size_t size;
 	struct lpm lpm[2][FIB_TABLE_COUNT]; /* by is_v6 */
 };

@@ -9,34 +9,51 @@
 
 #include "fib_layout.h"
 
-/* Tables that need as much working memory as this get it in large pages, of which few are touched. */
-enum { LARGE_PAGE = 2 << 20, LARGE_PAGES_FROM = 16 * LARGE_PAGE };
+enum { LARGE_PAGE = 2 << 20 };
 
-/* Working memory and where in it things are. Room that is not used is not touched. */
+/* A snapshot while it is put together. */
 struct build {
-	struct lpm_prefix *list; /* prefixes of one table, and room for as many to sort them */
-	size_t most;             /* prefixes there is room for, without the room to sort */
-	addr_t *starts;          /* what lpm_build() makes of them */
-	uint32_t *values;
-	struct lpm_room room; /* and lpm_index() of that */
-	uint8_t *tables;      /* the snapshot from header.starts on: what is not copied from the spec */
-	size_t tables_at;     /* where that begins in the snapshot */
-	size_t used;          /* bytes of the snapshot */
+	int fd;
+	int err;                 /* the first one that there was */
+	size_t used;             /* bytes of the snapshot */
+	struct lpm_prefix *list; /* prefixes of the table in hand */
+	struct lpm_room room;    /* that table; start4 and start6 are the same memory */
 	struct fib_header header;
 };
 
 /**
- * reserve() - Take room for an array in the snapshot
+ * write_at() - Write to the snapshot
  * @build:	State
+ * @bytes:	What to write
+ * @size:	How much
+ * @at:		Where
+ */
+static void write_at(struct build *build, const void *bytes, size_t size, size_t at)
+{
+	for (size_t done = 0; done < size && !build->err;) {
+		ssize_t n = pwrite(build->fd, (const uint8_t *)bytes + done, size - done, (off_t)(at + done));
+
+		if (n > 0)
+			done += (size_t)n;
+		else if (!n || errno != EINTR)
+			build->err = n ? -errno : -EIO;
+	}
+}
+
+/**
+ * put() - Write an array behind what is there
+ * @build:	State
+ * @array:	The array
  * @count:	Elements
  * @size:	Bytes of one
  *
  * Return: where it is
  */
-static struct fib_section reserve(struct build *build, uint64_t count, size_t size)
+static struct fib_section put(struct build *build, const void *array, uint64_t count, size_t size)
 {
 	struct fib_section section = {.offset = build->used, .count = count};
 
+	write_at(build, array, count * size, build->used);
 	build->used += (count * size + FIB_ALIGN - 1) / FIB_ALIGN * FIB_ALIGN;
 	return section;
 }
@@ -55,14 +72,16 @@ static int collect_prefix(struct lpm_prefix *list, uint32_t *count, const struct
 			  uint32_t value)
 {
 	uint8_t bits = prefix->addr.family == 4 ? 32 : 128;
-	addr_t key = parse_addr(prefix->addr.family, prefix->addr.bytes);
+	addr_t key;
 
 	if ((prefix->addr.family != 4 && prefix->addr.family != 6) || prefix->len > bits)
 		return -EINVAL;
+	if ((prefix->addr.family == 6) != is_v6)
+		return 0; /* its turn comes */
+	key = parse_addr(prefix->addr.family, prefix->addr.bytes);
 	if (prefix->len == 0 ? key != 0 : key << (128 - bits + prefix->len - 1) << 1 != 0)
 		return -EINVAL; /* host bits */
-	if ((prefix->addr.family == 6) == is_v6)
-		list[(*count)++] = (struct lpm_prefix){.key = key, .value = value, .len = prefix->len};
+	list[(*count)++] = (struct lpm_prefix){.key = key, .value = value, .len = prefix->len};
 	return 0;
 }
 
@@ -148,23 +167,6 @@ static int collect(struct lpm_prefix *list, uint32_t *count, const struct dp_tab
 }
 
 /**
- * put() - Copy an array to the tables of the snapshot
- * @build:	State
- * @array:	The array
- * @count:	Elements
- * @size:	Bytes of one
- *
- * Return: where it is
- */
-static struct fib_section put(struct build *build, const void *array, uint64_t count, size_t size)
-{
-	struct fib_section section = reserve(build, count, size);
-
-	memcpy(build->tables + (section.offset - build->tables_at), array, count * size);
-	return section;
-}
-
-/**
  * put_table() - Build one prefix table into the snapshot
  * @build:	State with the prefixes
  * @count:	How many
@@ -174,36 +176,34 @@ static struct fib_section put(struct build *build, const void *array, uint64_t c
 static void put_table(struct build *build, uint32_t count, enum fib_table table, bool is_v6)
 {
 	struct fib_header *header = &build->header;
-	struct lpm_room *room = &build->room;
-	uint32_t *starts4 = (uint32_t *)(void *)build->starts;
+	struct lpm_room room = build->room;
+	struct lpm lpm;
 
-	count = lpm_build(build->list, build->list + build->most, count, is_v6 ? 128 : 32, build->starts,
-			  build->values);
-	room->nodes_count = room->index_count = 0;
-	header->roots[is_v6][table] = lpm_index(build->starts, build->values, count, room);
-	for (uint32_t i = 0; i < count && !is_v6; i++)
-		starts4[i] = (uint32_t)build->starts[i]; /* each is read before it is written over */
-	header->starts[is_v6][table] = put(build, build->starts, count, is_v6 ? sizeof(addr_t) : sizeof(uint32_t));
-	header->values[is_v6][table] = put(build, build->values, count, sizeof(uint32_t));
-	header->nodes[is_v6][table] = put(build, room->nodes, room->nodes_count, sizeof(struct lpm_node));
-	header->index[is_v6][table] = put(build, room->index, room->index_count, sizeof(uint32_t));
+	room.start4 = is_v6 ? NULL : room.start4;
+	room.start6 = is_v6 ? room.start6 : NULL;
+	lpm = lpm_build(build->list, count, &room);
+	header->roots[is_v6][table] = lpm.root;
+	header->starts[is_v6][table] = is_v6 ? put(build, lpm.start6, lpm.count, sizeof(*lpm.start6))
+					     : put(build, lpm.start4, lpm.count, sizeof(*lpm.start4));
+	header->values[is_v6][table] = put(build, lpm.value, lpm.count, sizeof(*lpm.value));
+	header->nodes[is_v6][table] = put(build, lpm.node, lpm.nodes_count, sizeof(*lpm.node));
+	header->index[is_v6][table] = put(build, lpm.index, lpm.index_count, sizeof(*lpm.index));
 }
 
 /**
- * fill() - Make a whole snapshot, but for what is copied from the spec
+ * fill() - Write a whole snapshot
  * @build:	State with working memory
  * @spec:	What goes in
  *
- * Return: 0 or -EINVAL
+ * Return: 0, -EINVAL, or -errno of pwrite()
  */
 static int fill(struct build *build, const struct dp_table_spec *spec)
 {
-	build->header = (struct fib_header){.magic = FIB_MAGIC, .abi = DP_ABI, .generation = spec->generation};
-	reserve(build, 1, sizeof(struct fib_header));
-	build->header.subnets = reserve(build, spec->subnets_count, sizeof(struct dp_subnet));
-	build->header.peers = reserve(build, spec->peers_count, sizeof(struct dp_peer));
-	build->tables_at = build->used;
+	struct fib_header *header = &build->header;
 
+	*header = (struct fib_header){.magic = FIB_MAGIC, .abi = DP_ABI, .generation = spec->generation};
+	put(build, header, 1, sizeof(*header));
+	header->subnets = put(build, spec->subnets, spec->subnets_count, sizeof(*spec->subnets));
 	for (int is_v6 = 0; is_v6 < 2; is_v6++) {
 		for (enum fib_table table = 0; table < FIB_TABLE_COUNT; table++) {
 			uint32_t count;
@@ -214,66 +214,16 @@ static int fill(struct build *build, const struct dp_table_spec *spec)
 			put_table(build, count, table, is_v6);
 		}
 	}
-	build->header.size = build->used;
-	return 0;
-}
-
-/**
- * write_at() - Write to a memfd
- * @fd:		The memfd
- * @bytes:	What to write
- * @size:	How much
- * @at:		Where
- *
- * Return: 0 or -errno
- */
-static int write_at(int fd, const void *bytes, size_t size, size_t at)
-{
-	for (size_t done = 0; done < size;) {
-		ssize_t n = pwrite(fd, (const uint8_t *)bytes + done, size - done, (off_t)(at + done));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		done += (size_t)n;
-	}
-	return 0;
-}
-
-/**
- * write_memfd() - Put a snapshot into a sealed memfd
- * @build:	State after fill()
- * @spec:	What fill() got
- *
- * Return: the descriptor, owned by the caller, or -errno
- */
-static int write_memfd(const struct build *build, const struct dp_table_spec *spec)
-{
-	const struct fib_header *header = &build->header;
-	int fd = memfd_create("overlayd-fib", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	int err;
-
-	if (fd < 0)
-		return -errno;
-	err = write_at(fd, header, sizeof(*header), 0);
-	if (!err)
-		err = write_at(fd, spec->subnets, spec->subnets_count * sizeof(*spec->subnets), header->subnets.offset);
-	if (!err)
-		err = write_at(fd, spec->peers, spec->peers_count * sizeof(*spec->peers), header->peers.offset);
-	if (!err)
-		err = write_at(fd, build->tables, build->used - build->tables_at, build->tables_at);
-	if (!err && fcntl(fd, F_ADD_SEALS, FIB_SEALS))
-		err = -errno;
-	if (!err)
-		return fd;
-	close(fd);
-	return err;
+	header->size = build->used;
+	write_at(build, header, sizeof(*header), 0);
+	if (!build->err && ftruncate(build->fd, (off_t)build->used))
+		build->err = -errno; /* the last array may end before a multiple of FIB_ALIGN */
+	return build->err;
 }
 
 /**
  * take() - Cut a piece off the working memory
- * @memory:	The rest of it, NULL while sizes are added up
+ * @memory:	All of it, NULL while sizes are added up
  * @used:	Bytes taken, grown by the piece
  * @size:	Bytes of the piece
  *
@@ -291,24 +241,76 @@ static void *take(uint8_t *memory, size_t *used, size_t size)
  * lay_out() - Divide the working memory
  * @build:	Set to its parts
  * @memory:	The memory, or NULL to learn how much it must be
- * @prefixes:	Prefixes that the spec holds, each as often as it is in tables
+ * @prefixes:	Prefixes that one table may have
  *
  * Return: bytes that it takes
  */
 static size_t lay_out(struct build *build, uint8_t *memory, size_t prefixes)
 {
-	size_t ranges = LPM_RANGES(prefixes), all = ranges + 2 * FIB_TABLE_COUNT * LPM_RANGES((size_t)0);
-	size_t range = sizeof(addr_t) + sizeof(uint32_t) + sizeof(struct lpm_node) + LPM_BUCKETS(sizeof(uint32_t));
+	struct lpm_room *room = &build->room;
 	size_t used = 0;
 
-	build->most = prefixes;
-	build->list = take(memory, &used, 2 * prefixes * sizeof(*build->list));
-	build->starts = take(memory, &used, ranges * sizeof(*build->starts));
-	build->values = take(memory, &used, ranges * sizeof(*build->values));
-	build->room.nodes = take(memory, &used, ranges * sizeof(*build->room.nodes));
-	build->room.index = take(memory, &used, LPM_BUCKETS(ranges) * sizeof(*build->room.index));
-	build->tables = take(memory, &used, all * range + 4 * 2 * FIB_TABLE_COUNT * FIB_ALIGN);
+	build->list = take(memory, &used, prefixes * sizeof(*build->list));
+	room->spare = take(memory, &used, prefixes * sizeof(*room->spare));
+	room->start6 = take(memory, &used, LPM_RANGES(prefixes) * sizeof(*room->start6));
+	room->start4 = (uint32_t *)(void *)room->start6;
+	room->value = take(memory, &used, LPM_RANGES(prefixes) * sizeof(*room->value));
+	room->node = take(memory, &used, LPM_RANGES(prefixes) * sizeof(*room->node));
+	room->index = take(memory, &used, LPM_BUCKETS(prefixes) * sizeof(*room->index));
 	return used;
+}
+
+/**
+ * write_memfd() - Write a snapshot into a memfd and seal it
+ * @build:	State with working memory
+ * @spec:	What goes in
+ *
+ * Return: the descriptor, owned by the caller, or -errno
+ */
+static int write_memfd(struct build *build, const struct dp_table_spec *spec)
+{
+	int err;
+
+	build->fd = memfd_create("overlayd-fib", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (build->fd < 0)
+		return -errno;
+	err = fill(build, spec);
+	if (!err && fcntl(build->fd, F_ADD_SEALS, FIB_SEALS))
+		err = -errno;
+	if (!err)
+		return build->fd;
+	close(build->fd);
+	return err;
+}
+
+/**
+ * are_peers_valid() - Check the ids of peers
+ * @spec:	Peers
+ *
+ * Return: true if all are in range
+ */
+static bool are_peers_valid(const struct dp_table_spec *spec)
+{
+	for (uint32_t i = 0; i < spec->peers_count; i++) {
+		if (spec->peers[i].id >= DP_MAX_PEERS)
+			return false;
+	}
+	return true;
+}
+
+/**
+ * most_prefixes() - How many prefixes one table of a spec may have
+ * @spec:	The spec
+ *
+ * Return: the number for the largest table
+ */
+static size_t most_prefixes(const struct dp_table_spec *spec)
+{
+	size_t sources = (size_t)spec->sources_count + spec->allowed_count;
+	size_t most = spec->subnets_count > spec->peers_count ? spec->subnets_count : spec->peers_count;
+
+	most = most > spec->own_count ? most : spec->own_count;
+	return most > sources ? most : sources;
 }
 
 /**
@@ -321,25 +323,23 @@ static size_t lay_out(struct build *build, uint8_t *memory, size_t prefixes)
  */
 int dp_fib_create(const struct dp_table_spec *spec)
 {
-	size_t prefixes = (size_t)spec->subnets_count + 2 * (size_t)spec->peers_count + spec->own_count +
-			  spec->sources_count + 2 * (size_t)spec->allowed_count;
-	struct build build = {0};
+	size_t prefixes = most_prefixes(spec);
+	struct build build = {.fd = -1};
 	size_t size = lay_out(&build, NULL, prefixes);
 	uint8_t *memory;
 	int result;
 
-	if (LPM_RANGES(prefixes) > LPM_RANGES_MAX ||
-	    !fib_are_entries_valid(spec->subnets, spec->subnets_count, spec->peers, spec->peers_count))
+	if (LPM_RANGES(prefixes) > LPM_RANGES_MAX || !fib_are_subnets_valid(spec->subnets, spec->subnets_count) ||
+	    !are_peers_valid(spec))
 		return -EINVAL;
+	/* What is not used is not touched. */
 	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		return -errno;
-	if (size >= LARGE_PAGES_FROM)
-		madvise(memory, size, MADV_HUGEPAGE); /* quicker if it works */
+	if (prefixes * sizeof(*build.list) >= LARGE_PAGE)
+		(void)madvise(memory, size, MADV_HUGEPAGE); /* a page fault for every 4 KiB takes longer */
 	lay_out(&build, memory, prefixes);
-	result = fill(&build, spec);
-	if (!result)
-		result = write_memfd(&build, spec);
+	result = write_memfd(&build, spec);
 	munmap(memory, size);
 	return result;
 }

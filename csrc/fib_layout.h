@@ -2,7 +2,7 @@
 /*
  * fib_layout.h - how a snapshot lies in its memfd; between fib_build.c and fib.c only.
  *
- * struct fib_header, then subnets, peers, and per family and table four arrays:
+ * struct fib_header, then subnets, and per family and table four arrays:
  * first addresses and answers of the ranges, nodes and buckets of the index (lpm.h). All offsets are from the start,
  * multiples of FIB_ALIGN. Answers are 1 + index of a subnet entry (FIB_DST),
  * 1 + peer id (FIB_VTEP), or 1.
@@ -30,7 +30,6 @@ struct fib_header {
 	uint64_t size; /* bytes of the whole snapshot */
 	uint64_t generation;
 	struct fib_section subnets;
-	struct fib_section peers;
 	struct fib_section starts[2][FIB_TABLE_COUNT];
 	struct fib_section values[2][FIB_TABLE_COUNT];
 	struct fib_section nodes[2][FIB_TABLE_COUNT];
@@ -38,7 +37,6 @@ struct fib_header {
 	uint32_t roots[2][FIB_TABLE_COUNT]; /* where lookups begin */
 };
 
-bool fib_are_entries_valid(const struct dp_subnet *subnets, uint64_t subnets_count, const struct dp_peer *peers,
-			   uint64_t peers_count);
+bool fib_are_subnets_valid(const struct dp_subnet *subnets, uint64_t count);
 
 #endif

@@ -20,7 +20,7 @@
  * A search looks at LPM_SEARCH beginnings, however many are in the bucket: those
  * of other buckets behind it are above the address, and what costs time is a
  * branch that goes now here, now there. So that there are always as many, the
- * last range is repeated as often at the end of a table (lpm_build()).
+ * last range is repeated as often at the end of a table.
  */
 #include "lpm.h"
 
@@ -32,17 +32,30 @@ enum { BUCKETS_PER_USED = 4 };
 
 _Static_assert(sizeof(struct lpm_node) == 32, "nodes lie in memory that processes share");
 
-/* Prefixes that hold the address where the sweep stands, outermost first. */
-struct sweep {
+/* A table while it is built. */
+struct build {
+	const struct lpm_room *room;
+	addr_t top; /* the last address there is */
+	uint32_t count, nodes_count, index_count;
+	/* prefixes that hold the address where the sweep stands, outermost first */
 	struct {
 		addr_t last; /* last address it holds */
 		uint32_t value;
 	} open[NESTING_MAX];
 	uint32_t depth;
-	addr_t *starts;
-	uint32_t *values;
-	uint32_t count;
 };
+
+/**
+ * start_at() - First address of a range
+ * @build:	State
+ * @i:		Which range
+ *
+ * Return: the address
+ */
+static inline addr_t start_at(const struct build *build, uint32_t i)
+{
+	return build->room->start4 ? build->room->start4[i] : build->room->start6[i];
+}
 
 /* --- building: ranges -------------------------------------------------------- */
 
@@ -109,79 +122,80 @@ static void sort(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t
 }
 
 /**
+ * append() - Write a range
+ * @build:	State
+ * @start:	Its first address
+ * @value:	Its answer
+ */
+static inline void append(struct build *build, addr_t start, uint32_t value)
+{
+	if (build->room->start4)
+		build->room->start4[build->count] = (uint32_t)start;
+	else
+		build->room->start6[build->count] = start;
+	build->room->value[build->count] = value;
+	build->count++;
+}
+
+/**
  * emit() - From this address on, this is the answer
- * @sweep:	State
+ * @build:	State
  * @start:	Address
  * @value:	Answer
  *
  * A range that would begin where the last one does replaces it, and one with
  * the same answer is not begun at all.
  */
-static void emit(struct sweep *sweep, addr_t start, uint32_t value)
+static inline void emit(struct build *build, addr_t start, uint32_t value)
 {
-	if (sweep->count && sweep->starts[sweep->count - 1] == start)
-		sweep->count--;
-	if (sweep->count && sweep->values[sweep->count - 1] == value)
-		return;
-	sweep->starts[sweep->count] = start;
-	sweep->values[sweep->count] = value;
-	sweep->count++;
+	if (build->count && start_at(build, build->count - 1) == start)
+		build->count--;
+	if (!build->count || build->room->value[build->count - 1] != value)
+		append(build, start, value);
 }
 
 /**
  * close_before() - End all open prefixes that do not reach an address
- * @sweep:	State
+ * @build:	State
  * @addr:	The address
  */
-static void close_before(struct sweep *sweep, addr_t addr)
+static void close_before(struct build *build, addr_t addr)
 {
-	while (sweep->depth > 1 && sweep->open[sweep->depth - 1].last < addr) {
-		sweep->depth--;
-		emit(sweep, sweep->open[sweep->depth].last + 1, sweep->open[sweep->depth - 1].value);
+	while (build->depth > 1 && build->open[build->depth - 1].last < addr) {
+		build->depth--;
+		emit(build, build->open[build->depth].last + 1, build->open[build->depth - 1].value);
 	}
 }
 
 /**
- * lpm_build() - Unroll prefixes into ranges
- * @prefixes:	Prefixes of one family; sorted in place
- * @spare:	Room for as many
+ * build_ranges() - Unroll prefixes into ranges
+ * @build:	State
+ * @prefixes:	Prefixes in the order of the sweep
  * @count:	How many
- * @bits:	32 or 128
- * @starts:	Room for LPM_RANGES(@count) first addresses
- * @values:	Room for as many answers
  *
  * Of two equal prefixes the later one in sorting order wins; callers do not pass any.
- *
- * Return: ranges written, at least 1, and LPM_SEARCH times the last one once more, from the top address on
  */
-uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t count, uint8_t bits, addr_t *starts,
-		   uint32_t *values)
+static void build_ranges(struct build *build, const struct lpm_prefix *prefixes, uint32_t count)
 {
-	addr_t top = bits == 32 ? (addr_t)UINT32_MAX : ~(addr_t)0;
-	struct sweep sweep = {.depth = 1, .starts = starts, .values = values};
+	uint32_t bits = build->room->start4 ? 32 : 128;
 
-	sweep.open[0].last = top;
-	sweep.open[0].value = 0;
-	sort(prefixes, spare, count, bits);
-	emit(&sweep, 0, 0);
+	build->depth = 1;
+	build->open[0].last = build->top;
+	build->open[0].value = 0;
+	emit(build, 0, 0);
 	for (uint32_t i = 0; i < count; i++) {
 		const struct lpm_prefix *prefix = &prefixes[i];
-		addr_t host_bits = prefix->len ? ((addr_t)1 << (bits - prefix->len)) - 1 : top;
+		addr_t host_bits = prefix->len ? ((addr_t)1 << (bits - prefix->len)) - 1 : build->top;
 
-		close_before(&sweep, prefix->key);
-		if (sweep.depth < NESTING_MAX) {
-			sweep.open[sweep.depth].last = prefix->key | host_bits;
-			sweep.open[sweep.depth].value = prefix->value;
-			sweep.depth++;
+		close_before(build, prefix->key);
+		if (build->depth < NESTING_MAX) {
+			build->open[build->depth].last = prefix->key | host_bits;
+			build->open[build->depth].value = prefix->value;
+			build->depth++;
 		}
-		emit(&sweep, prefix->key, prefix->value);
+		emit(build, prefix->key, prefix->value);
 	}
-	close_before(&sweep, top); /* what ends with the address space itself stays open */
-	for (uint32_t i = 0; i < LPM_SEARCH; i++, sweep.count++) {
-		starts[sweep.count] = top;
-		values[sweep.count] = values[sweep.count - 1];
-	}
-	return sweep.count;
+	close_before(build, build->top); /* what ends with the address space itself stays open */
 }
 
 /* --- building: the index ----------------------------------------------------- */
@@ -203,24 +217,29 @@ static uint32_t top_bit(addr_t a, addr_t b)
 
 /**
  * choose_shift() - How large the buckets of a node are
- * @starts:	First addresses that it is to divide, none of them 0
+ * @build:	State
+ * @first:	First range that it is to divide
  * @count:	How many, at least 2
  *
  * Return: the smallest shift with which enough buckets are used; there is one where two are
  */
-static uint32_t choose_shift(const addr_t *starts, uint32_t count)
+static uint32_t choose_shift(const struct build *build, uint32_t first, uint32_t count)
 {
 	uint32_t splits[128] = {0}; /* neighbours that part at this bit, so lie in two buckets up to this shift */
-	uint32_t shift = top_bit(starts[0], starts[count - 1]), used = 1;
+	addr_t low = start_at(build, first), high = start_at(build, first + count - 1), last = low;
+	uint32_t shift = top_bit(low, high), used = 1;
 
-	for (uint32_t i = 1; i < count; i++)
-		splits[top_bit(starts[i - 1], starts[i])]++;
+	for (uint32_t i = first + 1; i < first + count; i++) {
+		addr_t start = start_at(build, i);
+
+		splits[top_bit(last, start)]++;
+		last = start;
+	}
 	used += splits[shift];
 	while (shift > 0) {
 		uint32_t more = used + splits[shift - 1];
 
-		if ((starts[count - 1] >> (shift - 1)) - ((starts[0] - 1) >> (shift - 1)) >=
-		    (addr_t)BUCKETS_PER_USED * more)
+		if ((high >> (shift - 1)) - ((low - 1) >> (shift - 1)) >= (addr_t)BUCKETS_PER_USED * more)
 			break;
 		used = more;
 		shift--;
@@ -229,86 +248,100 @@ static uint32_t choose_shift(const addr_t *starts, uint32_t count)
 }
 
 /**
- * add_node() - Begin a node, to be filled later
- * @room:	Where it goes
- * @first:	First range that it is to divide
- * @count:	How many
- *
- * Return: the entry that leads to it
- */
-static uint32_t add_node(struct lpm_room *room, uint32_t first, uint32_t count)
-{
-	room->nodes[room->nodes_count] = (struct lpm_node){.base = first, .last = count};
-	return LPM_NODE | room->nodes_count++;
-}
-
-/**
  * make_entry() - What a bucket says
- * @room:	Where further nodes go
- * @values:	Answers
+ * @build:	State; grows by a node that is filled later, if the bucket needs one
  * @at:		Range in force at the first address of the bucket
  * @count:	Ranges that begin behind it, inside
  *
  * Return: the entry
  */
-static uint32_t make_entry(struct lpm_room *room, const uint32_t *values, uint32_t at, uint32_t count)
+static uint32_t make_entry(struct build *build, uint32_t at, uint32_t count)
 {
 	if (!count)
-		return values[at];
+		return build->room->value[at];
 	if (count <= LPM_SEARCH)
 		return LPM_RANGE | at;
-	return add_node(room, at + 1, count);
+	build->room->node[build->nodes_count] = (struct lpm_node){.base = at + 1, .last = count};
+	return LPM_NODE | build->nodes_count++;
 }
 
 /**
  * fill_node() - Write the buckets of a node
- * @starts:	First addresses of all ranges
- * @values:	Their answers
- * @room:	Where buckets and further nodes go
- * @number:	The node, as add_node() left it
+ * @build:	State
+ * @number:	The node, as make_entry() left it: base and last are the ranges that it is to divide
  */
-static void fill_node(const addr_t *starts, const uint32_t *values, struct lpm_room *room, uint32_t number)
+static void fill_node(struct build *build, uint32_t number)
 {
-	struct lpm_node *node = &room->nodes[number];
-	uint32_t next = node->base, end = next + node->last, shift = choose_shift(starts + next, node->last);
-	addr_t first = (starts[next] - 1) >> shift;
-	uint32_t buckets = (uint32_t)((starts[end - 1] >> shift) - first) + 1;
-	uint32_t *entry = room->index + room->index_count;
+	struct lpm_node *node = &build->room->node[number];
+	uint32_t next = node->base, end = next + node->last, shift = choose_shift(build, next, node->last);
+	addr_t first = (start_at(build, next) - 1) >> shift, inside = ((addr_t)1 << shift) - 1;
+	uint32_t buckets = (uint32_t)((start_at(build, end - 1) >> shift) - first) + 1;
+	uint32_t *entry = build->room->index + build->index_count;
+	addr_t start = start_at(build, next);
+	uint32_t bucket = (uint32_t)((start >> shift) - first); /* the one in which range next begins */
 
-	*node = (struct lpm_node){.first = first, .base = room->index_count, .last = buckets - 1, .shift = shift};
-	room->index_count += buckets;
+	*node = (struct lpm_node){.first = first, .base = build->index_count, .last = buckets - 1, .shift = shift};
+	build->index_count += buckets;
 	for (uint32_t i = 0; i < buckets; i++) {
-		uint32_t at, behind;
+		bool is_whole = bucket == i && !(start & inside); /* the bucket begins with that range */
+		uint32_t at = is_whole ? next : next - 1;
 
-		if (next < end && starts[next] == (first + i) << shift)
+		while (bucket == i) {
 			next++;
-		at = next - 1;
-		while (next < end && starts[next] >> shift == first + i)
-			next++;
-		behind = next - 1 - at;
-		entry[i] = make_entry(room, values, at, behind);
+			start = next < end ? start_at(build, next) : 0;
+			bucket = next < end ? (uint32_t)((start >> shift) - first) : buckets;
+		}
+		entry[i] = make_entry(build, at, next - 1 - at);
 	}
 }
 
 /**
- * lpm_index() - Index the ranges that lpm_build() made
- * @starts:	Their first addresses
- * @values:	Their answers, at most LPM_VALUE_MAX
- * @count:	How many, at most LPM_RANGES_MAX
- * @room:	Where the index goes; its counts are 0
+ * build_index() - Index the ranges that build_ranges() made
+ * @build:	State
  *
  * Each node divides what it has into two used buckets at least, so count ranges
  * make less than count nodes, with less than twice as many used buckets.
  *
  * Return: the entry where lookups begin
  */
-uint32_t lpm_index(const addr_t *starts, const uint32_t *values, uint32_t count, struct lpm_room *room)
+static uint32_t build_index(struct build *build)
 {
-	uint32_t root = make_entry(room, values, 0, count - LPM_SEARCH - 1);
+	uint32_t root = make_entry(build, 0, build->count - 1);
 
-	for (uint32_t i = 0; i < room->nodes_count; i++)
-		fill_node(starts, values, room, i);
+	for (uint32_t i = 0; i < build->nodes_count; i++)
+		fill_node(build, i);
 	return root;
+}
+
+/**
+ * lpm_build() - Build a table
+ * @prefixes:	Prefixes of one family, no two the same; sorted in place
+ * @count:	How many
+ * @room:	Where the table goes
+ *
+ * Return: the table, in that room
+ */
+struct lpm lpm_build(struct lpm_prefix *prefixes, uint32_t count, const struct lpm_room *room)
+{
+	struct build build = {.room = room, .top = room->start4 ? (addr_t)UINT32_MAX : ~(addr_t)0};
+	uint32_t root;
+
+	sort(prefixes, room->spare, count, room->start4 ? 32 : 128);
+	build_ranges(&build, prefixes, count);
+	root = build_index(&build);
+	for (uint32_t i = 0; i < LPM_SEARCH; i++)
+		append(&build, build.top, room->value[build.count - 1]);
+	return (struct lpm){
+		.root = root,
+		.count = build.count,
+		.nodes_count = build.nodes_count,
+		.index_count = build.index_count,
+		.start4 = room->start4,
+		.start6 = room->start6,
+		.value = room->value,
+		.node = room->node,
+		.index = room->index,
+	};
 }
 
 /* --- checking ------------------------------------------------------------------ */

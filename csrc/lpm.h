@@ -47,12 +47,14 @@ struct lpm {
 	const uint32_t *index;       /* what a bucket says: see lpm.c */
 };
 
-/* What lpm_index() writes to. */
+/* What lpm_build() writes to, for count prefixes. */
 struct lpm_room {
-	struct lpm_node *nodes; /* for LPM_RANGES(count) */
-	uint32_t *index;        /* for LPM_BUCKETS(LPM_RANGES(count)) */
-	uint32_t nodes_count;
-	uint32_t index_count;
+	struct lpm_prefix *spare; /* as many as there are prefixes */
+	uint32_t *start4;         /* LPM_RANGES(count); NULL for IPv6 */
+	addr_t *start6;           /* the same; NULL for IPv4 */
+	uint32_t *value;          /* the same */
+	struct lpm_node *node;    /* the same */
+	uint32_t *index;          /* LPM_BUCKETS(count) */
 };
 
 /* Ranges that are searched for one address. */
@@ -69,12 +71,10 @@ struct lpm_room {
 /* Ranges that count prefixes can unroll into, at most; those behind the last one included. */
 #define LPM_RANGES(count) (2 * (count) + 1 + LPM_SEARCH)
 
-/* Buckets of an index over that many ranges, at most: see lpm_index(). */
-#define LPM_BUCKETS(ranges) (8 * (ranges))
+/* Buckets of their index, at most: see build_index(). */
+#define LPM_BUCKETS(count) (8 * LPM_RANGES(count))
 
-uint32_t lpm_build(struct lpm_prefix *prefixes, struct lpm_prefix *spare, uint32_t count, uint8_t bits, addr_t *starts,
-		   uint32_t *values);
-uint32_t lpm_index(const addr_t *starts, const uint32_t *values, uint32_t count, struct lpm_room *room);
+struct lpm lpm_build(struct lpm_prefix *prefixes, uint32_t count, const struct lpm_room *room);
 bool lpm_is_valid(const struct lpm *lpm, uint32_t value_max);
 
 /**

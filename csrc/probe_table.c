@@ -7,12 +7,9 @@
 #include "parse.h"
 #include "probe.h"
 
-/* A built table and the arrays it borrows, which are exactly as long as promised. */
+/* A table, and the memory that it is in. */
 struct probe_lpm {
 	struct lpm lpm;
-	uint32_t *start4;
-	addr_t *start6;
-	uint32_t *values;
 	struct lpm_room room;
 };
 
@@ -27,10 +24,11 @@ void probe_lpm_free(struct probe_lpm *lpm)
 	if (!lpm)
 		return;
 	free(lpm->room.index);
-	free(lpm->room.nodes);
-	free(lpm->values);
-	free(lpm->start6);
-	free(lpm->start4);
+	free(lpm->room.node);
+	free(lpm->room.value);
+	free(lpm->room.start6);
+	free(lpm->room.start4);
+	free(lpm->room.spare);
 	free(lpm);
 }
 
@@ -46,34 +44,27 @@ void probe_lpm_free(struct probe_lpm *lpm)
 struct probe_lpm *probe_lpm_build(const struct dp_prefix *prefixes, const uint32_t *values, uint32_t count,
 				  uint8_t family)
 {
-	struct lpm_prefix *list = aligned_alloc(sizeof(addr_t), 2UL * (count + 1) * sizeof(*list));
+	struct lpm_prefix *list = aligned_alloc(sizeof(addr_t), (count + 1UL) * sizeof(*list));
 	struct probe_lpm *lpm = calloc(1, sizeof(*lpm));
+	struct lpm_room *room;
 
 	if (!list || !lpm)
 		goto fail;
-	lpm->start4 = calloc(LPM_RANGES(count), sizeof(*lpm->start4));
-	lpm->start6 = aligned_alloc(_Alignof(addr_t), LPM_RANGES(count) * sizeof(*lpm->start6));
-	lpm->values = calloc(LPM_RANGES(count), sizeof(*lpm->values));
-	lpm->room.nodes = aligned_alloc(sizeof(addr_t), LPM_RANGES(count) * sizeof(*lpm->room.nodes));
-	lpm->room.index = calloc(LPM_BUCKETS(LPM_RANGES(count)), sizeof(*lpm->room.index));
-	if (!lpm->start4 || !lpm->start6 || !lpm->values || !lpm->room.nodes || !lpm->room.index)
+	room = &lpm->room;
+	room->spare = aligned_alloc(sizeof(addr_t), (count + 1UL) * sizeof(*room->spare));
+	room->start4 = family == 4 ? calloc(LPM_RANGES(count), sizeof(*room->start4)) : NULL;
+	room->start6 = family == 4 ? NULL : aligned_alloc(sizeof(addr_t), LPM_RANGES(count) * sizeof(*room->start6));
+	room->value = calloc(LPM_RANGES(count), sizeof(*room->value));
+	room->node = aligned_alloc(sizeof(addr_t), LPM_RANGES(count) * sizeof(*room->node));
+	room->index = calloc(LPM_BUCKETS(count), sizeof(*room->index));
+	if (!room->spare || !(room->start4 || room->start6) || !room->value || !room->node || !room->index)
 		goto fail;
 	for (uint32_t i = 0; i < count; i++) {
 		list[i].key = parse_addr(family, prefixes[i].addr.bytes);
 		list[i].len = prefixes[i].len;
 		list[i].value = values[i];
 	}
-	lpm->lpm.count = lpm_build(list, list + count, count, family == 4 ? 32 : 128, lpm->start6, lpm->values);
-	lpm->lpm.root = lpm_index(lpm->start6, lpm->values, lpm->lpm.count, &lpm->room);
-	lpm->lpm.nodes_count = lpm->room.nodes_count;
-	lpm->lpm.index_count = lpm->room.index_count;
-	lpm->lpm.node = lpm->room.nodes;
-	lpm->lpm.index = lpm->room.index;
-	for (uint32_t i = 0; i < lpm->lpm.count; i++)
-		lpm->start4[i] = (uint32_t)lpm->start6[i];
-	lpm->lpm.value = lpm->values;
-	lpm->lpm.start4 = family == 4 ? lpm->start4 : NULL;
-	lpm->lpm.start6 = family == 4 ? NULL : lpm->start6;
+	lpm->lpm = lpm_build(list, count, room);
 	free(list);
 	return lpm;
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-
 from typing import Generic, TypeVar
 
 from dataplane.errors import ControlError
@@ -20,8 +19,8 @@ PEER = struct.Struct("=B16sB16s2xI")
 SUBNET = struct.Struct("=B16sBB6sB16s2xII")
 PREFIX = struct.Struct("=B16sB")
 
-BLOCK = 1024  # values compared at a time
-PATCH_MAX = 1000  # values that differ; with more of them all are packed
+BLOCK = 4096  # values compared at a time
+PATCH_MAX = 100  # values that differ; with more of them all are packed
 
 _NO_ADDR = (0, b"")
 
@@ -62,8 +61,13 @@ def pack_prefix(net: Network) -> bytes:
     return PREFIX.pack(net.version, net.network_address.packed, net.prefixlen)
 
 
+def pack_prefixes(nets: Iterable[Network]) -> bytes:
+    """Return an array of struct dp_prefix in order of their bytes."""
+    return b"".join(sorted(map(pack_prefix, nets)))
+
+
 class Records(Generic[T]):
-    """Values as an array of records in order of their bytes; keeps the last one, for the next is much like it.
+    """Values as an array of records in order of their bytes; the next ones are mostly those it holds.
 
     Only what is not there already is packed, so a table with one peer changed costs a comparison and a copy.
     """
@@ -73,30 +77,29 @@ class Records(Generic[T]):
         self._pack = pack
         self._width = width
         self._values: tuple[T, ...] = ()
-        self._data = b""
+        self._data = bytearray()
 
-    def update(self, values: tuple[T, ...]) -> bytes:
-        """Take other values; return their records."""
+    def update(self, values: tuple[T, ...]) -> bytearray:
+        """Take other values; return their records, which are good until the next update."""
         gone, come = _find_changed(self._values, values)
         if len(gone) + len(come) > PATCH_MAX:
-            data = b"".join(sorted(map(self._pack, values)))
+            self._data = bytearray().join(sorted(map(self._pack, values)))
         else:
-            data = b"".join(self._patch(map(self._pack, gone), map(self._pack, come)))
-        self._values, self._data = values, data
-        return data
+            old, new = [*map(self._pack, gone)], [*map(self._pack, come)]
+            for record in old:
+                at = self._find(record)
+                del self._data[at : at + self._width]
+            for record in new:
+                at = self._find(record)
+                self._data[at:at] = record
+        self._values = values
+        return self._data
 
-    def _patch(self, gone: Iterable[bytes], come: Iterable[bytes]) -> Iterator[bytes | memoryview]:
-        """Yield the records piece by piece: without those that are gone, with those that come."""
-        data, width, at = self._data, self._width, 0
+    def _find(self, record: bytes) -> int:
+        """Return where a record is, or belongs."""
+        data, width = self._data, self._width
         rows = range(len(data) // width)
-        with memoryview(data) as view:
-            for record, is_new in sorted([*((r, False) for r in gone), *((r, True) for r in come)]):
-                row = bisect_left(rows, record, at, key=lambda i: data[i * width : (i + 1) * width])
-                yield view[at * width : row * width]
-                if is_new:
-                    yield record
-                at = row if is_new else row + 1
-            yield view[at * width :]
+        return width * bisect_left(rows, record, key=lambda i: bytes(data[i * width : (i + 1) * width]))
 
 
 def _find_changed(old: tuple[T, ...], new: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
@@ -134,12 +137,12 @@ def read_mac(octets: bytes) -> MacAddress | None:
 
 
 def unpack_peers(data: bytes) -> tuple[Peer, ...]:
-    """Read an array of struct dp_peer."""
-    peers = []
+    """Read an array of struct dp_peer; what is said of one peer in several places is put together."""
+    peers: dict[int, tuple[Address, ...]] = {}
     for family4, addr4, family6, addr6, peer_id in PEER.iter_unpack(data):
-        addresses = (read_addr(family4, addr4), read_addr(family6, addr6))
-        peers.append(Peer(peer_id, tuple(address for address in addresses if address is not None)))
-    return tuple(peers)
+        both = (read_addr(family4, addr4), read_addr(family6, addr6))
+        peers[peer_id] = peers.get(peer_id, ()) + tuple(address for address in both if address is not None)
+    return tuple(Peer(peer_id, addresses) for peer_id, addresses in peers.items())
 
 
 def unpack_subnets(data: bytes) -> tuple[SubnetEntry, ...]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -20,7 +21,7 @@ from typing import Any
 from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
-from dataplane.model import Address, Encap, MacAddress, Network, Offload, Table
+from dataplane.model import Address, Encap, MacAddress, Offload, Table
 from dataplane.slots import SLOTS, Fd
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
@@ -185,13 +186,8 @@ for _layout, _name in ((layout.PEER, "dp_peer"), (layout.SUBNET, "dp_subnet"), (
     if _layout.size != ffi.sizeof(f"struct {_name}"):
         raise ImportError(f"struct {_name} of csrc/dp.h is not what dataplane/layout.py packs")
 
-
 _PEERS = layout.Records(layout.pack_peer, layout.PEER.size)
 _SUBNETS = layout.Records(layout.pack_subnet, layout.SUBNET.size)
-
-
-def _pack_prefixes(prefixes: Iterable[Network]) -> bytes:
-    return b"".join(sorted(map(layout.pack_prefix, prefixes)))
 
 
 def fib_create(table: Table, generation: int) -> int:
@@ -199,18 +195,20 @@ def fib_create(table: Table, generation: int) -> int:
 
     Equal tables give equal bytes whatever the order of their parts, see fib_equal().
     """
-    arrays = {
-        "peers": ffi.from_buffer("struct dp_peer[]", _PEERS.update(table.peers)),
-        "subnets": ffi.from_buffer("struct dp_subnet[]", _SUBNETS.update(table.subnets)),
-        "own": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.own)),
-        "sources": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.sources)),
-        "allowed": ffi.from_buffer("struct dp_prefix[]", _pack_prefixes(table.allowed)),
+    parts = {
+        "peers": ("dp_peer", _PEERS.update(table.peers)),
+        "subnets": ("dp_subnet", _SUBNETS.update(table.subnets)),
+        "own": ("dp_prefix", layout.pack_prefixes(table.own)),
+        "sources": ("dp_prefix", layout.pack_prefixes(table.sources)),
+        "allowed": ("dp_prefix", layout.pack_prefixes(table.allowed)),
     }
     spec = ffi.new("struct dp_table_spec *", {"generation": generation})
-    for name, array in arrays.items():
-        setattr(spec, name, array)
-        setattr(spec, f"{name}_count", len(array))
-    return check(lib.dp_fib_create(spec), f"building the table of {len(table.subnets)} subnets")
+    with ExitStack() as lent:  # not for longer, or the next table finds them locked
+        for name, (ctype, data) in parts.items():
+            array = lent.enter_context(ffi.from_buffer(f"struct {ctype}[]", data))
+            setattr(spec, name, array)
+            setattr(spec, f"{name}_count", len(array))
+        return check(lib.dp_fib_create(spec), f"building the table of {len(table.subnets)} subnets")
 
 
 def fib_equal(fd: int, other: int) -> bool:

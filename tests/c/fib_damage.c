@@ -90,13 +90,14 @@ static bool damage(uint64_t *dice)
 }
 
 /**
- * check_wrapping() - A number of peers whose size wraps is refused before the first one is read
+ * check_wrapping() - A number of subnets whose size wraps is refused before the first one is read
  *
- * Zeros make good peers, and the kernel maps a file this large right below the wall: who believes the number
- * runs into it.
+ * The file is full of good ones up to its end, and the kernel maps one this large right below the wall: who
+ * believes the number runs into it.
  */
 static void check_wrapping(void)
 {
+	struct dp_subnet subnets[FIB_ALIGN];
 	struct fib_header header;
 	uint8_t *wall = mmap(NULL, LARGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int fd = memfd_create("snapshot", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -104,10 +105,16 @@ static void check_wrapping(void)
 
 	memcpy(&header, good.bytes, sizeof(header));
 	header.size = LARGE;
-	header.peers = (struct fib_section){.offset = good.len, .count = 1ULL << 63};
+	memcpy(subnets, good.bytes + header.subnets.offset, sizeof(subnets[0]));
+	for (int i = 1; i < FIB_ALIGN; i++)
+		subnets[i] = subnets[0];
+	header.subnets =
+		(struct fib_section){.offset = LARGE % sizeof(subnets) + sizeof(subnets) * 64, .count = 1ULL << 63};
 	CHECK(wall != MAP_FAILED && fd >= 0 && !ftruncate(fd, LARGE));
 	CHECK(pwrite(fd, good.bytes, good.len, 0) == (ssize_t)good.len);
 	CHECK(pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header));
+	for (size_t at = header.subnets.offset; at < LARGE; at += sizeof(subnets))
+		CHECK(pwrite(fd, subnets, sizeof(subnets), (off_t)at) == (ssize_t)sizeof(subnets));
 	CHECK(!fcntl(fd, F_ADD_SEALS, FIB_SEALS));
 	CHECK(dp_fib_open(fd, &fib) == -EBADMSG);
 	close(fd);

@@ -72,26 +72,23 @@ static uint32_t naive(const struct set *set, addr_t addr)
  */
 static void compare(const struct set *set)
 {
-	struct lpm_prefix *list = aligned_alloc(sizeof(addr_t), (2UL * set->count + 1) * sizeof(*list));
-	addr_t *starts = aligned_alloc(sizeof(addr_t), LPM_RANGES(set->count) * sizeof(*starts));
-	uint32_t *starts4 = calloc(LPM_RANGES(set->count), sizeof(*starts4));
-	uint32_t *values = calloc(LPM_RANGES(set->count), sizeof(*values));
-	struct lpm_node *nodes = aligned_alloc(sizeof(addr_t), LPM_RANGES(set->count) * sizeof(*nodes));
-	uint32_t *index = calloc(LPM_BUCKETS(LPM_RANGES(set->count)), sizeof(*index));
-	struct lpm_room room = {.nodes = nodes, .index = index};
-	struct lpm lpm = {.value = values, .node = nodes, .index = index};
+	uint32_t ranges = LPM_RANGES(set->count);
+	bool is_v6 = set->bits == 128;
+	struct lpm_prefix *list =
+		(struct lpm_prefix *)fuzz_copy((const uint8_t *)set->prefixes, set->count * sizeof(*list));
+	struct lpm_room room = {
+		.spare = malloc((set->count + 1) * sizeof(*room.spare)),
+		.start4 = is_v6 ? NULL : calloc(ranges, sizeof(*room.start4)),
+		.start6 = is_v6 ? aligned_alloc(sizeof(addr_t), ranges * sizeof(*room.start6)) : NULL,
+		.value = calloc(ranges, sizeof(*room.value)),
+		.node = aligned_alloc(sizeof(addr_t), ranges * sizeof(*room.node)),
+		.index = calloc(LPM_BUCKETS(set->count), sizeof(*room.index)),
+	};
+	struct lpm lpm;
 
-	CHECK(list && starts && starts4 && values && nodes && index);
-	memcpy(list, set->prefixes, set->count * sizeof(*list));
-	lpm.count = lpm_build(list, list + set->count, set->count, set->bits, starts, values);
-	lpm.root = lpm_index(starts, values, lpm.count, &room);
-	lpm.nodes_count = room.nodes_count;
-	lpm.index_count = room.index_count;
-	CHECK(lpm.count >= 1 && lpm.count <= LPM_RANGES(set->count));
-	for (uint32_t i = 0; i < lpm.count; i++)
-		starts4[i] = (uint32_t)starts[i];
-	lpm.start4 = set->bits == 32 ? starts4 : NULL;
-	lpm.start6 = set->bits == 32 ? NULL : starts;
+	CHECK(room.spare && (room.start4 || room.start6) && room.value && room.node && room.index);
+	lpm = lpm_build(list, set->count, &room);
+	CHECK(lpm.count > LPM_SEARCH && lpm.count <= ranges);
 	CHECK(lpm_is_valid(&lpm, UINT8_MAX));
 	for (uint32_t i = 0; i < 4 * set->count; i++) {
 		const struct lpm_prefix *prefix = &set->prefixes[i / 4];
@@ -103,11 +100,12 @@ static void compare(const struct set *set)
 		CHECK(naive(set, addr) ==
 		      (set->bits == 32 ? lpm_lookup4(&lpm, (uint32_t)addr) : lpm_lookup6(&lpm, addr)));
 	}
-	free(index);
-	free(nodes);
-	free(values);
-	free(starts4);
-	free(starts);
+	free(room.index);
+	free(room.node);
+	free(room.value);
+	free(room.start6);
+	free(room.start4);
+	free(room.spare);
 	free(list);
 }
 

@@ -19,6 +19,9 @@ from tests.probe import Fib, Prefix, Spec, Subnet, ffi, fib_create, lib
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 MAX_PEERS = lib.DP_MAX_PEERS
+SECTIONS = 1 + 4 * 2 * 5  # subnets; first addresses, answers, nodes and buckets of each table
+ROOTS = 4 * 8 + 16 * SECTIONS  # where the entries for lookups to begin with lie in a snapshot
+SEARCHED, NODE = 1 << 31, 3 << 30  # an entry says: search ranges, or go on in a node
 SPEC = Spec(
     peers=[(3, "192.0.2.3", "2001:db8::3"), (4, "192.0.2.4", None), (MAX_PEERS - 1, None, "2001:db8::5")],
     subnets=[
@@ -27,6 +30,7 @@ SPEC = Spec(
         Subnet(ip_network("10.244.4.128/25"), 3, "192.0.2.3"),
         Subnet(ip_network("fd00:3::/64"), 3, "2001:db8::3"),
         Subnet(ip_network("fd00:5::/64"), MAX_PEERS - 1, "2001:db8::5"),
+        Subnet(ip_network("10.9.0.0/16"), 4, "192.0.2.4"),
     ],
     own=[ip_network("10.244.1.0/24"), ip_network("fd00:1::/64")],
     sources=[ip_network("10.244.1.0/24"), ip_network("192.0.2.1/32"), ip_network("fd00:1::/64")],
@@ -316,7 +320,7 @@ def test_snapshot_of_another_length_is_refused(snapshot: bytes, fds: list[int]) 
 def test_flipped_bit_never_leads_outside(snapshot: bytes, fds: list[int]) -> None:
     """Whichever bit of the header is wrong, the table is refused, or every answer lies inside it."""
     probes = [packed(address) for address in ("0.0.0.0", "10.244.3.1", "255.255.255.255", "::", "fd00:3::1")]
-    header_len = 4 * 8 + 16 * (2 + 4 * 5)
+    header_len = ROOTS + 4 * 10
     accepted = 0
     for bit in range(128, header_len * 8):  # behind magic and version
         data = bytearray(snapshot)
@@ -331,16 +335,16 @@ def test_flipped_bit_never_leads_outside(snapshot: bytes, fds: list[int]) -> Non
             assert all(index is None or index < len(SPEC.subnets) for index in found)
         finally:
             os.close(fd)
-    # The 64 bits of the generation, and few else: sections may point at other bytes that make sense.
-    assert 64 <= accepted < 200
+    # The 64 bits of the generation, and few else: sections and roots may lead to what makes sense, too.
+    assert 64 <= accepted < 300
 
 
 def _section(index: int) -> int:
-    """Return where a section lies in the header: subnets, peers, starts[2][5], values[2][5]."""
+    """Return where a section lies in the header: subnets; starts, values, nodes and index, each [2][5]."""
     return 32 + 16 * index
 
 
-@pytest.mark.parametrize("index", range(22))
+@pytest.mark.parametrize("index", range(SECTIONS))
 @pytest.mark.parametrize("value", [2**64 - 1, 2**63, 2**60, 2**32, 2**32 - 1, 1 << 20], ids=hex)
 @pytest.mark.parametrize("field", [0, 8], ids=["offset", "count"])
 def test_section_outside_is_refused(
@@ -352,21 +356,7 @@ def test_section_outside_is_refused(
     assert refusal(fds[-1]) == "EBADMSG"
 
 
-@pytest.mark.parametrize("count", [2**63, 2**61, 2**64 - 1], ids=hex)
-def test_number_of_peers_that_wraps_is_refused(snapshot: bytes, fds: list[int], count: int) -> None:
-    """A number of peers whose size wraps is refused, however good the first of them look."""
-    at = len(snapshot)
-    data = bytearray(snapshot.ljust(8192, b"\0"))  # all zeros make valid peers
-    struct.pack_into("=Q", data, 16, len(data))
-    struct.pack_into("=QQ", data, _section(1), at, count)
-    fds.append(memfd(bytes(data)))
-    assert refusal(fds[-1]) == "EBADMSG"
-    struct.pack_into("=QQ", data, _section(1), at, (len(data) - at) // PEER_LEN)
-    fds.append(memfd(bytes(data)))
-    assert refusal(fds[-1]) is None
-
-
-@pytest.mark.parametrize("index", range(22))
+@pytest.mark.parametrize("index", range(SECTIONS))
 def test_misaligned_section_is_refused(snapshot: bytes, fds: list[int], index: int) -> None:
     """Arrays are read through pointers of their type, so they must be aligned."""
     at = _section(index)
@@ -375,7 +365,7 @@ def test_misaligned_section_is_refused(snapshot: bytes, fds: list[int], index: i
     assert refusal(fds[-1]) == "EBADMSG"
 
 
-@pytest.mark.parametrize("index", range(2, 22))
+@pytest.mark.parametrize("index", range(1, 21))
 def test_ranges_and_answers_of_different_number_are_refused(
     snapshot: bytes, fds: list[int], index: int
 ) -> None:
@@ -397,8 +387,8 @@ def _at_section(snapshot: bytes, index: int) -> int:
 def test_damaged_ranges_are_refused(snapshot: bytes, fds: list[int], table: int, is_v6: int) -> None:
     """Ranges begin at 0 and ascend, and answers stay within what there is."""
     size = 16 if is_v6 else 4
-    starts = _at_section(snapshot, 2 + 5 * is_v6 + table)
-    values = _at_section(snapshot, 12 + 5 * is_v6 + table)
+    starts = _at_section(snapshot, 1 + 5 * is_v6 + table)
+    values = _at_section(snapshot, 11 + 5 * is_v6 + table)
     limit = {0: len(SPEC.subnets), 1: MAX_PEERS}.get(table, 1)
     damages = [
         (starts, b"\x01"),  # does not begin at 0
@@ -411,7 +401,47 @@ def test_damaged_ranges_are_refused(snapshot: bytes, fds: list[int], table: int,
         assert refusal(fds[-1]) == "EBADMSG"
 
 
-SUBNET_LEN, PEER_LEN = 52, 40
+def _index_damages(snapshot: bytes) -> dict[str, tuple[int, int]]:
+    """Return what can be wrong with the index of IPv4 subnets: where, and the word that is wrong."""
+    node, bucket = _at_section(snapshot, 21), _at_section(snapshot, 31)
+    ranges, nodes, buckets = (
+        struct.unpack_from("=Q", snapshot, _section(index) + 8)[0] for index in (1, 21, 31)
+    )
+    assert nodes == 1
+    assert buckets > 1
+    return {
+        "root is no answer": (ROOTS, len(SPEC.subnets) + 1),
+        "root is no range": (ROOTS, SEARCHED | ranges - 4),
+        "root is no node": (ROOTS, NODE | nodes),
+        "node begins elsewhere": (node + 16, 1),
+        "node is too long": (node + 20, buckets),
+        "node is too short": (node + 20, buckets - 2),
+        "node is longest": (node + 20, 2**32 - 1),
+        "bucket is too large": (node + 24, 32),
+        "bucket is no answer": (bucket, len(SPEC.subnets) + 1),
+        "bucket is no range": (bucket + 4 * (buckets - 1), SEARCHED | ranges - 4),
+        "bucket is far from any range": (bucket, SEARCHED | 2**30 - 1),
+        "bucket leads in a circle": (bucket, NODE),
+        "bucket is no node": (bucket, NODE | nodes),
+        "bucket is far from any node": (bucket, 2**32 - 1),
+    }
+
+
+def test_damaged_index_is_refused(snapshot: bytes, fds: list[int]) -> None:
+    """Wherever the index leads is inside of the table, and each lookup comes to an end."""
+    for what, (at, word) in _index_damages(snapshot).items():
+        fds.append(memfd(snapshot[:at] + struct.pack("=I", word) + snapshot[at + 4 :]))
+        assert refusal(fds[-1]) == "EBADMSG", what
+
+
+def test_last_ranges_may_be_searched(snapshot: bytes, fds: list[int]) -> None:
+    """A search of the last ranges that can be searched is inside of the table."""
+    (ranges,) = struct.unpack_from("=Q", snapshot, _section(1) + 8)
+    fds.append(memfd(snapshot[:ROOTS] + struct.pack("=I", SEARCHED | ranges - 5) + snapshot[ROOTS + 4 :]))
+    assert refusal(fds[-1]) is None
+
+
+SUBNET_LEN = 52
 
 
 @pytest.mark.parametrize(
@@ -432,12 +462,4 @@ def test_damaged_subnet_entry_is_refused(
     offsets = dict(ffi.typeof("struct dp_subnet").fields)
     at = _at_section(snapshot, 0) + which * SUBNET_LEN + offsets[what].offset
     fds.append(memfd(snapshot[:at] + damage + snapshot[at + len(damage) :]))
-    assert refusal(fds[-1]) == "EBADMSG"
-
-
-@pytest.mark.parametrize("which", [0, 2])
-def test_damaged_peer_is_refused(snapshot: bytes, fds: list[int], which: int) -> None:
-    """A peer's id is in range."""
-    at = _at_section(snapshot, 1) + which * PEER_LEN + dict(ffi.typeof("struct dp_peer").fields)["id"].offset
-    fds.append(memfd(snapshot[:at] + struct.pack("=I", MAX_PEERS) + snapshot[at + 4 :]))
     assert refusal(fds[-1]) == "EBADMSG"
