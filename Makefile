@@ -52,7 +52,7 @@ bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: withi
 	@$(PYTHON) -m dataplane bench $(ARGS)
 
 bench-micro: build ## the pure C units, one by one
-	@$(PYTHON) -m pytest bench/test_micro.py $(ARGS)
+	@$(PYTHON) -m pytest bench/test_micro.py bench/test_micro_table.py $(ARGS)
 
 clean: ## all that was built, .venv included
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -297,6 +297,9 @@ def prefix_fields(prefix: Prefix) -> dict[str, Any]:
     return {"addr": addr_fields(prefix.network_address.packed), "len": prefix.prefixlen}
 
 
+_PREFIX = struct.Struct("=B16sB")
+
+
 class Lpm:
     """A table that lpm_build() made."""
 
@@ -305,11 +308,9 @@ class Lpm:
         entries = list(prefixes)
         self.bits = bits
         self.family = 4 if bits == 32 else 6
-        rows = [
-            {"addr": {"family": self.family, "bytes": address.to_bytes(bits // 8, "big")}, "len": length}
-            for address, length, _ in entries
-        ]
-        array = ffi.new("struct dp_prefix[]", rows)
+        size = bits // 8
+        rows = (_PREFIX.pack(self.family, address.to_bytes(size, "big"), n) for address, n, _ in entries)
+        array = ffi.from_buffer("struct dp_prefix[]", b"".join(rows))
         values = ffi.new("uint32_t[]", [value for _, _, value in entries])
         built = lib.probe_lpm_build(array, values, len(entries), self.family)
         self._lpm = ffi.gc(built, lib.probe_lpm_free)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts large tables in force in a forwarder and says how long that takes: a program, for test_table_size.py.
+"""Puts large tables in force in a forwarder, says how long that takes: a program, for test_table_size.py.
 
     python -m tests.e2e.publisher RUN_DIR PEERS TIMES
 
-It takes the place of `overlayd run`, which must not be running. It reads JSON: what the node has, and its true
-peers, {"own": subnet, "source": prefix, "peers": [[subnet, underlay address, MAC], …]}; each table holds
-these, and PEERS that are not there. First it publishes a table from values alone, then TIMES tables with one peer changed each. It
-writes the milliseconds as JSON: {"whole": 90.0, "changed": [9.1, …]}.
+It takes the place of `overlayd run`, which must not be running. It reads JSON: what the node has, and its
+true peers, {"own": subnet, "source": prefix, "peers": [[subnet, underlay address, MAC], …]}; each table
+holds these, and PEERS that are not there. First it publishes a table from values alone, then TIMES tables
+with one peer changed each. It writes the milliseconds as JSON: {"whole": 90.0, "changed": [9.1, …]}.
 """
 
 from __future__ import annotations

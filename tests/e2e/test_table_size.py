@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Large tables: how long it takes to put them in force while packets flow, and the memory they take.
 
-The drawing is in pair.py. In `a` a program of its own (publisher.py) takes the place of `overlayd run`, so that
-times are those of a process that does nothing else. Bounds are wide, for machines that are busy; the figures are
-printed.
+The drawing is in pair.py. In `a` a program of its own (publisher.py) takes the place of `overlayd run`, so
+that times are those of a process that does nothing else. Bounds are wide, for machines that are busy; the
+figures are printed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Publisher:
 
 
 def test_100000_peers_are_published_under_load(pair: Pair) -> None:
-    """With 10 kpps flowing, 100 000 peers, and then one changed after the other, lose no packet and take little time."""
+    """Under 10 kpps, 100 000 peers, then one changed after the other: no packet lost, little time taken."""
     with Publisher(pair) as publisher, Load(pair) as load:
         took = publisher.run(100_000, 20)
         load.flow_on(1000)
