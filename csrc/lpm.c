@@ -221,13 +221,14 @@ static uint32_t top_bit(addr_t a, addr_t b)
  * @first:	First range that it is to divide
  * @count:	How many, at least 2
  *
- * Return: the smallest shift with which enough buckets are used; there is one where two are
+ * Return: the smallest shift that parts neighbours and with which enough buckets are used; there is one that
+ * makes two used buckets of three at most
  */
 static uint32_t choose_shift(const struct build *build, uint32_t first, uint32_t count)
 {
 	uint32_t splits[128] = {0}; /* neighbours that part at this bit, so lie in two buckets up to this shift */
 	addr_t low = start_at(build, first), high = start_at(build, first + count - 1), last = low;
-	uint32_t shift = top_bit(low, high), used = 1;
+	uint32_t top = top_bit(low, high), best = top, used;
 
 	for (uint32_t i = first + 1; i < first + count; i++) {
 		addr_t start = start_at(build, i);
@@ -235,16 +236,14 @@ static uint32_t choose_shift(const struct build *build, uint32_t first, uint32_t
 		splits[top_bit(last, start)]++;
 		last = start;
 	}
-	used += splits[shift];
-	while (shift > 0) {
-		uint32_t more = used + splits[shift - 1];
-
-		if ((high >> (shift - 1)) - ((low - 1) >> (shift - 1)) >= (addr_t)BUCKETS_PER_USED * more)
+	used = 1 + splits[top];
+	for (uint32_t shift = top; shift-- > 0;) {
+		used += splits[shift];
+		if ((high >> shift) - ((low - 1) >> shift) >= (addr_t)BUCKETS_PER_USED * used)
 			break;
-		used = more;
-		shift--;
+		best = splits[shift] ? shift : best;
 	}
-	return shift;
+	return best;
 }
 
 /**

@@ -202,6 +202,28 @@ def test_large_table_finds_every_subnet(fds: list[int]) -> None:
         assert fib.subnet((0x0A000000 + (count << 8)).to_bytes(4, "big")) is None
 
 
+def test_subnets_side_by_side_are_answered_at_once(fds: list[int]) -> None:
+    """Where a network is divided evenly each subnet has a bucket, which says the answer itself."""
+    subnets = [Subnet(IPv4Network((0x0A000000 + (i << 8), 24)), i) for i in range(1000)]
+    fds.append(fib_create(Spec(subnets=[*subnets, Subnet(ip_network("192.168.7.0/24"), 7)])))
+    data = os.pread(fds[0], 1 << 20, 0)
+    offset, count = struct.unpack_from("=QQ", data, _section(31))
+    entries = struct.unpack_from(f"={count}I", data, offset)
+    assert set(range(1, 1001)) <= set(entries)
+    assert sum(entry >= SEARCHED for entry in entries) <= 4  # around the one that is far away
+    assert count < 1100
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 2048), (10, 8192), (1000, 200 << 10)])
+def test_table_takes_little_room(fds: list[int], count: int, most: int) -> None:
+    """A snapshot grows with what is in it: subnets far from each other, which need the most."""
+    dice = random.Random(7)
+    peers = [(i, str(ip_address(dice.getrandbits(32))), None) for i in range(count)]
+    subnets = [Subnet(IPv4Network((dice.getrandbits(24) << 8, 24)), i) for i in range(count)]
+    fds.append(fib_create(Spec(peers=peers, subnets=subnets)))
+    assert os.fstat(fds[0]).st_size <= most
+
+
 # --- building -----------------------------------------------------------------------------------------
 
 
