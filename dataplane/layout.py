@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def pack_peer(peer: Peer) -> bytes:
     """Return the struct dp_peer; a peer has at most one address per family."""
-    if len(peer.addresses) == 1 and (only := peer.addresses[0]).version == 4:
+    if len(peer.addresses) == 1 and isinstance(only := peer.addresses[0], IPv4Address):
         return PEER.pack(4, only.packed, 0, b"", peer.id)  # nearly always
     addr4 = addr6 = _NO_ADDR
     for address in peer.addresses:
@@ -44,12 +44,12 @@ def pack_subnet(entry: SubnetEntry) -> bytes:
     """Return the struct dp_subnet."""
     net, vtep = entry.prefix, entry.vtep
     return SUBNET.pack(
-        net.version,
+        4 if isinstance(net, IPv4Network) else 6,  # quicker than to ask for its version
         net.network_address.packed,
         net.prefixlen,
         entry.encap,
         b"" if entry.vtep_mac is None else entry.vtep_mac.octets,
-        vtep.version,
+        4 if isinstance(vtep, IPv4Address) else 6,
         vtep.packed,
         entry.peer_id,
         entry.mtu,

@@ -216,7 +216,9 @@ class UserspaceBackend:
         """Make the table our FIB; False if it says what the one in force says already."""
         if table == self._table:
             return False
-        if Fd.FIB in self._fds and self._table is None:  # an earlier control's: it cannot be known but by its bytes
+        if (
+            Fd.FIB in self._fds and self._table is None
+        ):  # an earlier control's: it cannot be known but by its bytes
             same = native.fib_create(table, self._generation)
             try:
                 is_same = native.fib_equal(same, self._fds[Fd.FIB])
