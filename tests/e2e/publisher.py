@@ -3,10 +3,11 @@
 
     python -m tests.e2e.publisher RUN_DIR PEERS TIMES
 
-It takes the place of `overlayd run`, which must not be running. It reads JSON: what the node has, and its
-true peers, {"own": subnet, "source": prefix, "peers": [[subnet, underlay address, MAC], …]}; each table
-holds these, and PEERS that are not there. First it publishes a table from values alone, then TIMES tables
-with one peer changed each. It writes the milliseconds as JSON: {"whole": 90.0, "changed": [9.1, …]}.
+It takes the place of `overlayd run`, which must not be running. It reads a line of JSON: what the node has,
+and its true peers, {"own": subnet, "source": prefix, "peers": [[subnet, underlay address, MAC], …]}; each
+table holds these, and PEERS that are not there. It says `ready`, and after another line it publishes first
+a table from values alone, then TIMES tables with one peer changed each. It writes the milliseconds as JSON:
+{"whole": 90.0, "changed": [9.1, …]}.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def publish(client: ForwarderClient, table: Table, generation: int) -> float:
 def main() -> None:
     """Publish what the command line asks for."""
     run_dir, count, times = RunDir(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
-    true = json.load(sys.stdin)
+    true = json.loads(sys.stdin.readline())
     table = make_table(count, true["peers"], true["own"], true["source"])
     dice = random.Random(100_000)
+    print("ready", flush=True)
+    sys.stdin.readline()
     with ForwarderClient(run_dir.forwarder_socket, newest_epoch(run_dir) + 1, timeout_s=10.0) as client:
         generation = client.hello().generation
         whole_ms = publish(client, table, generation + 1)

@@ -36,34 +36,37 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 class Publisher:
     """publisher.py at work on host `a`, in the place of its `overlayd run`, which is back afterwards."""
 
-    def __init__(self, pair: Pair) -> None:
-        """Prepare; __enter__ ends control."""
+    def __init__(self, pair: Pair, peers: int, times: int) -> None:
+        """Prepare to publish tables of that many peers."""
         self._daemon = pair.daemons["a"]
+        self._command = [sys.executable, "-m", "tests.e2e.publisher", str(self._daemon.run_dir)]
+        self._command += [str(peers), str(times)]
 
     def __enter__(self) -> Publisher:
+        """End control, and wait until the tables to publish are there."""
         kill(self._daemon)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._daemon.start()
-
-    def run(self, peers: int, times: int) -> dict[str, Any]:
-        """Publish tables of that many peers; return the milliseconds it took."""
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
         (address, prefix), (far_address, far_prefix) = NODES["a"], NODES["b"]
         far = (f"{far_prefix}.0/24", far_address, "02:4f:00:00:00:02")
         known = {"own": f"{prefix}.0/24", "source": f"{address}/32", "peers": [far]}
-        command = [sys.executable, "-m", "tests.e2e.publisher"]
-        done = subprocess.run(
-            [*command, str(self._daemon.run_dir), str(peers), str(times)],
-            cwd=ROOT,
-            input=json.dumps(known),
-            capture_output=True,
-            text=True,
-            timeout=PUBLISH_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(known)}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._daemon.start()
+
+    def publish(self) -> dict[str, Any]:
+        """Publish the tables; return the milliseconds it took."""
+        said, _ = self._process.communicate("\n", timeout=PUBLISH_S)
+        assert self._process.returncode == 0
+        return dict(json.loads(said))
 
     def memory_kib(self) -> dict[str, int]:
         """Return what smaps_rollup says of the forwarder."""
@@ -74,8 +77,8 @@ class Publisher:
 
 def test_100000_peers_are_published_under_load(pair: Pair) -> None:
     """Under 10 kpps, 100 000 peers, then one changed after the other: no packet lost, little time taken."""
-    with Publisher(pair) as publisher, Load(pair) as load:
-        took = publisher.run(100_000, 20)
+    with Publisher(pair, 100_000, 20) as publisher, Load(pair) as load:
+        took = publisher.publish()
         load.flow_on(1000)
     changed_ms = statistics.median(took["changed"])
     print(f"whole {took['whole']:.0f} ms, one changed {changed_ms:.1f} ms (median of {len(took['changed'])})")
@@ -86,8 +89,8 @@ def test_100000_peers_are_published_under_load(pair: Pair) -> None:
 
 def test_forwarder_with_10000_peers_is_small(pair: Pair) -> None:
     """A forwarder with 10 000 peers in its table takes at most 48 MiB of memory."""
-    with Publisher(pair) as publisher:
-        publisher.run(10_000, 2)
+    with Publisher(pair, 10_000, 2) as publisher:
+        publisher.publish()
         with Load(pair) as load:
             load.flow_on()
         memory = publisher.memory_kib()
