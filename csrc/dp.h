@@ -14,7 +14,7 @@
  */
 #pragma once
 
-#define DP_ABI 2
+#define DP_ABI 3
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 131072
