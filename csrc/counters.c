@@ -199,6 +199,8 @@ void counters_adopt(const struct counters *counters, uint64_t start_ns, uint64_t
 		for (int dir = 0; dir < DP_DIR_COUNT; dir++)
 			book_lost(counters_thread(counters, i), dir);
 		counters_set(&counters_thread(counters, i)->refused_tier, 0); /* the next one tries again */
+		for (int slot = 0; slot < DP_FD_SLOTS; slot++)
+			counters_set(&counters_thread(counters, i)->queue_drops[slot], 0); /* sockets tell totals */
 	}
 	if (header->forwarder_ns && header->forwarder_ns != start_ns)
 		counters_add(&header->restarts, 1);

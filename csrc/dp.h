@@ -115,8 +115,8 @@ enum dp_fd {
 };
 
 /*
- * Of some there are several: a TUN queue and a receiving socket per worker, a
- * sending socket per source port. The one of index i lies in slot
+ * Of some there are several: TUN queues and receiving sockets, over which flows
+ * are spread, and sending sockets, each with a source port. The one of index i lies in slot
  * role + i * DP_FD_COUNT, so slots of index 0 are the roles themselves.
  */
 #define DP_FD_EACH 16
@@ -186,9 +186,10 @@ struct dp_config {
 	uint8_t vtep_mac6[6];    /* and for inner IPv6 */
 	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
 	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
+	uint8_t queues;          /* TUN queues and receiving sockets of each family, threads .. DP_FD_EACH */
 	uint8_t sources;         /* source ports of each family, 1 .. DP_MAX_SOURCES */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
-	uint8_t pad[10];
+	uint8_t pad[9];
 };
 
 /*
@@ -224,7 +225,7 @@ struct dp_thread_counters {
 	uint64_t observed;                 /* spoofed packets let pass by spoof_observe */
 	uint64_t supers;                   /* super-packets carried, either way */
 	uint64_t refused_tier;             /* mask of enum dp_tier: what the kernel refused when it was used */
-	uint64_t queue_drops[DP_FD_COUNT]; /* SO_RXQ_OVFL by socket: dropped by the kernel before we saw them */
+	uint64_t queue_drops[DP_FD_SLOTS]; /* SO_RXQ_OVFL by slot: dropped by the kernel before we saw them */
 	uint64_t offered[DP_DIR_COUNT];
 	uint64_t forwarded[DP_DIR_COUNT];
 	uint64_t bytes[DP_DIR_COUNT]; /* inner bytes forwarded */
@@ -303,8 +304,9 @@ int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_pe
 
 /* devices and sockets, opened by the privileged process (tun.c, underlay.c) */
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
+int dp_tun_steer(int fd);
 uint32_t dp_socket_tier(void);
-int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *device, int buffer_bytes,
+int dp_underlay_open(uint32_t slot, const struct dp_config *config, const char *device, int buffer_bytes,
 		     int *granted_bytes);
 
 /* the engine in this process (engine.c) */

@@ -56,7 +56,7 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOT
 {
 	uint32_t hdr = config->vnet_hdr_len;
 
-	if (!config->threads || config->threads > DP_MAX_THREADS || !config->sources ||
+	if (!config->threads || config->threads > config->queues || config->queues > DP_FD_EACH || !config->sources ||
 	    config->sources > DP_MAX_SOURCES || config->vni > VXLAN_VNI_MAX || config->tun_mtu < 68 ||
 	    config->tun_mtu > PKT_MAX)
 		return -EINVAL;
@@ -64,8 +64,8 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOT
 		return -EINVAL;
 	if (fds[DP_FD_TUN] < 0 || fds[DP_FD_COUNTERS] < 0 || fds[DP_FD_FIB] < 0)
 		return -EINVAL;
-	return has_all(fds, DP_FD_TUN, config->threads) && has_all(fds, DP_FD_UDP4, config->threads) &&
-			       has_all(fds, DP_FD_UDP6, config->threads) &&
+	return has_all(fds, DP_FD_TUN, config->queues) && has_all(fds, DP_FD_UDP4, config->queues) &&
+			       has_all(fds, DP_FD_UDP6, config->queues) &&
 			       has_all(fds, DP_FD_UDP4_TX, config->sources) &&
 			       has_all(fds, DP_FD_UDP6_TX, config->sources)
 		       ? 0
@@ -92,6 +92,22 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_SLOTS])
 }
 
 /**
+ * set_gro() - Let the kernel join datagrams, or not, as the configuration says
+ * @engine:	With descriptors
+ */
+static void set_gro(const struct engine *engine)
+{
+	for (uint32_t i = 0; i < engine->config.queues; i++) {
+		int fd4 = engine->fds[path_slot(DP_FD_UDP4, i)], fd6 = engine->fds[path_slot(DP_FD_UDP6, i)];
+
+		if (fd4 >= 0)
+			underlay_set_gro(fd4, engine->config.tier & DP_TIER_UDP_GRO);
+		if (fd6 >= 0)
+			underlay_set_gro(fd6, engine->config.tier & DP_TIER_UDP_GRO);
+	}
+}
+
+/**
  * start_workers() - Make and start the workers, parked
  * @engine:	With descriptors, table and counters
  *
@@ -99,6 +115,7 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_SLOTS])
  */
 static int start_workers(struct engine *engine)
 {
+	set_gro(engine);
 	engine->workers = aligned_alloc(_Alignof(struct worker), engine->config.threads * sizeof(struct worker));
 	if (!engine->workers)
 		return -ENOMEM;
@@ -108,17 +125,12 @@ static int start_workers(struct engine *engine)
 		int err;
 
 		worker->path.config = &engine->config;
-		worker->path.slots = engine->fds;
-		for (int role = 0; role < DP_FD_COUNT; role++)
-			worker->path.fds[role] = engine->fds[path_slot(role, i)];
+		worker->path.fds = engine->fds;
+		worker->path.tun_fd = engine->fds[path_slot(DP_FD_TUN, i)];
 		worker->path.counters = counters_thread(engine->counters, i);
 		worker->path.peers = counters_peers(engine->counters, i);
 		worker->path.max_peers = engine->counters->max_peers;
-		if (worker->path.fds[DP_FD_UDP4] >= 0)
-			underlay_set_gro(worker->path.fds[DP_FD_UDP4], engine->config.tier & DP_TIER_UDP_GRO);
-		if (worker->path.fds[DP_FD_UDP6] >= 0)
-			underlay_set_gro(worker->path.fds[DP_FD_UDP6], engine->config.tier & DP_TIER_UDP_GRO);
-		err = worker_init(worker, &engine->slot);
+		err = worker_init(worker, &engine->slot, i);
 		if (!err)
 			err = worker_start(worker);
 		if (err) {

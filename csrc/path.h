@@ -49,8 +49,8 @@ struct path_packet {
 
 struct path {
 	const struct dp_config *config;
-	const int *slots;     /* all descriptors of the engine; -1: not there */
-	int fds[DP_FD_COUNT]; /* this worker's, by enum dp_fd; sockets that send are in slots */
+	const int *fds; /* by slot; -1: not there */
+	int tun_fd;     /* the queue that is written to */
 	struct dp_thread_counters *counters;
 	struct dp_peer_counters *peers;
 	uint32_t max_peers;
@@ -63,6 +63,7 @@ struct path {
 	struct outbox out;
 	struct merge merge;
 	struct path_packet merged[MERGE_FLOWS]; /* what each super-packet will count as */
+	uint32_t message_bytes; /* a message of late, on average: joined ones are as long as 40 others */
 	struct underlay_batch rx;
 };
 
@@ -148,7 +149,7 @@ static inline struct pkt path_buffer(uint8_t *buffers, uint32_t index)
 	return pkt_init(buffers + (size_t)index * PATH_STRIDE, PATH_BUFFER, PKT_HEADROOM, 0);
 }
 
-uint32_t tx_run(struct path *path);
-uint32_t rx_run(struct path *path, enum dp_fd role);
+uint32_t tx_run(struct path *path, int fd, uint32_t most_bytes);
+uint32_t rx_run(struct path *path, uint32_t slot, uint32_t most_bytes);
 
 #endif

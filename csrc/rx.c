@@ -168,7 +168,7 @@ static void write_apart(struct path *path, struct merge_super *super, struct pat
 		struct pkt pkt = pkt_init(ip - hdr, hdr + len, hdr, len);
 
 		packet.bytes = len;
-		count(path, &packet, write_error(tun_write(path->fds[DP_FD_TUN], hdr, &pkt, &nothing)));
+		count(path, &packet, write_error(tun_write(path->tun_fd, hdr, &pkt, &nothing)));
 	}
 }
 
@@ -186,7 +186,7 @@ static void write_super(struct path *path, uint32_t index)
 	merge_describe(super, &vnet);
 	if (super->units > 1)
 		counters_add(&path->counters->supers, 1);
-	err = tun_write_pieces(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &super->head, &vnet, super->pieces,
+	err = tun_write_pieces(path->tun_fd, path->config->vnet_hdr_len, &super->head, &vnet, super->pieces,
 			       super->units);
 	if (err == -EINVAL && super->units > 1)
 		write_apart(path, super, path->merged[index]); /* some kernels 6.6 refuse good ones */
@@ -219,7 +219,7 @@ static void write_one(struct path *path, struct pkt *pkt, const struct flow *flo
 
 		offload_complete(pkt, flow, &whole); /* this TUN takes no virtio header: do it here */
 	}
-	count(path, packet, write_error(tun_write(path->fds[DP_FD_TUN], vnet_hdr_len, pkt, &vnet)));
+	count(path, packet, write_error(tun_write(path->tun_fd, vnet_hdr_len, pkt, &vnet)));
 }
 
 /**
@@ -326,27 +326,30 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 /**
  * receive() - Carry the messages of one system call from a socket to the TUN
  * @path:	The worker's path, with the table in force
- * @role:	DP_FD_UDP4, DP_FD_UDP6 or DP_FD_RAW4
+ * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
  * @most:	Messages to take, at most PATH_BATCH
  *
  * Return: messages received
  */
-static uint32_t receive(struct path *path, enum dp_fd role, uint32_t most)
+static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
 {
 	struct pkt pkts[PATH_BATCH];
-	uint32_t received;
+	uint32_t received, bytes = 0;
 
 	for (uint32_t i = 0; i < most; i++)
 		pkts[i] = path_buffer(path->rx_buffers, i);
-	received = (uint32_t)underlay_receive(path->fds[role], &path->rx, pkts, most);
+	received = (uint32_t)underlay_receive(path->fds[slot], &path->rx, pkts, most);
 	for (uint32_t i = 0; i < received; i++) {
 		struct underlay_meta meta;
 
 		underlay_read_meta(&path->rx, i, &meta);
 		if (meta.queue_drops)
-			counters_set(&path->counters->queue_drops[role], meta.queue_drops);
-		carry(path, role, &pkts[i], &meta);
+			counters_set(&path->counters->queue_drops[slot], meta.queue_drops);
+		bytes += pkts[i].len;
+		carry(path, slot % DP_FD_COUNT, &pkts[i], &meta);
 	}
+	if (received)
+		path->message_bytes = (path->message_bytes + bytes / received) / 2;
 	while (path->merge.count)
 		write_super(path, path->merge.order[0]);
 	return received;
@@ -355,17 +358,19 @@ static uint32_t receive(struct path *path, enum dp_fd role, uint32_t most)
 /**
  * rx_run() - Carry one batch from a socket to the TUN
  * @path:	The worker's path, with the table in force
- * @role:	DP_FD_UDP4, DP_FD_UDP6 or DP_FD_RAW4
+ * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
+ * @most_bytes:	Take about that many, if messages are as long as those before
  *
  * Return: messages received; 0 when the socket is dry
  */
-uint32_t rx_run(struct path *path, enum dp_fd role)
+uint32_t rx_run(struct path *path, uint32_t slot, uint32_t most_bytes)
 {
-	uint32_t received = 0;
+	uint32_t most = most_bytes / (path->message_bytes + 1), received = 0;
 
+	most = most < 1 ? 1 : most > PATH_BATCH ? PATH_BATCH : most;
 	if (path->config->tier & DP_TIER_MMSG)
-		return receive(path, role, PATH_BATCH);
-	while (received < PATH_BATCH && receive(path, role, 1))
+		return receive(path, slot, most);
+	while (received < most && receive(path, slot, 1))
 		received++;
 	return received;
 }

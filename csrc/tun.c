@@ -17,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "steer.h"
 #include "sys.h"
 
 /* Since Linux 6.2; the header of the distribution may be older. */
@@ -37,11 +38,11 @@ enum { TUN_PIECES = 64 };
  * @name:	Device name, shorter than IFNAMSIZ
  * @flags:	IFF_VNET_HDR or 0
  *
- * Return: 0 or -errno; -EBUSY if another process holds it, -EINVAL if the name is no TUN's
+ * Return: 0 or -errno; -EINVAL if the name is no TUN's
  */
 static int attach(int fd, const char *name, short flags)
 {
-	struct ifreq ifr = {.ifr_flags = (short)(IFF_TUN | IFF_NO_PI | flags)};
+	struct ifreq ifr = {.ifr_flags = (short)(IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | flags)};
 
 	memcpy(ifr.ifr_name, name, strlen(name) + 1);
 	return ioctl(fd, TUNSETIFF, &ifr) ? -errno : 0;
@@ -142,15 +143,16 @@ static int climb(int fd, const char *name, uint32_t wanted, uint32_t *tier, uint
 }
 
 /**
- * dp_tun_open() - Open the overlay device, made if it is not there, and make it persistent
+ * dp_tun_open() - Open a queue of the overlay device, which is made if it is not there, and made persistent
  * @name:	Device name, 1 .. IFNAMSIZ - 1 bytes
  * @wanted_tier:	Mask of enum dp_tier: rungs that may be tried
  * @tier:	Set to the rungs reached (DP_TIER_TUN_*)
  * @vnet_hdr_len:	Set to the bytes of virtio header in front of each packet, 0 for none
  *
  * Return: non-blocking descriptor owned by the caller; -ENOENT or -ENODEV
- * without TUN support, -EPERM without CAP_NET_ADMIN, -EBUSY if another process
- * holds the device, -EINVAL if a device of another kind has the name
+ * without TUN support, -EPERM without CAP_NET_ADMIN, -EINVAL if a device of
+ * another kind has the name. Whoever holds queues of the device already is not
+ * asked.
  */
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len)
 {
@@ -169,6 +171,17 @@ int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t
 		return fd;
 	close(fd);
 	return err;
+}
+
+/**
+ * dp_tun_steer() - Let each flow keep to one queue of the device
+ * @fd:		Any queue of it
+ *
+ * Return: as steer_by_flow()
+ */
+int dp_tun_steer(int fd)
+{
+	return steer_by_flow(fd);
 }
 
 /**

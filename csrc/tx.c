@@ -21,9 +21,6 @@
 
 #define NS_PER_S 1000000000ULL
 
-/* Bytes read before they are sent: what is read should still be in the cache then. */
-enum { TX_BYTES = 256 << 10 };
-
 static void flush(struct path *path);
 
 /* A packet from the TUN, as far as it is understood. */
@@ -128,7 +125,7 @@ static void refuse(struct path *path, const struct pkt *pkt, const struct flow *
 		return;
 	len = icmp_no_route(buf + PKT_HEADROOM, pkt, flow);
 	error = pkt_init(buf, sizeof(buf), PKT_HEADROOM, len);
-	if (len && !tun_write(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &error, &nothing))
+	if (len && !tun_write(path->tun_fd, path->config->vnet_hdr_len, &error, &nothing))
 		counters_add(&path->counters->icmp_sent, 1);
 }
 
@@ -156,7 +153,7 @@ static uint32_t find_socket(const struct path *path, const struct tx_packet *pac
 	} else if (subnet->encap == DP_ENCAP_IPIP && packet->flow.family == 4 && subnet->vtep.family == 4) {
 		slot = DP_FD_RAW4_TX;
 	}
-	return slot < DP_FD_SLOTS && path->slots[slot] >= 0 ? slot : DP_FD_SLOTS;
+	return slot < DP_FD_SLOTS && path->fds[slot] >= 0 ? slot : DP_FD_SLOTS;
 }
 
 /**
@@ -237,7 +234,7 @@ static enum dp_drop encapsulate(struct path *path, struct tx_packet *packet)
 
 	if (slot == DP_FD_SLOTS)
 		return DP_DROP_NO_ENCAP;
-	item.fd = path->slots[slot];
+	item.fd = path->fds[slot];
 	item.port = slot == DP_FD_RAW4_TX ? 0 : path->config->vxlan_port;
 	if (packet->vnet.gso_type != VNET_GSO_NONE) {
 		enqueue_segments(path, packet, &item);
@@ -419,19 +416,21 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 }
 
 /**
- * tx_run() - Carry one batch from the TUN to the underlay
+ * tx_run() - Carry one batch from a queue of the TUN to the underlay
  * @path:	The worker's path, with the table in force
+ * @fd:		The queue
+ * @most_bytes:	No packet is read after that many
  *
- * Return: packets read; 0 when the TUN is dry
+ * Return: packets read; 0 when the queue is dry
  */
-uint32_t tx_run(struct path *path)
+uint32_t tx_run(struct path *path, int fd, uint32_t most_bytes)
 {
 	bool has_batches = path->config->tier & DP_TIER_MMSG;
 	uint32_t read = 0, bytes = 0;
 
-	while (read < PATH_BATCH && bytes < TX_BYTES) {
+	while (read < PATH_BATCH && bytes < most_bytes) {
 		struct tx_packet packet = {.pkt = path_buffer(path->tx_buffers, read)};
-		int err = tun_read(path->fds[DP_FD_TUN], path->config->vnet_hdr_len, &packet.pkt, &packet.vnet);
+		int err = tun_read(fd, path->config->vnet_hdr_len, &packet.pkt, &packet.vnet);
 
 		if (err) {
 			path->is_tun_gone = err == -EBADFD;

@@ -147,10 +147,15 @@ static int bind_source(int fd, const struct dp_addr *addr)
  * @device:	Underlay interface
  * @is_v6:	Family
  * @is_sending:	Bind to our address on the device, instead of to the VXLAN port anywhere
+ * @is_first:	Of those that receive, the others of which share its port
+ *
+ * The first one has the port to itself when it is bound, so that somebody else
+ * who holds it is noticed; then it lets others of the same user join.
  *
  * Return: 0 or -errno
  */
-static int bind_udp(int fd, const struct dp_config *config, const char *device, bool is_v6, bool is_sending)
+static int bind_udp(int fd, const struct dp_config *config, const char *device, bool is_v6, bool is_sending,
+		    bool is_first)
 {
 	struct dp_addr any = {.family = is_v6 ? 6 : 4};
 	union underlay_addr to;
@@ -168,21 +173,30 @@ static int bind_udp(int fd, const struct dp_config *config, const char *device, 
 			return err;
 	}
 	len = underlay_fill_addr(&to, &any, config->vxlan_port);
-	return bind(fd, &to.sa, len) ? -errno : 0;
+	if (!is_first) {
+		int err = set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+
+		if (err)
+			return err;
+	}
+	if (bind(fd, &to.sa, len))
+		return -errno;
+	return is_first ? set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1) : 0;
 }
 
 /**
  * configure() - Set all options of a new socket and bind it
  * @fd:		Socket
- * @role:	enum dp_fd
+ * @slot:	What for, and which of those
  * @config:	Port and our addresses
  * @device:	Underlay interface
  * @buffer_bytes:	Socket buffer wanted
  *
  * Return: bytes of socket buffer granted, or -errno
  */
-static int configure(int fd, uint32_t role, const struct dp_config *config, const char *device, int buffer_bytes)
+static int configure(int fd, uint32_t slot, const struct dp_config *config, const char *device, int buffer_bytes)
 {
+	uint32_t role = slot % DP_FD_COUNT;
 	bool is_v6 = role == DP_FD_UDP6 || role == DP_FD_UDP6_TX;
 	bool is_sending = role == DP_FD_UDP4_TX || role == DP_FD_UDP6_TX || role == DP_FD_RAW4_TX;
 	bool is_raw = role == DP_FD_RAW4 || role == DP_FD_RAW4_TX;
@@ -195,13 +209,13 @@ static int configure(int fd, uint32_t role, const struct dp_config *config, cons
 			     : set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, buffer_bytes);
 	if (granted < 0)
 		return granted;
-	err = is_raw ? 0 : bind_udp(fd, config, device, is_v6, is_sending);
+	err = is_raw ? 0 : bind_udp(fd, config, device, is_v6, is_sending, slot == role);
 	return err ? err : granted;
 }
 
 /**
  * dp_underlay_open() - Open one of the sockets that tunnel packets cross
- * @role:	DP_FD_UDP4 .. DP_FD_RAW4_TX, whichever of several
+ * @slot:	DP_FD_UDP4 .. DP_FD_RAW4_TX, and which of those
  * @config:	VXLAN port and our underlay addresses
  * @device:	Underlay interface
  * @buffer_bytes:	Socket buffer wanted
@@ -211,20 +225,21 @@ static int configure(int fd, uint32_t role, const struct dp_config *config, cons
  * is taken, -EADDRNOTAVAIL if the address is not ours, -EPERM without
  * CAP_NET_RAW (raw sockets), -EINVAL for another role, another -errno
  */
-int dp_underlay_open(uint32_t role, const struct dp_config *config, const char *device, int buffer_bytes,
+int dp_underlay_open(uint32_t slot, const struct dp_config *config, const char *device, int buffer_bytes,
 		     int *granted_bytes)
 {
+	uint32_t role = slot % DP_FD_COUNT;
 	bool is_raw = role == DP_FD_RAW4 || role == DP_FD_RAW4_TX;
 	bool is_v6 = role == DP_FD_UDP6 || role == DP_FD_UDP6_TX;
 	int type = (is_raw ? SOCK_RAW : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC;
 	int fd, granted;
 
-	if (role < DP_FD_UDP4 || role >= DP_FD_COUNT)
+	if (role < DP_FD_UDP4 || slot >= DP_FD_SLOTS)
 		return -EINVAL;
 	fd = socket(is_v6 ? AF_INET6 : AF_INET, type, is_raw ? IPPROTO_IPIP : IPPROTO_UDP);
 	if (fd < 0)
 		return -errno;
-	granted = configure(fd, role, config, device, buffer_bytes);
+	granted = configure(fd, slot, config, device, buffer_bytes);
 	if (granted < 0) {
 		close(fd);
 		return granted;

@@ -4,12 +4,15 @@
  *
  * DOC: Theory of operation
  *
- * A worker runs to completion: it takes a batch from each source in turn and
- * carries every packet of it to its end before it looks for more, so packets of
- * a flow are never reordered and nothing is handed between threads. When all
- * sources are dry it looks again for a moment, if that pays (spin.c), and then
- * sleeps in ppoll(). It makes no other system call, and allocates nothing:
- * buffers are mapped before it starts.
+ * A worker runs to completion: it takes a batch from each source that has
+ * packets and carries every packet of it to its end before it looks for more,
+ * so packets of a flow are never reordered and nothing is handed between
+ * threads. Flows are spread over queues, each of which is one worker's: by the
+ * kernel, from pods by steer.c, from the underlay by addresses and ports. A flow
+ * with few packets thus does not wait behind all of one with many, even if one
+ * worker serves both. When all sources are dry it looks again for a moment, if
+ * that pays (spin.c), and then sleeps in ppoll(). It makes no other system call,
+ * and allocates nothing: buffers are mapped before it starts.
  *
  * Control pauses it with an order and a write to its eventfd, and waits until it
  * has parked, between two batches: then no packet is in flight. A worker starts
@@ -28,8 +31,12 @@
 
 enum { POLL_MS = 250 };
 
-/* Sources a worker polls, and what serves them. */
-enum { SOURCE_WAKE, SOURCE_TUN, SOURCE_UDP4, SOURCE_UDP6, SOURCE_RAW4, SOURCE_COUNT };
+/*
+ * What is taken from a source in one round: enough to amortise what a round
+ * costs, while what is read is still in the cache when it is sent; and less if
+ * others wait, who have little (a bulk flow fills its own queue).
+ */
+enum { ALONE_BYTES = 1 << 20, AMONG_BYTES = 256 << 10 };
 
 /**
  * map_buffers() - Map the packet buffers of one direction
@@ -47,13 +54,48 @@ static uint8_t *map_buffers(void)
 }
 
 /**
+ * add_poll() - Let a worker serve a descriptor
+ * @worker:	The worker
+ * @fd:		The descriptor; -1 is not added
+ * @slot:	Its slot
+ */
+static void add_poll(struct worker *worker, int fd, uint32_t slot)
+{
+	if (fd < 0)
+		return;
+	worker->polls[worker->polls_count] = (struct pollfd){.fd = fd, .events = POLLIN};
+	worker->slots[worker->polls_count++] = slot;
+}
+
+/**
+ * add_polls() - Let a worker serve its share of the queues
+ * @worker:	The worker, with its eventfd
+ * @index:	Which worker it is
+ */
+static void add_polls(struct worker *worker, uint32_t index)
+{
+	const struct dp_config *config = worker->path.config;
+	const int *fds = worker->path.fds;
+
+	add_poll(worker, worker->wake_fd, DP_FD_SLOTS);
+	for (uint32_t i = index; i < config->queues; i += config->threads) {
+		add_poll(worker, fds[path_slot(DP_FD_UDP4, i)], path_slot(DP_FD_UDP4, i));
+		add_poll(worker, fds[path_slot(DP_FD_UDP6, i)], path_slot(DP_FD_UDP6, i));
+		add_poll(worker, fds[path_slot(DP_FD_TUN, i)], path_slot(DP_FD_TUN, i));
+	}
+	if (!index)
+		add_poll(worker, fds[DP_FD_RAW4], DP_FD_RAW4);
+}
+
+/**
  * worker_init() - Prepare a worker whose path names descriptors and counters
  * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers
  * @slot:	Where the table hangs, borrowed for the worker's life
+ * @index:	Which of the engine's workers it is
  *
  * Return: 0 or -errno; call worker_free() in both cases
  */
-int worker_init(struct worker *worker, struct fib_slot *slot)
+int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
 {
 	worker->slot = slot;
 	worker->order = WORKER_PARK;
@@ -69,6 +111,7 @@ int worker_init(struct worker *worker, struct fib_slot *slot)
 	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (worker->wake_fd < 0)
 		return -errno;
+	add_polls(worker, index);
 	return worker->path.tx_buffers && worker->path.rx_buffers ? 0 : -ENOMEM;
 }
 
@@ -89,56 +132,88 @@ void worker_free(struct worker *worker)
 }
 
 /**
- * carry() - One round: a batch from each source
+ * look() - Which sources have packets?
  * @worker:	This worker
+ * @may_sleep:	Wait for one, or an order, if none has
  *
- * Return: packets taken from all sources
+ * Return: how many have
  */
-static uint32_t carry(struct worker *worker)
+static uint32_t look(struct worker *worker, bool may_sleep)
 {
-	struct path *path = &worker->path;
-	uint32_t taken = 0;
+	struct timespec timeout = {.tv_nsec = may_sleep ? POLL_MS * 1000000L : 0};
+	int ready = sys->ppoll(worker->polls, worker->polls_count, &timeout, NULL);
 
-	path->now_ns = counters_now_ns();
-	path->fib = fib_enter(worker->slot, &worker->reader);
-	if (path->fds[DP_FD_UDP4] >= 0)
-		taken += rx_run(path, DP_FD_UDP4);
-	if (path->fds[DP_FD_UDP6] >= 0)
-		taken += rx_run(path, DP_FD_UDP6);
-	if (path->fds[DP_FD_RAW4] >= 0)
-		taken += rx_run(path, DP_FD_RAW4);
-	if (!path->is_tun_gone)
-		taken += tx_run(path);
-	fib_leave(&worker->reader);
-	counters_add(&path->counters->heartbeat, 1);
+	counters_add(&worker->path.counters->wakeups, may_sleep);
+	if (ready <= 0)
+		return 0;
+	if (worker->polls[0].revents & POLLIN) {
+		uint64_t ignored;
+
+		(void)!sys->read(worker->wake_fd, &ignored, sizeof(ignored));
+		ready--;
+	}
+	return (uint32_t)ready;
+}
+
+/**
+ * serve() - Take packets from one source that has some
+ * @worker:	This worker
+ * @index:	Of the source among polls
+ * @is_alone:	No other source has packets
+ *
+ * Return: packets taken
+ */
+static uint32_t serve(struct worker *worker, uint32_t index, bool is_alone)
+{
+	struct pollfd *poll = &worker->polls[index];
+	uint32_t slot = worker->slots[index], most_bytes = is_alone ? ALONE_BYTES : AMONG_BYTES, taken;
+
+	if (slot % DP_FD_COUNT != DP_FD_TUN)
+		return rx_run(&worker->path, slot, most_bytes);
+	taken = tx_run(&worker->path, poll->fd, most_bytes);
+	if (worker->path.is_tun_gone || poll->revents & (POLLERR | POLLNVAL))
+		poll->fd = -1; /* the device was deleted, and would wake us for ever */
 	return taken;
 }
 
 /**
- * wait_for_packets() - Sleep until a source has packets, or an order came
- * @worker:	This worker
+ * carry() - One round: some packets from each source that has any
+ * @worker:	This worker, after look()
+ * @ready:	Sources that have
+ *
+ * Return: packets taken from all sources
  */
-static void wait_for_packets(struct worker *worker)
+static uint32_t carry(struct worker *worker, uint32_t ready)
 {
-	const int *fds = worker->path.fds;
-	struct timespec timeout = {.tv_nsec = POLL_MS * 1000000L};
-	struct pollfd polls[SOURCE_COUNT] = {
-		[SOURCE_WAKE] = {.fd = worker->wake_fd, .events = POLLIN},
-		[SOURCE_TUN] = {.fd = worker->path.is_tun_gone ? -1 : fds[DP_FD_TUN], .events = POLLIN},
-		[SOURCE_UDP4] = {.fd = fds[DP_FD_UDP4], .events = POLLIN},
-		[SOURCE_UDP6] = {.fd = fds[DP_FD_UDP6], .events = POLLIN},
-		[SOURCE_RAW4] = {.fd = fds[DP_FD_RAW4], .events = POLLIN},
-	};
+	struct path *path = &worker->path;
+	uint32_t taken = 0;
 
-	sys->ppoll(polls, SOURCE_COUNT, &timeout, NULL);
-	counters_add(&worker->path.counters->wakeups, 1);
-	if (polls[SOURCE_TUN].revents & (POLLERR | POLLNVAL))
-		worker->path.is_tun_gone = true; /* deleted; would wake us for ever */
-	if (polls[SOURCE_WAKE].revents & POLLIN) {
-		uint64_t ignored;
-
-		(void)!sys->read(worker->wake_fd, &ignored, sizeof(ignored));
+	path->fib = fib_enter(worker->slot, &worker->reader);
+	for (uint32_t i = 1; i < worker->polls_count; i++) {
+		if (worker->polls[i].revents)
+			taken += serve(worker, i, ready == 1);
 	}
+	fib_leave(&worker->reader);
+	return taken;
+}
+
+/**
+ * round_trip() - Look for packets, and carry them
+ * @worker:	This worker
+ * @may_sleep:	If there are none, wait
+ *
+ * Return: whether the next one may sleep
+ */
+static bool round_trip(struct worker *worker, bool may_sleep)
+{
+	uint32_t ready = look(worker, may_sleep);
+
+	worker->path.now_ns = counters_now_ns();
+	counters_add(&worker->path.counters->heartbeat, 1);
+	if (!ready || !carry(worker, ready))
+		return !spin_again(&worker->spin, worker->path.now_ns);
+	spin_found(&worker->spin, worker->path.now_ns);
+	return false;
 }
 
 /**
@@ -165,6 +240,7 @@ static void park(struct worker *worker)
 static void *run(void *arg)
 {
 	struct worker *worker = arg;
+	bool may_sleep = false;
 
 	for (;;) {
 		switch (atomic_load_explicit(&worker->order, memory_order_acquire)) {
@@ -174,10 +250,7 @@ static void *run(void *arg)
 			park(worker);
 			break;
 		default:
-			if (carry(worker))
-				spin_found(&worker->spin, worker->path.now_ns);
-			else if (!spin_again(&worker->spin, worker->path.now_ns))
-				wait_for_packets(worker);
+			may_sleep = round_trip(worker, may_sleep);
 		}
 	}
 }

@@ -3,6 +3,7 @@
 #ifndef WORKER_H
 #define WORKER_H
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -14,6 +15,9 @@
 
 enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
 
+/* Descriptors a worker may wait for: of each queue the TUN and a socket of each family, IPIP, its own eventfd. */
+enum { WORKER_POLLS = 3 * DP_FD_EACH + 2 };
+
 struct worker {
 	struct fib_reader reader; /* first: engine.c walks the readers by stride */
 	struct path path;
@@ -21,6 +25,9 @@ struct worker {
 	struct fib_slot *slot; /* the engine's */
 	pthread_t thread;
 	int wake_fd; /* eventfd, owned */
+	uint32_t polls_count;
+	struct pollfd polls[WORKER_POLLS];
+	uint32_t slots[WORKER_POLLS]; /* of polls; the first one is wake_fd, and has none */
 	_Atomic int order;
 
 	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
@@ -28,7 +35,7 @@ struct worker {
 	bool is_parked;
 };
 
-int worker_init(struct worker *worker, struct fib_slot *slot);
+int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index);
 int worker_start(struct worker *worker);
 void worker_park(struct worker *worker);
 void worker_resume(struct worker *worker);

@@ -19,6 +19,7 @@ C, csrc/ (a unit is x.c and x.h):
     L2 fib fib_build fib_layout       | immutable table in a memfd: built by control, looked up by workers
     L2 counters                       | counters in a memfd: one writer a word
     L3 sys tun underlay underlay_open | system calls of the packet path, feature ladders
+    L3 steer                          | which queue of the TUN a flow goes to
     L3 outbox                         | datagrams joined into runs
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L5 worker engine                  | threads; start, publish, park, stop

@@ -19,7 +19,7 @@ ENV_PREFIX = "OVERLAYD_"
 FLANNEL_PREFIX = "FLANNELD_"
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path and auto"
-SOURCES_MAX = 16
+SPREAD_MAX = 16
 NAME_MAX = 15  # IFNAMSIZ without its final NUL
 
 
@@ -45,7 +45,9 @@ class RunConfig:
     disable: tuple[Offload, ...] = ()
     no_route: str = "icmp"
     spin_us: int = 50
-    source_ports: int | None = None  # None: by the number of processors
+    threads: int | None = None  # None: by the number of processors, as the next ones
+    queues: int | None = None
+    source_ports: int | None = None
     forwarder: str = "spawn"
     log_level: str = "info"
     log_format: str = "text"
@@ -237,9 +239,19 @@ FLAGS = (
         _number(0, 1000, "microseconds"),
     ),
     Flag(
+        *("threads", "threads", "COUNT"),
+        f"carry packets, 1 to {SPREAD_MAX} (default: half of the processors, 1 to 8)",
+        _number(1, SPREAD_MAX, "threads"),
+    ),
+    Flag(
+        *("queues", "queues", "COUNT"),
+        f"keep flows apart, 1 to {SPREAD_MAX}, at least one per thread (default: 4)",
+        _number(1, SPREAD_MAX, "queues"),
+    ),
+    Flag(
         *("source-ports", "source_ports", "COUNT"),
-        f"spread flows over that many, 1 to {SOURCES_MAX} (default: 4 on up to 2 processors, else 16)",
-        _number(1, SOURCES_MAX, "ports"),
+        f"spread flows over that many, 1 to {SPREAD_MAX} (default: 4 on up to 2 processors, else 16)",
+        _number(1, SPREAD_MAX, "ports"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -21,6 +21,7 @@ import uvloop
 
 from dataplane import journal, subnetfile, vtep
 from dataplane.backend import Settings
+from dataplane.backend.sockets import Holders
 from dataplane.backend.userspace import Place, UserspaceBackend
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
@@ -81,7 +82,8 @@ class Daemon:
         self._run_dir = run_dir
         self._started_s = time.monotonic()
         self._host = Host()
-        self._backend = UserspaceBackend(Place(config, run_dir, epoch), self._host.port_holder, self._fail)
+        holders = Holders(self._host.port_holder, self._host.is_tun_held)
+        self._backend = UserspaceBackend(Place(config, run_dir, epoch), holders, self._fail)
         self._inputs: asyncio.Queue[Input] = asyncio.Queue()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reconciler: Reconciler | None = None

@@ -22,7 +22,7 @@ from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
-from dataplane.slots import SLOTS, Fd
+from dataplane.slots import SLOTS, Fd, role_of
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
@@ -107,6 +107,7 @@ class ForwarderConfig:
     tier: int = 0
     vnet_hdr_len: int = 0
     threads: int = 1
+    queues: int = 1
     sources: int = 1
     icmp_per_s: int = 0
     icmp_burst: int = 0
@@ -128,6 +129,7 @@ _NUMBERS = (
     "tier",
     "vnet_hdr_len",
     "threads",
+    "queues",
     "sources",
     "icmp_per_s",
     "icmp_burst",
@@ -371,7 +373,9 @@ class Counters:
             observed=out.observed,
             supers=out.supers,
             refused_tier=out.refused_tier,
-            queue_drops={fd: out.queue_drops[fd] for fd in Fd},
+            queue_drops={
+                fd: sum(out.queue_drops[slot] for slot in SLOTS if role_of(slot) is fd) for fd in Fd
+            },
         )
 
     def peer(self, peer_id: int) -> PeerCounters:
@@ -382,6 +386,10 @@ class Counters:
         return PeerCounters(
             out.packets[tx], out.bytes[tx], out.packets[rx], out.bytes[rx], _read_drops(out.drops)
         )
+
+
+def _sum_by_role(words: Any) -> dict[Fd, int]:
+    return {fd: sum(words[slot] for slot in SLOTS if role_of(slot) is fd) for fd in Fd}
 
 
 def _read_direction(out: Any, way: int, now_s: float) -> Direction:
@@ -408,20 +416,25 @@ class TunHandle:
 
 
 def tun_open(name: str, tier_mask: int) -> TunHandle:
-    """Open the TUN device `name`, made if it is not there, with what the kernel can of the mask."""
+    """Open a queue of a TUN device, made if it is not there, with what the kernel can of the mask."""
     tier = ffi.new("uint32_t *")
     vnet_hdr_len = ffi.new("uint32_t *")
     fd = check(lib.dp_tun_open(name.encode(), tier_mask, tier, vnet_hdr_len), f"opening TUN device {name}")
     return TunHandle(fd, tier[0], vnet_hdr_len[0])
 
 
-def underlay_open(role: Fd, config: ForwarderConfig, device: str, buffer_bytes: int) -> tuple[int, int]:
-    """Open the socket for a role on an underlay interface; return it and the buffer size granted."""
+def tun_steer(fd: int) -> None:
+    """Let each flow keep to one queue of a TUN device; KernelError if we may not, or the kernel cannot."""
+    check(lib.dp_tun_steer(fd), "keeping flows to the queues of the TUN device")
+
+
+def underlay_open(slot: int, config: ForwarderConfig, device: str, buffer_bytes: int) -> tuple[int, int]:
+    """Open the socket of a slot on an underlay interface; return it and the buffer size granted."""
     cconfig = ffi.new("struct dp_config *")
     _fill_config(cconfig, config)
     granted = ffi.new("int *")
-    result = lib.dp_underlay_open(role, cconfig, device.encode(), buffer_bytes, granted)
-    return check(result, f"opening the {role.name.lower()} socket on {device}"), granted[0]
+    result = lib.dp_underlay_open(slot, cconfig, device.encode(), buffer_bytes, granted)
+    return check(result, f"opening the {role_of(slot).name.lower()} socket on {device}"), granted[0]
 
 
 # --- the engine in this process ---------------------------------------------------------------------

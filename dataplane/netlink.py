@@ -158,6 +158,11 @@ def _is_tun(link: Any) -> bool:
     return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TUN
 
 
+def _has_carrier(ipr: IPRoute, name: str) -> bool:
+    link = _find_link(ipr, name)
+    return link is not None and _is_tun(link) and bool(_attr(link, "IFLA_CARRIER"))
+
+
 def _find_link(ipr: IPRoute, name: str) -> Any | None:
     return next((link for link in ipr.get_links() if _attr(link, "IFLA_IFNAME") == name), None)
 
@@ -382,6 +387,10 @@ class Host:
     def port_holder(self, port: int) -> str | None:
         """Say who holds a UDP port; None if nobody can be found."""
         return self._thread.submit(self._do, _find_vxlan, port).result() or _find_process(port)
+
+    def is_tun_held(self, name: str) -> bool:
+        """Return whether a process holds a TUN device: only then has it a carrier, even while down."""
+        return self._thread.submit(self._do, _has_carrier, name).result()
 
     def warnings(self) -> list[str]:
         """Return what about this host keeps packets from flowing, with the remedy."""

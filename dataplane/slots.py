@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-MAX_SOURCES = 16  # UDP source ports of each family
-
 
 class Fd(IntEnum):
     """What a descriptor is for: `enum dp_fd`."""

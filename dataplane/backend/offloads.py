@@ -34,7 +34,7 @@ class Offloads:
         return native.socket_tier() & self._allowed
 
     def open_tun(self, name: str) -> TunHandle:
-        """Open the TUN with all that may be used and can be."""
+        """Open a queue of the TUN with all that may be used and can be."""
         return open_tun(name, self.of_tun)
 
     def explain(self, tier: int) -> dict[str, str]:

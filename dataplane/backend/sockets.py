@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -19,8 +20,14 @@ from dataplane.slots import Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
 
-# Who holds a UDP port of this host, in words; netlink knows.
-PortHolder = Callable[[int], str | None]
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who has what we want already; netlink knows."""
+
+    port: Callable[[int], str | None]  # who holds a UDP port, in words
+    is_tun_held: Callable[[str], bool]
+
 
 # Opened anew when this changes, and only then.
 Key = tuple[int | str | IPv4Address | IPv6Address | None, ...]
@@ -37,7 +44,8 @@ def wanted_sockets(config: ForwarderConfig) -> dict[int, Key]:
     ):
         if Encap.VXLAN not in config.encaps or address is None:
             continue
-        keys[receiving] = (config.vxlan_port,)
+        for index in range(config.queues):
+            keys[slot_of(receiving, index)] = (config.vxlan_port,)
         for index in range(config.sources):
             keys[slot_of(sending, index)] = (address, config.underlay_ifindex)
     if Encap.IPIP in config.encaps and config.underlay4 is not None:
@@ -46,15 +54,16 @@ def wanted_sockets(config: ForwarderConfig) -> dict[int, Key]:
     return keys
 
 
-def open_socket(role: Fd, config: ForwarderConfig, device: str, port_holder: PortHolder) -> int:
+def open_socket(slot: int, config: ForwarderConfig, device: str, holders: Holders) -> int:
     """Open one underlay socket with a large buffer."""
+    role = role_of(slot)
     try:
-        fd, _ = native.underlay_open(role, config, device, BUFFER_BYTES)
+        fd, _ = native.underlay_open(slot, config, device, BUFFER_BYTES)
         return fd
     except KernelError as err:
         address = config.underlay4 if role in (Fd.UDP4, Fd.UDP4_TX) else config.underlay6
         if err.errno == errno.EADDRINUSE and role not in SENDING:
-            holder = port_holder(config.vxlan_port) or "another process"
+            holder = holders.port(config.vxlan_port) or "another process"
             step = "Stop flanneld and remove the device" if "kernel" in holder else "Stop it"
             raise RuntimeFailure(
                 f"UDP port {config.vxlan_port} is held by {holder}. {step}, or choose another Port"
@@ -66,8 +75,16 @@ def open_socket(role: Fd, config: ForwarderConfig, device: str, port_holder: Por
         raise
 
 
+def check_free(name: str, holders: Holders) -> None:
+    """Raise if another process holds the TUN device; the kernel would let us share it."""
+    if holders.is_tun_held(name):
+        raise RuntimeFailure(
+            f"TUN device {name} is held by another process. Stop it, or choose another --tun-name"
+        )
+
+
 def open_tun(name: str, tier_mask: int) -> TunHandle:
-    """Open the TUN device, made if it is not there."""
+    """Open a queue of the TUN device, which is made if it is not there."""
     try:
         return native.tun_open(name, tier_mask)
     except KernelError as err:
@@ -76,10 +93,6 @@ def open_tun(name: str, tier_mask: int) -> TunHandle:
             raise RuntimeFailure(f"there is no TUN here (/dev/net/tun). Fix: {step}") from None
         if err.errno in (errno.EPERM, errno.EACCES):
             raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_ADMIN") from None
-        if err.errno == errno.EBUSY:
-            raise RuntimeFailure(
-                f"TUN device {name} is held by another process. Stop it, or choose another --tun-name"
-            ) from None
         if err.errno == errno.EINVAL and Path(f"/proc/sys/net/ipv4/conf/{name}").exists():
             raise RuntimeFailure(
                 f"{name} is there and is no TUN device. Remove it, or choose another --tun-name"

@@ -24,14 +24,16 @@ from dataplane.backend import Settings
 from dataplane.backend.offloads import OF_SOCKETS, Offloads
 from dataplane.backend.process import spawn, wait_listening
 from dataplane.backend.sockets import (
+    Holders,
     Key,
-    PortHolder,
     buffer_warnings,
+    check_free,
     close_all,
     open_socket,
     tun_name_of,
     wanted_sockets,
 )
+from dataplane.backend.spread import find_spread, open_queues
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
@@ -40,7 +42,7 @@ from dataplane.journal import Journal
 from dataplane.model import Peer, Table
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.rundir import RunDir
-from dataplane.slots import MAX_SOURCES, Fd, Fds, role_of
+from dataplane.slots import Fd, Fds, role_of, slot_of
 
 log = Journal("backend")
 
@@ -66,12 +68,10 @@ class Place:
 class UserspaceBackend:
     """Opens, keeps and hands over what the forwarder works with, and keeps a forwarder running."""
 
-    def __init__(
-        self, place: Place, port_holder: PortHolder, on_fatal: Callable[[RuntimeFailure], None]
-    ) -> None:
+    def __init__(self, place: Place, holders: Holders, on_fatal: Callable[[RuntimeFailure], None]) -> None:
         """Work in `place`; `on_fatal` is told when another control has taken over."""
         self._place = place
-        self._port_holder = port_holder
+        self._holders = holders
         self._on_fatal = on_fatal
         self._lock = asyncio.Lock()
         self._client: ForwarderClient | None = None
@@ -131,17 +131,16 @@ class UserspaceBackend:
         async with self._lock:
             if self._needs_other_tier():
                 await self._stop_forwarder()
-                os.close(self._fds.pop(Fd.TUN))
+                close_all(self._take_queues())
             opened: Fds = {}
             try:
                 config = self._open_tun(settings, opened)
                 keys = wanted_sockets(config)
                 for slot, key in keys.items():
                     if slot not in self._fds or self._keys.get(slot) != key:
-                        role = role_of(slot)
-                        opened[slot] = open_socket(role, config, settings.underlay.name, self._port_holder)
+                        opened[slot] = open_socket(slot, config, settings.underlay.name, self._holders)
                 if Fd.COUNTERS not in self._fds:
-                    opened[Fd.COUNTERS] = native.counters_create()
+                    opened[Fd.COUNTERS] = native.counters_create(config.threads)
                     self._counters = Counters(opened[Fd.COUNTERS])
             except BaseException:
                 close_all(opened)
@@ -157,18 +156,27 @@ class UserspaceBackend:
         config = self._forwarder_config(settings)
         of_sockets = self._offloads.of_sockets()
         config = replace(config, tier=config.tier & ~OF_SOCKETS | of_sockets)
-        if Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == settings.tun_name:
-            return config
-        is_new = not Path(f"/proc/sys/net/ipv4/conf/{settings.tun_name}").exists()
-        tun = self._offloads.open_tun(settings.tun_name)
-        opened[Fd.TUN] = tun.fd
-        self._has_made_tun |= is_new
-        self._tier_wanted = self._offloads.of_tun
-        return replace(config, tier=tun.tier | of_sockets, vnet_hdr_len=tun.vnet_hdr_len)
+        if Fd.TUN not in self._fds or tun_name_of(self._fds[Fd.TUN]) != settings.tun_name:
+            check_free(settings.tun_name, self._holders)
+            is_new = not Path(f"/proc/sys/net/ipv4/conf/{settings.tun_name}").exists()
+            tun = self._offloads.open_tun(settings.tun_name)
+            opened[Fd.TUN] = tun.fd
+            self._has_made_tun |= is_new
+            self._tier_wanted = self._offloads.of_tun
+            config = replace(config, tier=tun.tier | of_sockets, vnet_hdr_len=tun.vnet_hdr_len)
+        queues = open_queues(settings.tun_name, config.queues, self._offloads, self._fds, opened)
+        return replace(config, queues=queues, threads=min(config.threads, queues))
+
+    def _take_queues(self) -> Fds:
+        """Let go of all queues of the TUN; they are the caller's to close."""
+        return {slot: self._fds.pop(slot) for slot in list(self._fds) if role_of(slot) is Fd.TUN}
 
     def _forwarder_config(self, settings: Settings) -> ForwarderConfig:
         run = self._place.config
         old = self._config
+        spread = find_spread(run)
+        # Counters outlive forwarders, and have room for the threads of the first one.
+        room = spread.threads if self._counters is None else self._counters.header().threads
         return ForwarderConfig(
             vni=settings.network.vni,
             vxlan_port=settings.network.port,
@@ -178,7 +186,9 @@ class UserspaceBackend:
             vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
             icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
             icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
-            sources=run.source_ports or (4 if (os.cpu_count() or 1) <= 2 else MAX_SOURCES),
+            threads=min(spread.threads, room),
+            queues=spread.queues,
+            sources=spread.sources,
             spin_us=run.spin_us,
             underlay4=settings.underlay4,
             underlay6=settings.underlay6,
@@ -190,7 +200,7 @@ class UserspaceBackend:
         )
 
     def _commit(self, config: ForwarderConfig, keys: dict[int, Key], opened: Fds) -> None:
-        shared = (Fd.TUN, Fd.COUNTERS, Fd.FIB)
+        shared = {Fd.COUNTERS, Fd.FIB, *(slot_of(Fd.TUN, index) for index in range(config.queues))}
         stale = {slot: fd for slot, fd in self._fds.items() if slot in opened}
         stale |= {slot: fd for slot, fd in self._fds.items() if slot not in keys and slot not in shared}
         self._is_go_due |= bool(opened or stale) or config != self._config

@@ -214,10 +214,10 @@ static void receive_one(struct mmsghdr *msg)
  */
 static int fake_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int flags, struct timespec *timeout)
 {
-	uint32_t received = roll(&dice) % 12;
+	uint32_t received = roll(&dice) % (count < 12 ? count + 1 : 12);
 
 	(void)fd;
-	CHECK(count >= 12 && (flags & MSG_DONTWAIT) && !timeout);
+	CHECK(count && (flags & MSG_DONTWAIT) && !timeout);
 	if (!received) {
 		errno = EAGAIN;
 		return -1;
@@ -229,7 +229,7 @@ static int fake_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 }
 
 /**
- * fake_ppoll() - Find out about orders, and never wait
+ * fake_ppoll() - Find out about orders; some of the other descriptors, or none, have packets
  * @fds:	The worker's eventfd comes first
  * @count:	How many
  * @timeout:	What the worker would wait
@@ -240,12 +240,16 @@ static int fake_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 static int fake_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
 	struct timespec now = {0};
+	int ready;
 
 	CHECK(timeout && !mask);
-	for (nfds_t i = 0; i < count; i++)
-		fds[i].revents = 0;
 	sched_yield();
-	return ppoll(fds, 1, &now, NULL);
+	ready = ppoll(fds, 1, &now, NULL);
+	for (nfds_t i = 1; i < count; i++) {
+		fds[i].revents = roll(&dice) % 4 ? POLLIN : 0;
+		ready += fds[i].revents != 0;
+	}
+	return ready;
 }
 
 static const struct sys fakes = {

@@ -20,6 +20,7 @@ static const struct dp_config packet_config = {
 	.vni = PACKET_VNI,
 	.tun_mtu = 1450,
 	.threads = 1,
+	.queues = 1,
 	.sources = 1,
 	.vtep_mac4 = {0x02, 0x4f, 0, 0, 4, 1},
 	.vtep_mac6 = {0x02, 0x4f, 0, 0, 6, 1},

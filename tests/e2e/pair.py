@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,16 @@ def peers_file(extra: dict[str, Any] | None = None) -> dict[str, Any]:
 class Pair:
     """The drawing above: two hosts, and a daemon on each."""
 
-    def __init__(self, directory: Path) -> None:
-        """Build the hosts and start the daemons."""
+    def __init__(self, directory: Path, flags: Sequence[str] = ()) -> None:
+        """Build the hosts and start the daemons, with these flags too."""
         prefix = f"two{os.getpid() % 100000}"
         self.spaces = {name: Namespace(f"{prefix}{name}") for name in NODES}
         self.daemons: dict[str, Daemon] = {}
         try:
             self._build()
             for name in NODES:
-                flags = ["--public-ip", NODES[name][0]]
-                self.daemons[name] = Daemon(self.spaces[name], directory / name, peers_file(), flags)
+                own = ["--public-ip", NODES[name][0], *flags]
+                self.daemons[name] = Daemon(self.spaces[name], directory / name, peers_file(), own)
                 self.daemons[name].start()
         except BaseException:
             self.close()
@@ -102,14 +103,14 @@ class Load:
 
     LIMIT = 3 * RATE_PPS
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, port: int = PORT) -> None:
         """Open both ends."""
         self._out = pair.spaces["a"].socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._out.bind((f"{NODES['a'][1]}.0", 0))
-        self._out.connect((f"{NODES['b'][1]}.0", PORT))
+        self._out.connect((f"{NODES['b'][1]}.0", port))
         self._in = pair.spaces["b"].socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._in.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
-        self._in.bind((f"{NODES['b'][1]}.0", PORT))
+        self._in.bind((f"{NODES['b'][1]}.0", port))
         self._is_over = threading.Event()
         self.sent = 0
         self.received: list[int] = []
