@@ -11,7 +11,11 @@
 #include <arpa/inet.h>
 #include <string.h>
 
+#include "csum_simd.h"
 #include "pkt.h"
+
+/* From here on it pays to sum by blocks. */
+enum { LONG_MIN_BYTES = 128 };
 
 /**
  * add64() - Add a word with end-around carry
@@ -36,15 +40,15 @@ static inline uint64_t add64(uint64_t sum, uint64_t word)
  */
 uint64_t csum_add(const uint8_t *data, size_t len, uint64_t sum)
 {
-	uint64_t word, lanes[4] = {sum, 0, 0, 0};
+	uint64_t word;
 
-	for (; len >= 32; data += 32, len -= 32) {
-		for (int i = 0; i < 4; i++) {
-			memcpy(&word, data + 8 * i, 8);
-			lanes[i] = add64(lanes[i], word);
-		}
+	if (len >= LONG_MIN_BYTES) {
+		size_t blocks = len - len % CSUM_BLOCK;
+
+		sum = add64(sum, csum_blocks(data, blocks));
+		data += blocks;
+		len -= blocks;
 	}
-	sum = add64(add64(lanes[0], lanes[1]), add64(lanes[2], lanes[3]));
 	for (; len >= 8; data += 8, len -= 8) {
 		memcpy(&word, data, 8);
 		sum = add64(sum, word);

@@ -154,6 +154,15 @@ def _describe_kernel(totals: Totals | None, tun_name: str) -> Status:
     return {"tun_tx_dropped": count_tun_drops(tun_name) or 0, "rxq_overflow": overflow}
 
 
+def _describe_workers(config: ForwarderConfig) -> Status:
+    return {
+        "threads": config.threads,
+        "queues": config.queues,
+        "source_ports": config.sources,
+        "spin_us": config.spin_us,
+    }
+
+
 def _describe_offloads(tier: int, refused: int, facts: Mapping[str, object]) -> Status:
     why = facts.get("offloads_off")
     reasons = why if isinstance(why, dict) else {}
@@ -181,6 +190,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "node": facts.get("node"),
         "tier": None if config is None else tier_text(config.tier & ~refused),
         "offloads": None if config is None else _describe_offloads(config.tier, refused, facts),
+        "workers": None if config is None else _describe_workers(config),
         "encap": facts.get("encap"),
         "vni": None if config is None else config.vni,
         "port": None if config is None else config.vxlan_port,

@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
-PURE = ["decap_vxlan", "decap_ipip", "parse", "checksum", "offload", "icmp", "fib_damage"]
+PURE = ["decap_vxlan", "decap_ipip", "parse", "checksum", "checksum_ways", "offload", "icmp", "fib_damage"]
 THREADED = ["fib_threads", "engine_threads"]
 RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
 DEADLINE_S = 60
@@ -122,6 +122,16 @@ def test_program(program: Callable[[str, str], Path], flavour: str, name: str) -
 def test_worker_calls(program: Callable[[str, str], Path]) -> None:
     """A worker under traffic and publishes makes only the system calls it promises, and allocates nothing."""
     assert "packets out" in run(program("plain", "worker_calls"), "1500")
+
+
+@pytest.mark.parametrize("name", ["checksum", "checksum_ways"])
+def test_program_on_arm64(tmp_path: Path, name: str) -> None:
+    """What holds on this processor holds on arm64, NEON included (run by qemu)."""
+    parts = [HERE / f"{name}.c", CSRC / "csum.c", CSRC / "csum_simd.c"]
+    command = ["aarch64-linux-gnu-gcc", *FLAGS, *WARNINGS, "-O2", "-static", "-o", tmp_path / name, *parts]
+    subprocess.run(command, check=True)
+    printed = run("qemu-aarch64-static", tmp_path / name)
+    assert name == "checksum" or printed == "2 ways\n"
 
 
 def test_every_program_is_run() -> None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Network
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +22,7 @@ import pytest
 from bench.lab import Namespace, wait_for
 from dataplane import flannel
 from dataplane.store.database import Database
-from tests.e2e.rig import OVERLAYD, ROOT
+from tests.e2e.warm import Warm
 
 NODES = 50
 ROUNDS = 20
@@ -52,21 +50,29 @@ def hosts() -> Iterator[list[Namespace]]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """Yield what starts the nodes."""
+    with closing(Warm()) as found:
+        yield found
+
+
 class Node:
     """One `overlayd run` of the race."""
 
-    def __init__(self, host: Namespace, directory: Path, number: int) -> None:
+    def __init__(self, warm: Warm, host: Namespace, directory: Path, number: int) -> None:
         """Start it."""
+        self._warm = warm
+        self._status: int | None = None
         self.directory = directory / f"node{number}"
         self.directory.mkdir()
         paths = [f"--{name}-dir={self.directory / name}" for name in ("run", "state")]
-        command = host.command(
-            *(*OVERLAYD, "run", "--store", f"sqlite://{directory / 'store.db'}", *paths),
+        words = [
+            *("run", "--store", f"sqlite://{directory / 'store.db'}", *paths),
             *("--subnet-file", str(self.directory / "subnet.env"), "--public-ip", f"198.18.0.{number}"),
             *FLAGS,
-        )
-        with (self.directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        ]
+        self._pid = warm.start(host.name, words, self.directory / "log")
 
     def log(self) -> str:
         """Return what it wrote."""
@@ -74,14 +80,19 @@ class Node:
 
     def has_leased(self) -> bool:
         """Tell whether it has a lease; it must not have ended."""
-        assert self.process.poll() is None, self.log()
+        assert not self.has_ended(), self.log()
         return " leased " in self.log()
+
+    def has_ended(self) -> bool:
+        """Tell whether the process is gone."""
+        if self._status is None:
+            self._status = self._warm.poll(self._pid)
+        return self._status is not None
 
     def kill(self) -> None:
         """End it at once."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        if not self.has_ended():
+            self._warm.kill(self._pid)
 
 
 def read_leases(database: Database) -> dict[str, IPv4Network]:
@@ -99,16 +110,16 @@ def read_leases(database: Database) -> dict[str, IPv4Network]:
 @pytest.mark.slow
 @pytest.mark.timeout(ROUND_S + 30)
 @pytest.mark.parametrize("turn", range(ROUNDS))
-def test_fifty_nodes_race(hosts: list[Namespace], tmp_path: Path, turn: int) -> None:
+def test_fifty_nodes_race(warm: Warm, hosts: list[Namespace], tmp_path: Path, turn: int) -> None:
     """Each of 50 nodes that start at once gets one of exactly 50 subnets: none twice, none fails."""
     database = Database(tmp_path / "store.db")
     database.put("config", NETWORK, None, 0)
     nodes = []
     try:
-        nodes = [Node(host, tmp_path, number) for number, host in enumerate(hosts, 1)]
+        nodes = [Node(warm, host, tmp_path, number) for number, host in enumerate(hosts, 1)]
         wait_for(lambda: all(node.has_leased() for node in nodes), "all have leased", ROUND_S)
         leases = read_leases(database)
-        assert [node.process.poll() for node in nodes] == [None] * NODES
+        assert not any(node.has_ended() for node in nodes)
     finally:
         for node in nodes:
             node.kill()

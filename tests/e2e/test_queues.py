@@ -145,5 +145,6 @@ def test_threads_carry_everything_once_and_in_order(
             for load in loads:
                 load.flow_on()
         assert [load.lost() for load in loads] == [0, 0, 0]
-        before = pair.daemons["a"].counters.header()
-        assert before.threads == THREADS[flags]
+        workers = pair.daemons["a"].status()["workers"]
+        assert workers["threads"] == pair.daemons["a"].counters.header().threads == THREADS[flags]
+        assert workers["queues"] == (int(flags[-1]) if "--queues" in flags else 4)
