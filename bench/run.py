@@ -234,6 +234,8 @@ def main(args: argparse.Namespace) -> int:
     build_loadgen()
     systems.remove_leftovers()
     folder = Path(args.output) if args.output else RESULTS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    # Also where a shell that runs it in the background has switched SIGINT off.
+    before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
     before_term = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         Run(plan, against, folder).carry_out()
@@ -241,6 +243,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"\nbench: interrupted; what was measured is in {folder}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
+        signal.signal(signal.SIGINT, before_int)
         signal.signal(signal.SIGTERM, before_term)
         with _Undisturbed():
             systems.remove_labs(systems.run_prefix())

@@ -18,8 +18,9 @@
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 131072
-#define DP_MAX_THREADS 16
+#define DP_MAX_THREADS 15
 #define DP_MAX_SOURCES 16
+#define DP_MAX_QUEUES 15
 #define DP_TEXT_MAX 124
 
 /* How a packet crosses the underlay. Bit (1 << value) in a mask of encapsulations. */
@@ -117,7 +118,9 @@ enum dp_fd {
 /*
  * Of some there are several: TUN queues and receiving sockets, over which flows
  * are spread, and sending sockets, each with a source port. The one of index i lies in slot
- * role + i * DP_FD_COUNT, so slots of index 0 are the roles themselves.
+ * role + i * DP_FD_COUNT, so slots of index 0 are the roles themselves. Of the
+ * sockets that receive, index 0 gets what is for none of the others; those of
+ * index i + 1 are of queue i, if there are several queues.
  */
 #define DP_FD_EACH 16
 #define DP_FD_SLOTS 144
@@ -186,7 +189,7 @@ struct dp_config {
 	uint8_t vtep_mac6[6];    /* and for inner IPv6 */
 	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
 	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
-	uint8_t queues;          /* TUN queues and receiving sockets of each family, threads .. DP_FD_EACH */
+	uint8_t queues;          /* of the TUN and, each with a socket, of each family; threads .. DP_MAX_QUEUES */
 	uint8_t sources;         /* source ports of each family, 1 .. DP_MAX_SOURCES */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
 	uint8_t pad[9];

@@ -55,18 +55,18 @@ static bool has_all(const int fds[DP_FD_SLOTS], enum dp_fd role, uint32_t count)
 static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOTS])
 {
 	uint32_t hdr = config->vnet_hdr_len;
+	uint32_t sockets = config->queues > 1 ? config->queues + 1U : 1;
 
-	if (!config->threads || config->threads > config->queues || config->queues > DP_FD_EACH || !config->sources ||
-	    config->sources > DP_MAX_SOURCES || config->vni > VXLAN_VNI_MAX || config->tun_mtu < 68 ||
-	    config->tun_mtu > PKT_MAX)
+	if (!config->threads || config->threads > config->queues || config->queues > DP_MAX_QUEUES ||
+	    !config->sources || config->sources > DP_MAX_SOURCES || config->vni > VXLAN_VNI_MAX ||
+	    config->tun_mtu < 68 || config->tun_mtu > PKT_MAX)
 		return -EINVAL;
 	if (hdr != 0 && hdr != sizeof(struct vnet_hdr) && hdr != sizeof(struct vnet_hdr) - sizeof(uint16_t))
 		return -EINVAL;
 	if (fds[DP_FD_TUN] < 0 || fds[DP_FD_COUNTERS] < 0 || fds[DP_FD_FIB] < 0)
 		return -EINVAL;
-	return has_all(fds, DP_FD_TUN, config->queues) && has_all(fds, DP_FD_UDP4, config->queues) &&
-			       has_all(fds, DP_FD_UDP6, config->queues) &&
-			       has_all(fds, DP_FD_UDP4_TX, config->sources) &&
+	return has_all(fds, DP_FD_TUN, config->queues) && has_all(fds, DP_FD_UDP4, sockets) &&
+			       has_all(fds, DP_FD_UDP6, sockets) && has_all(fds, DP_FD_UDP4_TX, config->sources) &&
 			       has_all(fds, DP_FD_UDP6_TX, config->sources)
 		       ? 0
 		       : -EINVAL;
@@ -97,7 +97,7 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_SLOTS])
  */
 static void set_gro(const struct engine *engine)
 {
-	for (uint32_t i = 0; i < engine->config.queues; i++) {
+	for (uint32_t i = 0; i < DP_FD_EACH; i++) {
 		int fd4 = engine->fds[path_slot(DP_FD_UDP4, i)], fd6 = engine->fds[path_slot(DP_FD_UDP6, i)];
 
 		if (fd4 >= 0)

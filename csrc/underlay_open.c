@@ -141,47 +141,48 @@ static int bind_source(int fd, const struct dp_addr *addr)
 }
 
 /**
- * bind_udp() - Bind a VXLAN socket
+ * bind_sending() - Bind a VXLAN socket that sends to our address on the device
  * @fd:		Socket
- * @config:	Port and our addresses
+ * @config:	Our addresses
  * @device:	Underlay interface
  * @is_v6:	Family
- * @is_sending:	Bind to our address on the device, instead of to the VXLAN port anywhere
- * @is_first:	Of those that receive, the others of which share its port
- *
- * The first one has the port to itself when it is bound, so that somebody else
- * who holds it is noticed; then it lets others of the same user join.
  *
  * Return: 0 or -errno
  */
-static int bind_udp(int fd, const struct dp_config *config, const char *device, bool is_v6, bool is_sending,
-		    bool is_first)
+static int bind_sending(int fd, const struct dp_config *config, const char *device, bool is_v6)
 {
-	struct dp_addr any = {.family = is_v6 ? 6 : 4};
-	union underlay_addr to;
-	socklen_t len;
-
-	if (is_sending) {
-		if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device) + 1))
-			return -errno;
-		return bind_source(fd, is_v6 ? &config->underlay6 : &config->underlay4);
-	}
-	if (is_v6) {
-		int err = set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
-
-		if (err)
-			return err;
-	}
-	len = underlay_fill_addr(&to, &any, config->vxlan_port);
-	if (!is_first) {
-		int err = set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
-
-		if (err)
-			return err;
-	}
-	if (bind(fd, &to.sa, len))
+	if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device) + 1))
 		return -errno;
-	return is_first ? set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1) : 0;
+	return bind_source(fd, is_v6 ? &config->underlay6 : &config->underlay4);
+}
+
+/**
+ * bind_receiving() - Bind a VXLAN socket that receives to the VXLAN port
+ * @fd:		Socket
+ * @config:	Port and our addresses
+ * @is_v6:	Family
+ * @is_first:	Of those that share the port
+ *
+ * The first one is bound to no address: it gets all that others do not, and so
+ * each packet that is not for us, once. It has the port to itself when it is
+ * bound, so that somebody else who holds it is noticed; then it lets others of
+ * the same user join, which share what is sent to our address.
+ *
+ * Return: 0 or -errno
+ */
+static int bind_receiving(int fd, const struct dp_config *config, bool is_v6, bool is_first)
+{
+	const struct dp_addr any = {.family = is_v6 ? 6 : 4};
+	const struct dp_addr *own = is_v6 ? &config->underlay6 : &config->underlay4;
+	union underlay_addr to;
+	socklen_t len = underlay_fill_addr(&to, is_first ? &any : own, config->vxlan_port);
+	int err = is_v6 ? set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) : 0;
+
+	if (!err && !is_first)
+		err = set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+	if (!err && bind(fd, &to.sa, len))
+		err = -errno;
+	return err || !is_first ? err : set_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
 }
 
 /**
@@ -209,7 +210,9 @@ static int configure(int fd, uint32_t slot, const struct dp_config *config, cons
 			     : set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, buffer_bytes);
 	if (granted < 0)
 		return granted;
-	err = is_raw ? 0 : bind_udp(fd, config, device, is_v6, is_sending, slot == role);
+	if (!is_raw)
+		err = is_sending ? bind_sending(fd, config, device, is_v6)
+				 : bind_receiving(fd, config, is_v6, slot == role);
 	return err ? err : granted;
 }
 

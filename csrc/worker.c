@@ -79,12 +79,17 @@ static void add_polls(struct worker *worker, uint32_t index)
 
 	add_poll(worker, worker->wake_fd, DP_FD_SLOTS);
 	for (uint32_t i = index; i < config->queues; i += config->threads) {
-		add_poll(worker, fds[path_slot(DP_FD_UDP4, i)], path_slot(DP_FD_UDP4, i));
-		add_poll(worker, fds[path_slot(DP_FD_UDP6, i)], path_slot(DP_FD_UDP6, i));
+		if (config->queues > 1) {
+			add_poll(worker, fds[path_slot(DP_FD_UDP4, i + 1)], path_slot(DP_FD_UDP4, i + 1));
+			add_poll(worker, fds[path_slot(DP_FD_UDP6, i + 1)], path_slot(DP_FD_UDP6, i + 1));
+		}
 		add_poll(worker, fds[path_slot(DP_FD_TUN, i)], path_slot(DP_FD_TUN, i));
 	}
-	if (!index)
-		add_poll(worker, fds[DP_FD_RAW4], DP_FD_RAW4);
+	if (index)
+		return;
+	add_poll(worker, fds[DP_FD_UDP4], DP_FD_UDP4);
+	add_poll(worker, fds[DP_FD_UDP6], DP_FD_UDP6);
+	add_poll(worker, fds[DP_FD_RAW4], DP_FD_RAW4);
 }
 
 /**

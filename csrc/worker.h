@@ -15,7 +15,7 @@
 
 enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
 
-/* Descriptors a worker may wait for: of each queue the TUN and a socket of each family, IPIP, its own eventfd. */
+/* Descriptors a worker may wait for: of the TUN and of each family all there can be, IPIP, its own eventfd. */
 enum { WORKER_POLLS = 3 * DP_FD_EACH + 2 };
 
 struct worker {
@@ -24,14 +24,13 @@ struct worker {
 	struct spin spin;
 	struct fib_slot *slot; /* the engine's */
 	pthread_t thread;
-	int wake_fd; /* eventfd, owned */
-	uint32_t polls_count;
-	struct pollfd polls[WORKER_POLLS];
-	uint32_t slots[WORKER_POLLS]; /* of polls; the first one is wake_fd, and has none */
-	_Atomic int order;
-
 	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
 	pthread_cond_t changed;
+	struct pollfd polls[WORKER_POLLS];
+	uint32_t slots[WORKER_POLLS]; /* of polls; the first one is wake_fd, and has none */
+	uint32_t polls_count;
+	int wake_fd; /* eventfd, owned */
+	_Atomic int order;
 	bool is_parked;
 };
 

@@ -19,7 +19,7 @@ ENV_PREFIX = "OVERLAYD_"
 FLANNEL_PREFIX = "FLANNELD_"
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path and auto"
-SPREAD_MAX = 16
+QUEUES_MAX, SOURCES_MAX = 15, 16
 NAME_MAX = 15  # IFNAMSIZ without its final NUL
 
 
@@ -240,18 +240,18 @@ FLAGS = (
     ),
     Flag(
         *("threads", "threads", "COUNT"),
-        f"carry packets, 1 to {SPREAD_MAX} (default: half of the processors, 1 to 8)",
-        _number(1, SPREAD_MAX, "threads"),
+        f"carry packets, 1 to {QUEUES_MAX} (default: half of the processors, 1 to 8)",
+        _number(1, QUEUES_MAX, "threads"),
     ),
     Flag(
         *("queues", "queues", "COUNT"),
-        f"keep flows apart, 1 to {SPREAD_MAX}, at least one per thread (default: 4)",
-        _number(1, SPREAD_MAX, "queues"),
+        f"keep flows apart, 1 to {QUEUES_MAX}, at least one per thread (default: 4)",
+        _number(1, QUEUES_MAX, "queues"),
     ),
     Flag(
         *("source-ports", "source_ports", "COUNT"),
-        f"spread flows over that many, 1 to {SPREAD_MAX} (default: 4 on up to 2 processors, else 16)",
-        _number(1, SPREAD_MAX, "ports"),
+        f"spread flows over that many, 1 to {SOURCES_MAX} (default: 4 on up to 2 processors, else 16)",
+        _number(1, SOURCES_MAX, "ports"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -44,8 +44,10 @@ def wanted_sockets(config: ForwarderConfig) -> dict[int, Key]:
     ):
         if Encap.VXLAN not in config.encaps or address is None:
             continue
-        for index in range(config.queues):
-            keys[slot_of(receiving, index)] = (config.vxlan_port,)
+        # The first one gets what is sent to no address of ours; the others share the rest, a queue each.
+        keys[receiving] = (config.vxlan_port,)
+        for index in range(1, config.queues + 1 if config.queues > 1 else 1):
+            keys[slot_of(receiving, index)] = (config.vxlan_port, address)
         for index in range(config.sources):
             keys[slot_of(sending, index)] = (address, config.underlay_ifindex)
     if Encap.IPIP in config.encaps and config.underlay4 is not None:

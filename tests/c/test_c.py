@@ -128,8 +128,8 @@ def test_worker_calls(program: Callable[[str, str], Path]) -> None:
 def test_program_on_arm64(tmp_path: Path, name: str) -> None:
     """What holds on this processor holds on arm64, NEON included (run by qemu)."""
     parts = [HERE / f"{name}.c", CSRC / "csum.c", CSRC / "csum_simd.c"]
-    command = ["aarch64-linux-gnu-gcc", *FLAGS, *WARNINGS, "-O2", "-static", "-o", tmp_path / name, *parts]
-    subprocess.run(command, check=True)
+    command = ["aarch64-linux-gnu-gcc", *FLAGS, *WARNINGS, "-O2", "-static", "-o", str(tmp_path / name)]
+    subprocess.run([*command, *map(str, parts)], check=True)
     printed = run("qemu-aarch64-static", tmp_path / name)
     assert name == "checksum" or printed == "2 ways\n"
 
