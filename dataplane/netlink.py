@@ -29,8 +29,8 @@ from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
 IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
-# Packets that may wait in each queue of the device: 200 ms of 10 000 a second while a forwarder is replaced. More
-# would only add latency under load, since one may be a super-packet of 64 KiB.
+# Packets that may wait in each queue of the device: 200 ms of 10 000 a second while a forwarder is replaced.
+# More would only add latency under load, since one may be a super-packet of 64 KiB.
 TX_QUEUE_LEN = 2048
 MAIN_TABLE = 254
 TC_H_ROOT = 0xFFFFFFFF
