@@ -11,7 +11,8 @@
  * kernel, from pods by steer.c, from the underlay by addresses and ports. A flow
  * with few packets thus does not wait behind all of one with many, even if one
  * worker serves both. When all sources are dry it looks again for a moment, if
- * that pays (spin.c), and then sleeps in ppoll(). It makes no other system call,
+ * that pays (spin.c), and then sleeps in ppoll(); while it looks, others that
+ * wait for the processor come first. It makes no other system call,
  * and allocates nothing: buffers are mapped before it starts.
  *
  * Control pauses it with an order and a write to its eventfd, and waits until it
@@ -22,6 +23,7 @@
 #include "worker.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -215,9 +217,13 @@ static bool round_trip(struct worker *worker, bool may_sleep)
 
 	worker->path.now_ns = counters_now_ns();
 	counters_add(&worker->path.counters->heartbeat, 1);
-	if (!ready || !carry(worker, ready))
-		return !spin_again(&worker->spin, worker->path.now_ns);
-	spin_found(&worker->spin, worker->path.now_ns);
+	if (ready && carry(worker, ready)) {
+		spin_found(&worker->spin, worker->path.now_ns);
+		return false;
+	}
+	if (!spin_again(&worker->spin, worker->path.now_ns))
+		return true;
+	sched_yield(); /* who waits for this processor is perhaps whom our next packet comes from */
 	return false;
 }
 

@@ -85,6 +85,7 @@ static void restrict_thread(void)
 		ALLOW(SYS_recvmmsg),
 		ALLOW(SYS_sendmmsg),
 		ALLOW(SYS_ppoll),
+		ALLOW(SYS_sched_yield),
 		ALLOW(SYS_futex),         /* to park */
 		ALLOW(SYS_clock_gettime), /* where the vDSO has none */
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
