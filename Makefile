@@ -9,10 +9,10 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro clean
+.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro bench-callgrind clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Debian packages, .venv, native module; does only what is missing
 	@.ci/setup
@@ -53,6 +53,9 @@ bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: withi
 
 bench-micro: build ## the pure C units, one by one
 	@$(PYTHON) -m pytest bench/test_micro.py bench/test_micro_table.py $(ARGS)
+
+bench-callgrind: setup ## instructions of the hot functions beside bench/instructions.json (ARGS=--update: rewrites it)
+	@$(PYTHON) -m bench.callgrind $(ARGS)
 
 clean: ## all that was built, .venv included
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -12,7 +12,7 @@ are no cycles. tests/unit/test_source.py reads the two lists below and holds eve
 is not listed fails that test.
 
 C, csrc/ (a unit is x.c and x.h):
-    L0 wire pkt csum csum_simd dp     | formats, the only door to packet bytes, the surface Python sees
+    L0 wire pkt csum dp               | formats, the only door to packet bytes, the surface Python sees
     L1 parse encap offload icmp lpm   | pure: no descriptor, clock, log, allocation or global
     L1 split merge                    | the same, of super-packets
     L1 spin                           | the same, of time: look again, or sleep?

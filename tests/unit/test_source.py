@@ -141,7 +141,7 @@ def parameter_name(declaration: str) -> str:
 
 def functions_of(path: Path) -> Iterator[CFunction]:
     """Find the function definitions of a C file; clang-format makes a regular expression enough."""
-    text = re.sub(r"__attribute__\(\(.*?\)\)\s*", "", path.read_text(encoding="utf-8"))
+    text = re.sub(r"__attribute__\(\(.*?\){2,}\s*", "", path.read_text(encoding="utf-8"))
     for match in C_FUNCTION.finditer(text):
         declared = match["parameters"].strip()
         doc = match["doc"] or ""
