@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from dataplane import native
 from dataplane.backend.sockets import open_tun
+from dataplane.kernels import known_bad
 from dataplane.model import OFFLOAD_NEEDS, Offload, offloads_without
 from dataplane.native import TunHandle
 
@@ -14,15 +15,21 @@ from dataplane.native import TunHandle
 OF_SOCKETS = Offload.MMSG | Offload.UDP_GSO | Offload.UDP_GRO
 
 
-class Offloads:
-    """What --disable leaves of what the kernel can do."""
+def _unite(offloads: Iterable[Offload]) -> Offload:
+    united = Offload(0)
+    for offload in offloads:
+        united |= offload
+    return united
 
-    def __init__(self, disabled: Iterable[Offload]) -> None:
-        """Nothing is asked of the kernel yet."""
-        self._disabled = Offload(0)
-        for offload in disabled:
-            self._disabled |= offload
-        self._allowed = offloads_without(self._disabled)
+
+class Offloads:
+    """What --disable, and what is known to be broken, leave of what the kernel can do."""
+
+    def __init__(self, disabled: Iterable[Offload], release: str) -> None:
+        """Go by the switches and by `uname -r`; nothing is asked of the kernel yet."""
+        self._disabled = _unite(disabled)
+        self._broken = known_bad(release)
+        self._allowed = offloads_without(self._disabled | _unite(self._broken))
 
     @property
     def of_tun(self) -> int:
@@ -46,6 +53,8 @@ class Offloads:
             needed = OFFLOAD_NEEDS.get(offload)
             if offload in self._disabled:
                 reasons[offload.label] = "--disable"
+            elif offload in self._broken:
+                reasons[offload.label] = self._broken[offload]
             elif needed is not None and not needed & tier:
                 reasons[offload.label] = f"needs {needed.label}"
             else:

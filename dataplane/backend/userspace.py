@@ -85,7 +85,7 @@ class UserspaceBackend:
         self._keys: dict[int, Key] = {}
         self._config: ForwarderConfig | None = None
         self._config_in_force: ForwarderConfig | None = None
-        self._offloads = Offloads(place.config.disable)
+        self._offloads = Offloads(place.config.disable, os.uname().release)
         self._tier_wanted: int | None = None
         self._counters: Counters | None = None
         self._generation = 0

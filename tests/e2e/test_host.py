@@ -130,7 +130,7 @@ def test_apply(tun: Namespace) -> None:
     assert sorted(changed) == sorted(
         [
             "overlay0 mtu 1450",
-            "overlay0 txqueuelen 2048",
+            "overlay0 txqueuelen 4096",
             "overlay0 qdisc noqueue",
             *(line for line in changed if line.startswith("net.")),
             "overlay0 up",
@@ -142,7 +142,7 @@ def test_apply(tun: Namespace) -> None:
     )
     assert again == []
     (link,) = show(tun, "link", "show", "dev", "overlay0")
-    assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1450, 2048, "noqueue")
+    assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1450, 4096, "noqueue")
     assert "UP" in link["flags"]
     assert own_addresses(tun) == ["10.244.1.0/32", "fd00:244:0:1::/128"]
     # A TUN that no process holds has no carrier, so the kernel says linkdown.
@@ -181,7 +181,7 @@ def test_apply_by_another_process(tun: Namespace) -> None:
     ("damage", "repaired"),
     [
         pytest.param("link set overlay0 mtu 1300", ["overlay0 mtu 1450"], id="mtu"),
-        pytest.param("link set overlay0 txqueuelen 10", ["overlay0 txqueuelen 2048"], id="queue"),
+        pytest.param("link set overlay0 txqueuelen 10", ["overlay0 txqueuelen 4096"], id="queue"),
         pytest.param(
             "addr del 10.244.1.0/32 dev overlay0",
             ["overlay0 10.244.1.0/32", "route 10.244.0.0/16 overlay0"],
