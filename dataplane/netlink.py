@@ -29,8 +29,8 @@ from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
 IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
-# Packets that may wait in each queue of the device: 400 ms of 10 000 a second while a forwarder is replaced on
-# a busy machine. Latency beside bulk TCP was the same with 256; who fills a queue waits behind himself alone.
+# Packets that may wait in each queue of the device: 400 ms of 10 000 a second, while a forwarder is replaced
+# on a busy machine. Beside bulk TCP 256 gave the same latency; who fills a queue waits behind himself alone.
 TX_QUEUE_LEN = 4096
 MAIN_TABLE = 254
 TC_H_ROOT = 0xFFFFFFFF
