@@ -226,6 +226,24 @@ static uint64_t mix(uint64_t hash)
 }
 
 /**
+ * parse_is_bare_ack() - Does a packet do no more than to acknowledge what a TCP transfer brought?
+ * @pkt:	Packet
+ * @flow:	The same packet, parsed
+ *
+ * Return: true if it has no data, opens and closes nothing
+ */
+bool parse_is_bare_ack(const struct pkt *pkt, const struct flow *flow)
+{
+	const uint8_t *tcp;
+
+	if (flow->proto != PROTO_TCP || flow->is_later_fragment)
+		return false;
+	tcp = pkt_at(pkt, flow->l3len, TCP_LEN);
+	return tcp && flow->total_len == flow->l3len + (tcp[TCP_DOFF] >> 4) * 4U &&
+	       (tcp[TCP_FLAGS] & ~(TCP_FLAG_PSH | TCP_FLAG_ECE | TCP_FLAG_CWR)) == TCP_FLAG_ACK;
+}
+
+/**
  * parse_flow_hash() - A number that is the same for all packets of a flow
  * @pkt:	Packet that begins with the IP header
  * @flow:	The same packet, parsed

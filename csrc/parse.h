@@ -27,6 +27,7 @@ struct flow {
 };
 
 enum dp_drop parse_inner(const struct pkt *pkt, struct flow *flow);
+bool parse_is_bare_ack(const struct pkt *pkt, const struct flow *flow);
 bool parse_is_martian(const struct flow *flow);
 bool parse_is_multicast(const struct flow *flow);
 uint32_t parse_flow_hash(const struct pkt *pkt, const struct flow *flow);

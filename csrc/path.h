@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * path.h - what one worker carries along the packet path, and the counting on it.
+ * path.h - what a worker carries along the packet path, and the counting on it.
+ *
+ * A worker has two of them: while it carries a long batch along one, those who
+ * cannot wait for its end come in between on the other.
  *
  * All of it belongs to one worker thread. The table is held for the length of a
  * batch; everything else for the life of the worker.
@@ -31,6 +34,9 @@ enum { PATH_BATCH = UNDERLAY_BATCH };
  */
 enum { PATH_BUFFER = PKT_HEADROOM + PKT_MAX + 1, PATH_STRIDE = PATH_BUFFER + 4096 + 64 };
 
+/* Inner bytes of a batch that are carried at a stretch; then others may come in between. */
+enum { PATH_STRETCH = 48 << 10 };
+
 /* Tokens for ICMP errors to pods. */
 struct path_bucket {
 	uint64_t filled_ns; /* when tokens were last added */
@@ -59,7 +65,12 @@ struct path {
 	bool is_tun_gone;      /* the device was deleted; wait for another */
 	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
 	uint8_t *rx_buffers;
-	struct path_bucket icmp;
+	struct path_bucket *icmp; /* the worker's */
+	struct path *twin;        /* the worker's other path; NULL: none */
+	void (*between)(void *arg); /* carries what cannot wait along the twin; NULL: nothing may come in between */
+	void *between_arg;
+	uint32_t stretch; /* inner bytes carried since then */
+	uint32_t urgent;  /* packets so far that more hangs on than a window that opens sooner */
 	struct outbox out;
 	struct merge merge;
 	struct path_packet merged[MERGE_FLOWS]; /* what each super-packet will count as */
@@ -120,6 +131,35 @@ static inline void path_drop(struct path *path, const struct path_packet *packet
 }
 
 /**
+ * path_between() - Some bytes of a batch are carried, others are not: may somebody come in between?
+ * @path:	The worker's path, where nothing of it is half done
+ * @bytes:	Inner bytes carried since the last call
+ */
+static inline void path_between(struct path *path, uint32_t bytes)
+{
+	path->stretch += bytes;
+	if (path->stretch < PATH_STRETCH || !path->between)
+		return;
+	path->stretch = 0;
+	path->between(path->between_arg);
+}
+
+/**
+ * path_do_without() - Do without an offload from now on
+ * @path:	A path
+ * @offload:	Which
+ */
+static inline void path_do_without(struct path *path, enum dp_tier offload)
+{
+	if (offload == DP_TIER_UDP_GSO)
+		path->out.has_runs = false;
+	else if (offload == DP_TIER_TUN_UGRO)
+		path->merge.has_udp = false;
+	else
+		path->merge.is_off = true;
+}
+
+/**
  * path_give_up() - Do without an offload from now on, since the kernel refused it, and tell
  * @path:	The worker's path
  * @offload:	Which
@@ -128,12 +168,9 @@ static inline void path_drop(struct path *path, const struct path_packet *packet
  */
 static inline void path_give_up(struct path *path, enum dp_tier offload)
 {
-	if (offload == DP_TIER_UDP_GSO)
-		path->out.has_runs = false;
-	else if (offload == DP_TIER_TUN_UGRO)
-		path->merge.has_udp = false;
-	else
-		path->merge.is_off = true;
+	path_do_without(path, offload);
+	if (path->twin)
+		path_do_without(path->twin, offload);
 	counters_set(&path->counters->refused_tier, path->counters->refused_tier | offload);
 }
 

@@ -180,6 +180,7 @@ static void write_apart(struct path *path, struct merge_super *super, struct pat
 static void write_super(struct path *path, uint32_t index)
 {
 	struct merge_super *super = &path->merge.supers[index];
+	uint32_t bytes = path->merged[index].bytes;
 	struct vnet_hdr vnet;
 	int err;
 
@@ -193,6 +194,7 @@ static void write_super(struct path *path, uint32_t index)
 	else
 		count(path, &path->merged[index], write_error(err));
 	merge_take(&path->merge, index);
+	path_between(path, bytes);
 }
 
 /**
@@ -220,6 +222,7 @@ static void write_one(struct path *path, struct pkt *pkt, const struct flow *flo
 		offload_complete(pkt, flow, &whole); /* this TUN takes no virtio header: do it here */
 	}
 	count(path, packet, write_error(tun_write(path->tun_fd, vnet_hdr_len, pkt, &vnet)));
+	path_between(path, packet->bytes);
 }
 
 /**
@@ -288,6 +291,7 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 	if (drop)
 		return drop;
 	packet->bytes = pkt->len;
+	path->urgent += !parse_is_bare_ack(pkt, &flow);
 	drop = check_inner(path, &flow, packet->peer);
 	if (!drop)
 		drop = encap_decap_ecn(pkt, &flow, meta->tos);
@@ -329,7 +333,7 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
  * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
  * @most:	Messages to take, at most PATH_BATCH
  *
- * Return: messages received
+ * Return: bytes received
  */
 static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
 {
@@ -352,7 +356,7 @@ static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
 		path->message_bytes = (path->message_bytes + bytes / received) / 2;
 	while (path->merge.count)
 		write_super(path, path->merge.order[0]);
-	return received;
+	return bytes;
 }
 
 /**
@@ -361,16 +365,18 @@ static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
  * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
  * @most_bytes:	Take about that many, if messages are as long as those before
  *
- * Return: messages received; 0 when the socket is dry
+ * Return: bytes received; 0 when the socket is dry
  */
 uint32_t rx_run(struct path *path, uint32_t slot, uint32_t most_bytes)
 {
-	uint32_t most = most_bytes / (path->message_bytes + 1), received = 0;
+	uint32_t most = most_bytes / (path->message_bytes + 1), bytes = 0, received;
 
 	most = most < 1 ? 1 : most > PATH_BATCH ? PATH_BATCH : most;
 	if (path->config->tier & DP_TIER_MMSG)
 		return receive(path, slot, most);
-	while (received < most && receive(path, slot, 1))
-		received++;
-	return received;
+	do {
+		received = receive(path, slot, 1);
+		bytes += received;
+	} while (received && --most);
+	return bytes;
 }

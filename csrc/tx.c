@@ -7,7 +7,7 @@
  *  2. admit()        is it valid, may it leave from here, which peer is it for
  *  3. refuse()       no peer: tell the sender
  *  4. encapsulate()  outer headers, checksum, address; a super-packet is cut into segments
- *  5. flush()        messages for one socket leave in one system call
+ *  5. flush()        messages for one socket leave in one system call, unless they are long
  */
 #include "path.h"
 
@@ -121,7 +121,7 @@ static void refuse(struct path *path, const struct pkt *pkt, const struct flow *
 	struct pkt error;
 	uint32_t len;
 
-	if (!take_token(&path->icmp, path->now_ns, path->config->icmp_per_s, path->config->icmp_burst))
+	if (!take_token(path->icmp, path->now_ns, path->config->icmp_per_s, path->config->icmp_burst))
 		return;
 	len = icmp_no_route(buf + PKT_HEADROOM, pkt, flow);
 	error = pkt_init(buf, sizeof(buf), PKT_HEADROOM, len);
@@ -358,17 +358,19 @@ static void flush(struct path *path)
 
 	outbox_finish(out);
 	while (next < out->count) {
-		uint32_t end = next + 1;
+		uint32_t end = next + 1, bytes = out->messages[next].bytes;
 		int sent;
 
-		while (end < out->count && out->messages[end].fd == out->messages[next].fd)
-			end++;
+		while (end < out->count && out->messages[end].fd == out->messages[next].fd && bytes < PATH_STRETCH)
+			bytes += out->messages[end++].bytes;
 		sent = underlay_send(out->messages[next].fd, &out->sends, next, end - next);
 		for (int i = 0; i < sent; i++, next++)
 			settle(path, &out->messages[next], out->messages[next].units, out->messages[next].bytes,
 			       DP_DROP_NONE);
-		if (sent > 0)
+		if (sent > 0) {
+			path_between(path, bytes);
 			continue;
+		}
 		if (out->messages[next].units > 1 && refuses_runs(-sent)) {
 			if (sent != -EMSGSIZE)
 				path_give_up(path, DP_TIER_UDP_GSO);
@@ -392,6 +394,7 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 	struct path_packet counted = {.dir = DP_TX, .peer = DP_NO_PEER, .units = 1};
 	enum dp_drop drop = read_packet(packet);
 
+	path->urgent += drop || !parse_is_bare_ack(&packet->pkt, &packet->flow);
 	counted.units = packet->split.count;
 	path_offered(path, DP_TX, counted.units);
 	if (counted.units > 1)
@@ -421,7 +424,7 @@ static void tx_one(struct path *path, struct tx_packet *packet)
  * @fd:		The queue
  * @most_bytes:	No packet is read after that many
  *
- * Return: packets read; 0 when the queue is dry
+ * Return: bytes read; 0 when the queue is dry
  */
 uint32_t tx_run(struct path *path, int fd, uint32_t most_bytes)
 {
@@ -443,5 +446,5 @@ uint32_t tx_run(struct path *path, int fd, uint32_t most_bytes)
 			flush(path);
 	}
 	flush(path);
-	return read;
+	return bytes;
 }

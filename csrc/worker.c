@@ -10,7 +10,8 @@
  * threads. Flows are spread over queues, each of which is one worker's: by the
  * kernel, from pods by steer.c, from the underlay by addresses and ports. A flow
  * with few packets thus does not wait behind all of one with many, even if one
- * worker serves both. When all sources are dry it looks again for a moment, if
+ * worker serves both: between two steps of a long batch those come in who have
+ * little, unless it only acknowledges what a bulk transfer brought. When all sources are dry it looks again for a moment, if
  * that pays (spin.c), and then sleeps in ppoll(); while it looks, others that
  * wait for the processor come first. It makes no other system call,
  * and allocates nothing: buffers are mapped before it starts.
@@ -40,19 +41,38 @@ enum { POLL_MS = 250 };
  */
 enum { ALONE_BYTES = 1 << 20, AMONG_BYTES = 256 << 10 };
 
+/* Who has less than that at a time need not wait for the end of another's batch. */
+enum { LITTLE_BYTES = 16 << 10 };
+
 /**
- * map_buffers() - Map the packet buffers of one direction
+ * map_buffers() - Map the packet buffers of a path, PATH_BATCH for each direction
+ * @path:	The path
  *
  * Pages cost nothing until a packet is long enough to touch them.
  *
- * Return: PATH_BATCH buffers, or NULL
+ * Return: whether there is memory for them; call unmap_buffers() in both cases
  */
-static uint8_t *map_buffers(void)
+static bool map_buffers(struct path *path)
 {
-	void *buffers = mmap(NULL, (size_t)PATH_BATCH * PATH_STRIDE, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t size = (size_t)PATH_BATCH * PATH_STRIDE;
+	uint8_t *both =
+		mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return buffers == MAP_FAILED ? NULL : buffers;
+	if (both == MAP_FAILED)
+		return false;
+	path->tx_buffers = both;
+	path->rx_buffers = both + size;
+	return true;
+}
+
+/**
+ * unmap_buffers() - Undo map_buffers()
+ * @path:	The path
+ */
+static void unmap_buffers(struct path *path)
+{
+	if (path->tx_buffers)
+		munmap(path->tx_buffers, 2 * (size_t)PATH_BATCH * PATH_STRIDE);
 }
 
 /**
@@ -95,6 +115,57 @@ static void add_polls(struct worker *worker, uint32_t index)
 }
 
 /**
+ * take() - Take packets from one source
+ * @worker:	This worker
+ * @path:	Which of its paths
+ * @index:	Of the source among polls
+ * @most_bytes:	About how much
+ *
+ * Return: bytes taken
+ */
+static uint32_t take(struct worker *worker, struct path *path, uint32_t index, uint32_t most_bytes)
+{
+	uint32_t slot = worker->slots[index], urgent = path->urgent, taken;
+
+	if (slot % DP_FD_COUNT == DP_FD_TUN)
+		taken = tx_run(path, worker->polls[index].fd, most_bytes);
+	else
+		taken = rx_run(path, slot, most_bytes);
+	if (taken)
+		worker->is_patient[index] = taken >= LITTLE_BYTES || path->urgent == urgent;
+	return taken;
+}
+
+/**
+ * carry_between() - In the middle of a batch: carry what others have, who cannot wait
+ * @arg:	struct worker
+ *
+ * A flow has one source, so none is overtaken by itself.
+ */
+static void carry_between(void *arg)
+{
+	static const struct timespec now;
+	struct worker *worker = arg;
+	struct pollfd polls[WORKER_POLLS];
+	uint32_t sources[WORKER_POLLS], count = 0;
+
+	for (uint32_t i = 1; i < worker->polls_count; i++) {
+		if (worker->is_patient[i] || i == worker->serving)
+			continue;
+		sources[count] = i;
+		polls[count++] = (struct pollfd){.fd = worker->polls[i].fd, .events = POLLIN};
+	}
+	if (!count || sys->ppoll(polls, count, &now, NULL) <= 0)
+		return;
+	worker->express.fib = worker->path.fib;
+	worker->express.now_ns = worker->path.now_ns;
+	for (uint32_t i = 0; i < count; i++) {
+		if (polls[i].revents & POLLIN)
+			take(worker, &worker->express, sources[i], LITTLE_BYTES);
+	}
+}
+
+/**
  * worker_init() - Prepare a worker whose path names descriptors and counters
  * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers
  * @slot:	Where the table hangs, borrowed for the worker's life
@@ -113,13 +184,17 @@ int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
 	outbox_clear(&worker->path.out);
 	worker->path.merge.is_off = !(worker->path.config->tier & DP_TIER_TUN_GRO);
 	worker->path.merge.has_udp = worker->path.config->tier & DP_TIER_TUN_UGRO;
-	worker->path.tx_buffers = map_buffers();
-	worker->path.rx_buffers = map_buffers();
+	worker->path.icmp = &worker->icmp;
+	worker->express = worker->path;
+	worker->express.twin = &worker->path;
+	worker->path.twin = &worker->express;
+	worker->path.between = carry_between;
+	worker->path.between_arg = worker;
 	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (worker->wake_fd < 0)
 		return -errno;
 	add_polls(worker, index);
-	return worker->path.tx_buffers && worker->path.rx_buffers ? 0 : -ENOMEM;
+	return map_buffers(&worker->path) && map_buffers(&worker->express) ? 0 : -ENOMEM;
 }
 
 /**
@@ -130,10 +205,8 @@ void worker_free(struct worker *worker)
 {
 	if (worker->wake_fd >= 0)
 		close(worker->wake_fd);
-	if (worker->path.rx_buffers)
-		munmap(worker->path.rx_buffers, (size_t)PATH_BATCH * PATH_STRIDE);
-	if (worker->path.tx_buffers)
-		munmap(worker->path.tx_buffers, (size_t)PATH_BATCH * PATH_STRIDE);
+	unmap_buffers(&worker->path);
+	unmap_buffers(&worker->express);
 	pthread_cond_destroy(&worker->changed);
 	pthread_mutex_destroy(&worker->lock);
 }
@@ -173,11 +246,10 @@ static uint32_t look(struct worker *worker, bool may_sleep)
 static uint32_t serve(struct worker *worker, uint32_t index, bool is_alone)
 {
 	struct pollfd *poll = &worker->polls[index];
-	uint32_t slot = worker->slots[index], most_bytes = is_alone ? ALONE_BYTES : AMONG_BYTES, taken;
+	uint32_t taken;
 
-	if (slot % DP_FD_COUNT != DP_FD_TUN)
-		return rx_run(&worker->path, slot, most_bytes);
-	taken = tx_run(&worker->path, poll->fd, most_bytes);
+	worker->serving = index;
+	taken = take(worker, &worker->path, index, is_alone ? ALONE_BYTES : AMONG_BYTES);
 	if (worker->path.is_tun_gone || poll->revents & (POLLERR | POLLNVAL))
 		poll->fd = -1; /* the device was deleted, and would wake us for ever */
 	return taken;

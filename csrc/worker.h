@@ -21,6 +21,8 @@ enum { WORKER_POLLS = 3 * DP_FD_EACH + 2 };
 struct worker {
 	struct fib_reader reader; /* first: engine.c walks the readers by stride */
 	struct path path;
+	struct path express;     /* of those who come in between */
+	struct path_bucket icmp; /* for both */
 	struct spin spin;
 	struct fib_slot *slot; /* the engine's */
 	pthread_t thread;
@@ -28,7 +30,9 @@ struct worker {
 	pthread_cond_t changed;
 	struct pollfd polls[WORKER_POLLS];
 	uint32_t slots[WORKER_POLLS]; /* of polls; the first one is wake_fd, and has none */
+	bool is_patient[WORKER_POLLS]; /* the same: this one can wait for the end of another's batch */
 	uint32_t polls_count;
+	uint32_t serving; /* whose batch it is */
 	int wake_fd; /* eventfd, owned */
 	_Atomic int order;
 	bool is_parked;
