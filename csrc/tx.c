@@ -308,13 +308,16 @@ static void settle(struct path *path, const struct outbox_message *message, uint
  * @index:	The message
  *
  * Nothing of it has left yet, so nothing is sent twice.
+ *
+ * Return: true if one of full size passed: then it was the run that was refused
  */
-static void send_apart(struct path *path, uint32_t index)
+static bool send_apart(struct path *path, uint32_t index)
 {
 	struct outbox_message *message = &path->out.messages[index];
 	struct iovec *iov = path->out.iov + message->iov;
 	uint32_t units = message->units, push = message->total - message->bytes;
 	uint32_t pieces = message->pieces;
+	bool passed = false;
 
 	underlay_clear_segment(&path->out.sends, index);
 	push /= units; /* bytes of encapsulation in front of each */
@@ -327,18 +330,20 @@ static void send_apart(struct path *path, uint32_t index)
 		underlay_set_pieces(&path->out.sends, index, iov, used);
 		sent = underlay_send(message->fd, &path->out.sends, index, 1);
 		settle(path, message, 1, len - push, sent > 0 ? DP_DROP_NONE : send_error(-sent));
+		passed |= sent > 0 && len == message->size;
 		iov += used;
 		pieces -= used;
 	}
+	return passed;
 }
 
 /**
- * refuses_runs() - Does an error say that this socket or device cannot cut messages?
+ * refuses_runs() - May an error say that this socket or device cannot cut messages?
  * @err:	Positive errno of a run
  *
  * EIO: no checksum offload (before Linux 6.11); EINVAL: too many datagrams for
- * this kernel, among others; EMSGSIZE: each is larger than the path takes, and
- * then the short last one may still pass.
+ * this kernel, or a route of type blackhole; EMSGSIZE: each is larger than the
+ * path takes, mostly, and then the short last one may still pass.
  *
  * Return: true if its datagrams may pass one by one
  */
@@ -372,9 +377,8 @@ static void flush(struct path *path)
 			continue;
 		}
 		if (out->messages[next].units > 1 && refuses_runs(-sent)) {
-			if (sent != -EMSGSIZE)
+			if (send_apart(path, next++))
 				path_give_up(path, DP_TIER_UDP_GSO);
-			send_apart(path, next++);
 			continue;
 		}
 		settle(path, &out->messages[next], out->messages[next].units, out->messages[next].bytes,

@@ -3,8 +3,9 @@
  * engine_threads.c - while tables change and the engine pauses, every packet is counted once and none is misled.
  *
  * A whole engine runs on system calls made up here: the TUN and the socket never run dry, sends and writes fail
- * now and then, and runs of datagrams are refused now and then, in the end for good. In every table the VTEP address, the VTEP MAC and the subnet of an entry carry the generation
- * and the number of the entry, so a frame made from two tables shows.
+ * now and then, and runs of datagrams are refused now and then, in the end for good. In every table the VTEP
+ * address, the VTEP MAC and the subnet of an entry carry the generation and the number of the entry, so a frame
+ * made from two tables shows.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -37,6 +38,7 @@ static struct {
 } done;
 static _Atomic bool has_no_runs;  /* from now on the kernel refuses them with EIO */
 static uint32_t refused_for_good; /* and did: the worker sends what it has queued, and makes no more */
+static uint32_t refused_apart;    /* datagrams of a refused run that will be refused too */
 static uint64_t dice = 9;
 
 /* --- the system calls -------------------------------------------------------- */
@@ -164,7 +166,8 @@ static int fake_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 
 	(void)fd;
 	CHECK(flags & MSG_DONTWAIT);
-	if (roll(&dice) % 8 == 0) {
+	if (refused_apart || roll(&dice) % 8 == 0) {
+		refused_apart -= !!refused_apart;
 		done.failed_sends += msgs[0].msg_hdr.msg_iovlen;
 		errno = ENOBUFS;
 		return -1;
@@ -178,6 +181,7 @@ static int fake_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 			refused_for_good += has_no_runs;
 			CHECK(refused_for_good <= UNDERLAY_SENDS);
 			done.refused_runs++;
+			refused_apart = has_no_runs ? 0 : (uint32_t)msgs[0].msg_hdr.msg_iovlen;
 			errno = has_no_runs ? EIO : EMSGSIZE;
 			return -1;
 		}
