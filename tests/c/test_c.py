@@ -43,6 +43,25 @@ ENVIRONMENT = {
 PURE = ["decap_vxlan", "decap_ipip", "parse", "checksum", "offload", "icmp", "fib_damage"]
 THREADED = ["fib_threads", "engine_threads"]
 RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
+SCENARIOS = {
+    "downgrade_tx": [
+        *("runs_eio", "runs_einval", "runs_emsgsize", "refused_apart"),
+        *("narrow_path", "peer_refused"),
+        *("partial_sends", "part_then_refused", "part_then_runs_refused"),
+        "without",
+    ],
+    "downgrade_rx": [
+        *("tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"),
+        "device_fails",
+        "partial_receives",
+    ],
+    "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
+}
+BUILT = {
+    "address": [*PURE, *THREADED, *SCENARIOS],
+    "thread": THREADED,
+    "plain": ["worker_calls"],
+}
 DEADLINE_S = 60
 
 
@@ -93,8 +112,7 @@ def program() -> Callable[[str, str], Path]:
     """Return a function that builds a program in a flavour and returns its path."""
 
     def build(flavour: str, name: str) -> Path:
-        names = ["worker_calls"] if flavour == "plain" else [n for f, n in RUNS if f == flavour]
-        return build_flavour(flavour, names) / name
+        return build_flavour(flavour, BUILT[flavour]) / name
 
     return build
 
@@ -123,6 +141,59 @@ def test_program(program: Callable[[str, str], Path], flavour: str, name: str) -
 def test_worker_calls(program: Callable[[str, str], Path]) -> None:
     """A worker under traffic and publishes makes only the system calls it promises, and allocates nothing."""
     assert "packets out" in run(program("plain", "worker_calls"), "1500")
+
+
+@pytest.mark.parametrize("scenario", ["runs_eio", "runs_einval", "runs_emsgsize", "refused_apart"])
+def test_case_092_runs_refused(program: Callable[[str, str], Path], scenario: str) -> None:
+    """A kernel that cuts no message is asked no more; what it refused leaves by itself, once, in order."""
+    run(program("address", "downgrade_tx"), scenario)
+
+
+@pytest.mark.parametrize("scenario", ["narrow_path", "peer_refused"])
+def test_one_peer_refused(program: Callable[[str, str], Path], scenario: str) -> None:
+    """Errors on the way to one peer are counted there, and take no offload from the others."""
+    run(program("address", "downgrade_tx"), scenario)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["partial_sends", "part_then_refused", "part_then_runs_refused", "partial_receives"]
+)
+def test_case_138_partial_calls(program: Callable[[str, str], Path], scenario: str) -> None:
+    """Calls that take or return a part of a batch lose nothing and double nothing."""
+    name = "downgrade_rx" if scenario == "partial_receives" else "downgrade_tx"
+    run(program("address", name), scenario)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"]
+)
+def test_super_packet_refused(program: Callable[[str, str], Path], scenario: str) -> None:
+    """A super-packet that the TUN refuses enters as the packets that came, and no more are made."""
+    run(program("address", "downgrade_rx"), scenario)
+
+
+def test_super_packet_of_a_dead_device(program: Callable[[str, str], Path]) -> None:
+    """Another error than EINVAL is counted for each packet of a super-packet, and no offload is given up."""
+    run(program("address", "downgrade_rx"), "device_fails")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["refused_options"])
+def test_option_refused(program: Callable[[str, str], Path], scenario: str) -> None:
+    """A socket option that is refused is done without, or no socket is opened and none is left."""
+    run(program("address", "refused_options"), scenario)
+
+
+def test_without_offloads(program: Callable[[str, str], Path]) -> None:
+    """Without runs, or without batches too, the same packets leave."""
+    run(program("address", "downgrade_tx"), "without")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_is_run(program: Callable[[str, str], Path], name: str) -> None:
+    """No scenario is forgotten, and a name that is none fails."""
+    where = program("address", name)
+    assert sorted(run(where).split()) == sorted(SCENARIOS[name])
+    assert subprocess.run([where, "nonsense"], check=False).returncode == 2
 
 
 CHECKSUMS = ["csum_add", "csum_add_any", "csum_add_avx2", "csum_add_avx512"]
@@ -163,7 +234,7 @@ def test_checksum_on_a_cpu_without_avx(tmp_path: Path) -> None:
 
 def test_every_program_is_run() -> None:
     """No program of this directory is forgotten."""
-    assert {path.stem for path in HERE.glob("*.c")} == {name for _, name in RUNS} | {"worker_calls"}
+    assert {path.stem for path in HERE.glob("*.c")} == {name for names in BUILT.values() for name in names}
 
 
 PROBED = ["csum", "pkt", "parse", "encap", "offload", "split", "merge", "icmp", "fib"]

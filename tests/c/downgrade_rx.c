@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * downgrade_rx.c - super-packets that the kernel refuses reach the pods as the packets that came, each once.
+ *
+ * Peers send packets that can be joined. Whatever the TUN says to super-packets, and however few messages a call
+ * returns, pods get what was sent: bit for bit, and each flow in its order.
+ *
+ *     downgrade_rx [SCENARIO]          without one, all of them
+ */
+#include "paths.h"
+
+enum { TIER = DP_TIER_MMSG | DP_TIER_TUN_VNET | DP_TIER_TUN_GRO | DP_TIER_TUN_UGRO, ROUNDS = 3 };
+
+/* Bursts of packets from peers; the payload is that of all packets together, the size that of each. */
+static const struct sketch bursts[] = {
+	{.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 1, .payload = 20000, .size = 1398},
+	{.family = 4, .proto = PROTO_UDP, .peer = 2, .port = 2, .payload = 9000, .size = 1000},
+	{.family = 6, .proto = PROTO_TCP, .peer = 1, .port = 3, .payload = 13780, .size = 1378},
+	{.family = 6, .proto = PROTO_UDP, .peer = 3, .port = 4, .payload = 5001, .size = 555},
+	{.family = 4, .proto = PROTO_TCP, .peer = 3, .port = 5, .flags = TCP_FLAG_ECE, .payload = 3001, .size = 300},
+	{.family = 4, .proto = PROTO_UDP, .peer = 1, .port = 6, .payload = 64, .size = 64},
+	{.family = 4, .proto = PROTO_TCP, .peer = 2, .port = 7, .payload = 9000, .size = 100}, /* more than one holds */
+};
+enum { BURSTS = sizeof(bursts) / sizeof(*bursts) };
+
+/* How packets come. */
+struct arrival {
+	uint32_t slot;   /* DP_FD_UDP4 or DP_FD_RAW4 */
+	uint32_t joined; /* datagrams in one message; 1: each its own */
+};
+static const struct arrival singles = {.slot = DP_FD_UDP4, .joined = 1};
+
+/**
+ * frame() - Make the tunnel packet that a packet of a burst comes in
+ * @out:	Room for it
+ * @sketch:	The packet
+ * @slot:	DP_FD_UDP4 or DP_FD_RAW4
+ *
+ * What is in it is noted as what the pods are to get.
+ *
+ * Return: its length
+ */
+static uint32_t frame(uint8_t *out, const struct sketch *sketch, uint32_t slot)
+{
+	static uint8_t inner[PACKET_ROOM];
+	uint32_t len = sketch_packet(inner, sketch, false);
+
+	kernel.log = &paths_logs[0];
+	kernel_keep(inner, len, 0);
+	kernel.log = &paths_logs[1];
+	if (slot != DP_FD_RAW4)
+		return packet_vxlan(out, inner, len);
+	len = packet_ipip(out, inner, len);
+	store32(out + IP4_SRC, SKETCH_VTEP + sketch->peer);
+	store32(out + IP4_DST, SKETCH_OWN);
+	packet_repair(out, len);
+	return len;
+}
+
+/**
+ * send_burst() - Let one burst wait at the underlay
+ * @burst:	What it is
+ * @seq:	Its first sequence number, and from where IDs count
+ * @arrival:	How it comes
+ */
+static void send_burst(const struct sketch *burst, uint32_t seq, const struct arrival *arrival)
+{
+	static uint8_t message[PKT_MAX];
+	uint32_t used = 0, datagrams = 0, size = 0, from = SKETCH_VTEP + burst->peer;
+
+	for (uint32_t off = 0, number = 0; off < burst->payload; off += burst->size, number++) {
+		struct sketch sketch = *burst;
+		uint32_t len;
+
+		sketch.seq = seq + off;
+		sketch.id = (uint16_t)(seq + number);
+		sketch.payload = burst->payload - off < burst->size ? burst->payload - off : burst->size;
+		if (sketch.proto == PROTO_TCP && off + burst->size >= burst->payload)
+			sketch.flags |= TCP_FLAG_PSH;
+		len = frame(message + used, &sketch, arrival->slot);
+		size = datagrams ? size : len;
+		used += len;
+		if (++datagrams < arrival->joined && off + burst->size < burst->payload)
+			continue;
+		kernel_queue(message, used, datagrams > 1 ? size : 0, from);
+		used = datagrams = 0;
+	}
+}
+
+/**
+ * carry_round() - Let peers send one round of bursts, and carry them
+ * @round:	Which
+ * @arrival:	How they come
+ */
+static void carry_round(uint32_t round, const struct arrival *arrival)
+{
+	for (uint32_t i = 0; i < BURSTS; i++)
+		if (arrival->slot != DP_FD_RAW4 || bursts[i].family == 4)
+			send_burst(&bursts[i], round * 100000, arrival);
+	while (rx_run(&lab.path, arrival->slot, PATHS_ALL))
+		;
+}
+
+/**
+ * open_both() - Begin, with nothing expected
+ */
+static void open_both(void)
+{
+	paths_open(TIER, 1);
+	memset(&paths_logs[0], 0, sizeof(paths_logs[0]));
+}
+
+/**
+ * close_whole() - Check that pods got all that was sent, and end
+ */
+static void close_whole(void)
+{
+	CHECK(!paths_drops(DP_RX) && kernel_equal(&paths_logs[0], &paths_logs[1]));
+	paths_close(DP_RX);
+}
+
+/**
+ * refuse_supers() - A kernel that refuses super-packets of a kind: none are made after one batch
+ * @gso:	Which, of VNET_GSO_*
+ * @offload:	What must have been given up
+ * @arrival:	How packets come
+ */
+static void refuse_supers(uint8_t gso, uint32_t offload, const struct arrival *arrival)
+{
+	uint32_t refusals, supers;
+
+	open_both();
+	carry_round(0, arrival);
+	CHECK(kernel.supers && !lab.counters.refused_tier);
+	kernel.super_error = EINVAL;
+	kernel.super_refused = gso;
+	carry_round(1, arrival);
+	refusals = kernel.refusals;
+	supers = kernel.supers;
+	CHECK(refusals && refusals <= MERGE_FLOWS && lab.counters.refused_tier == offload);
+	carry_round(2, arrival);
+	CHECK(kernel.refusals == refusals);                               /* it is not asked again */
+	CHECK((kernel.supers > supers) == (offload == DP_TIER_TUN_UGRO)); /* TCP is still joined */
+	close_whole();
+}
+
+/**
+ * tcp_refused() - TCP over IPv4 is refused, so no packets are joined any more
+ */
+static void tcp_refused(void)
+{
+	refuse_supers(VNET_GSO_TCP4, DP_TIER_TUN_GRO, &singles);
+}
+
+/**
+ * tcp6_refused() - The same of TCP over IPv6
+ */
+static void tcp6_refused(void)
+{
+	refuse_supers(VNET_GSO_TCP6, DP_TIER_TUN_GRO, &singles);
+}
+
+/**
+ * udp_refused() - UDP is refused, and TCP still joined
+ */
+static void udp_refused(void)
+{
+	refuse_supers(VNET_GSO_UDP_L4, DP_TIER_TUN_UGRO, &singles);
+}
+
+/**
+ * all_refused() - Super-packets of every kind are refused, however the packets came
+ */
+static void all_refused(void)
+{
+	static const struct arrival arrivals[] = {
+		{.slot = DP_FD_UDP4, .joined = 1},
+		{.slot = DP_FD_UDP4, .joined = 5},
+		{.slot = DP_FD_UDP4, .joined = 64},
+		{.slot = DP_FD_RAW4, .joined = 1},
+	};
+
+	for (uint32_t i = 0; i < sizeof(arrivals) / sizeof(*arrivals); i++) {
+		open_both();
+		kernel.super_error = EINVAL;
+		for (uint32_t round = 0; round < ROUNDS; round++)
+			carry_round(round, &arrivals[i]);
+		CHECK(!kernel.supers && kernel.refusals <= MERGE_FLOWS &&
+		      (lab.counters.refused_tier & DP_TIER_TUN_GRO));
+		close_whole();
+	}
+}
+
+/**
+ * refused_apart() - Of a super-packet that is refused, one packet is refused too: it alone is lost
+ */
+static void refused_apart(void)
+{
+	for (uint32_t after = 0; after < 20; after += 3) {
+		open_both();
+		kernel.super_error = EINVAL;
+		kernel.once_error = ENOBUFS;
+		kernel.once_after = after;
+		carry_round(0, &singles);
+		CHECK(lab.counters.drops[DP_RX][DP_DROP_TUN_FULL] == 1 && paths_drops(DP_RX) == 1);
+		CHECK(paths_logs[1].count + 1 == paths_logs[0].count);
+		CHECK(kernel_follows(&paths_logs[0], &paths_logs[1]));
+		paths_close(DP_RX);
+	}
+}
+
+/**
+ * device_fails() - Another error of a super-packet is that of all its packets, and says nothing about super-packets
+ */
+static void device_fails(void)
+{
+	static const struct {
+		int err;
+		enum dp_drop drop;
+	} errors[] = {{EIO, DP_DROP_TUN_DOWN}, {ENOMEM, DP_DROP_TUN_FULL}, {EAGAIN, DP_DROP_TUN_FULL}};
+
+	for (uint32_t i = 0; i < sizeof(errors) / sizeof(*errors); i++) {
+		uint64_t lost;
+
+		open_both();
+		kernel.super_error = errors[i].err;
+		carry_round(0, &singles);
+		lost = lab.counters.drops[DP_RX][errors[i].drop];
+		CHECK(lost && lost == paths_drops(DP_RX) && paths_logs[1].count + lost == paths_logs[0].count);
+		CHECK(!lab.counters.refused_tier && !kernel.supers);
+		kernel.super_error = 0;
+		carry_round(1, &singles);
+		CHECK(kernel.supers && lost == paths_drops(DP_RX));
+		CHECK(kernel_follows(&paths_logs[0], &paths_logs[1]));
+		paths_close(DP_RX);
+	}
+}
+
+/**
+ * partial_receives() - A call returns fewer messages than there are: the others come later, each once
+ */
+static void partial_receives(void)
+{
+	static const struct arrival joined = {.slot = DP_FD_UDP4, .joined = 4};
+
+	for (uint32_t most = 1; most < 40; most += most / 2 + 1) {
+		open_both();
+		kernel.most = most;
+		for (uint32_t round = 0; round < ROUNDS; round++)
+			carry_round(round, round % 2 ? &joined : &singles);
+		CHECK(!!kernel.supers && !lab.counters.refused_tier);
+		close_whole();
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static const struct scenario scenarios[] = {
+		{"tcp_refused", tcp_refused},           {"tcp6_refused", tcp6_refused},
+		{"udp_refused", udp_refused},           {"all_refused", all_refused},
+		{"refused_apart", refused_apart},       {"device_fails", device_fails},
+		{"partial_receives", partial_receives},
+	};
+
+	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);
+}
