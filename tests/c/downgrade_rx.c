@@ -19,7 +19,7 @@ static const struct sketch bursts[] = {
 	{.family = 6, .proto = PROTO_UDP, .peer = 3, .port = 4, .payload = 5001, .size = 555},
 	{.family = 4, .proto = PROTO_TCP, .peer = 3, .port = 5, .flags = TCP_FLAG_ECE, .payload = 3001, .size = 300},
 	{.family = 4, .proto = PROTO_UDP, .peer = 1, .port = 6, .payload = 64, .size = 64},
-	{.family = 4, .proto = PROTO_TCP, .peer = 2, .port = 7, .payload = 9000, .size = 100}, /* more than one holds */
+	{.family = 4, .proto = PROTO_UDP, .peer = 2, .port = 7, .payload = 9000, .size = 100}, /* more than one holds */
 };
 enum { BURSTS = sizeof(bursts) / sizeof(*bursts) };
 
@@ -27,6 +27,7 @@ enum { BURSTS = sizeof(bursts) / sizeof(*bursts) };
 struct arrival {
 	uint32_t slot;   /* DP_FD_UDP4 or DP_FD_RAW4 */
 	uint32_t joined; /* datagrams in one message; 1: each its own */
+	bool is_mixed;   /* packets of all bursts in turn */
 };
 static const struct arrival singles = {.slot = DP_FD_UDP4, .joined = 1};
 
@@ -58,32 +59,72 @@ static uint32_t frame(uint8_t *out, const struct sketch *sketch, uint32_t slot)
 }
 
 /**
+ * make_packet() - Make one packet of a burst
+ * @burst:	What it is
+ * @number:	Which packet of it
+ * @seq:	Sequence number of the first one, and from where IDs count
+ * @sketch:	Set to the packet
+ *
+ * Return: true, or false if the burst is shorter
+ */
+static bool make_packet(const struct sketch *burst, uint32_t number, uint32_t seq, struct sketch *sketch)
+{
+	uint32_t off = number * burst->size, left;
+
+	if (off >= burst->payload)
+		return false;
+	left = burst->payload - off;
+	*sketch = *burst;
+	sketch->seq = seq + off;
+	sketch->id = (uint16_t)(seq + number);
+	sketch->payload = left < burst->size ? left : burst->size;
+	if (sketch->proto == PROTO_TCP && (left <= burst->size || number % 12 == 7))
+		sketch->flags |= TCP_FLAG_PSH;
+	return true;
+}
+
+/**
  * send_burst() - Let one burst wait at the underlay
  * @burst:	What it is
- * @seq:	Its first sequence number, and from where IDs count
+ * @seq:	Its first sequence number
  * @arrival:	How it comes
  */
 static void send_burst(const struct sketch *burst, uint32_t seq, const struct arrival *arrival)
 {
 	static uint8_t message[PKT_MAX];
 	uint32_t used = 0, datagrams = 0, size = 0, from = SKETCH_VTEP + burst->peer;
+	struct sketch sketch;
 
-	for (uint32_t off = 0, number = 0; off < burst->payload; off += burst->size, number++) {
-		struct sketch sketch = *burst;
-		uint32_t len;
+	for (uint32_t number = 0; make_packet(burst, number, seq, &sketch); number++) {
+		uint32_t len = frame(message + used, &sketch, arrival->slot);
 
-		sketch.seq = seq + off;
-		sketch.id = (uint16_t)(seq + number);
-		sketch.payload = burst->payload - off < burst->size ? burst->payload - off : burst->size;
-		if (sketch.proto == PROTO_TCP && off + burst->size >= burst->payload)
-			sketch.flags |= TCP_FLAG_PSH;
-		len = frame(message + used, &sketch, arrival->slot);
 		size = datagrams ? size : len;
 		used += len;
-		if (++datagrams < arrival->joined && off + burst->size < burst->payload)
+		if (++datagrams < arrival->joined && (number + 1) * burst->size < burst->payload)
 			continue;
 		kernel_queue(message, used, datagrams > 1 ? size : 0, from);
 		used = datagrams = 0;
+	}
+}
+
+/**
+ * send_mixed() - Let packets of all bursts wait, in turn
+ * @seq:	First sequence number of each
+ */
+static void send_mixed(uint32_t seq)
+{
+	static uint8_t message[PKT_MAX];
+	struct sketch sketch;
+	bool is_more = true;
+
+	for (uint32_t number = 0; is_more; number++) {
+		is_more = false;
+		for (uint32_t i = 0; i < BURSTS; i++) {
+			if (!make_packet(&bursts[i], number, seq, &sketch))
+				continue;
+			kernel_queue(message, frame(message, &sketch, DP_FD_UDP4), 0, SKETCH_VTEP + sketch.peer);
+			is_more = true;
+		}
 	}
 }
 
@@ -94,7 +135,9 @@ static void send_burst(const struct sketch *burst, uint32_t seq, const struct ar
  */
 static void carry_round(uint32_t round, const struct arrival *arrival)
 {
-	for (uint32_t i = 0; i < BURSTS; i++)
+	if (arrival->is_mixed)
+		send_mixed(round * 100000);
+	for (uint32_t i = 0; i < BURSTS && !arrival->is_mixed; i++)
 		if (arrival->slot != DP_FD_RAW4 || bursts[i].family == 4)
 			send_burst(&bursts[i], round * 100000, arrival);
 	while (rx_run(&lab.path, arrival->slot, PATHS_ALL))
@@ -174,9 +217,8 @@ static void udp_refused(void)
 static void all_refused(void)
 {
 	static const struct arrival arrivals[] = {
-		{.slot = DP_FD_UDP4, .joined = 1},
-		{.slot = DP_FD_UDP4, .joined = 5},
-		{.slot = DP_FD_UDP4, .joined = 64},
+		{.slot = DP_FD_UDP4, .joined = 1},  {.slot = DP_FD_UDP4, .joined = 5},
+		{.slot = DP_FD_UDP4, .joined = 64}, {.slot = DP_FD_UDP4, .joined = 1, .is_mixed = true},
 		{.slot = DP_FD_RAW4, .joined = 1},
 	};
 

@@ -133,15 +133,17 @@ static inline uint64_t paths_drops(enum dp_dir dir)
  */
 static inline void paths_close(enum dp_dir dir)
 {
-	uint64_t packets = 0, bytes = 0;
+	uint64_t packets = 0, bytes = 0, seen = 0;
 
 	for (uint32_t i = 0; i <= SKETCH_PEERS; i++) {
 		packets += lab.peers[i].packets[dir];
 		bytes += lab.peers[i].bytes[dir];
 	}
+	for (uint32_t i = 0; i < kernel.log->count; i++)
+		seen += kernel.log->seen[i].len - (dir == DP_TX ? VXLAN_PUSH : 0);
 	CHECK(lab.counters.offered[dir] == lab.counters.forwarded[dir] + paths_drops(dir));
 	CHECK(lab.counters.forwarded[dir] == kernel.log->count);
-	CHECK(packets == lab.counters.forwarded[dir] && bytes == lab.counters.bytes[dir]);
+	CHECK(packets == lab.counters.forwarded[dir] && bytes == seen && lab.counters.bytes[dir] == seen);
 	CHECK(kernel.first == kernel.count && !lab.path.merge.count && !lab.path.out.count);
 	dp_fib_close(lab.fib);
 	free(lab.path.tx_buffers);
