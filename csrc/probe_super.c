@@ -81,6 +81,67 @@ static uint32_t emit(uint8_t *out, const struct vnet_hdr *vnet, const struct pkt
 	return used;
 }
 
+/* Valid packets that came together, one behind the other. */
+struct burst {
+	uint8_t *packets; /* changed */
+	const uint32_t *lens;
+	const uint32_t *peers; /* who sent each */
+	uint32_t count;
+	bool has_udp; /* the kernel takes UDP super-packets */
+};
+
+/**
+ * join() - What rx.c does with packets that came together
+ * @burst:	The packets
+ * @out:	Set to what is written: a virtio header of 12 bytes and a packet each
+ * @out_lens:	Set to their lengths, header included
+ *
+ * Return: how many are written, -1 without memory
+ */
+static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
+{
+	struct merge *merge = calloc(1, sizeof(*merge));
+	uint32_t written = 0, at = 0;
+
+	if (!merge)
+		return -1;
+	merge->has_udp = burst->has_udp;
+	for (uint32_t i = 0; i <= burst->count; i++) {
+		bool is_end = i == burst->count;
+		uint32_t len = is_end ? 0 : burst->lens[i];
+		struct pkt pkt = pkt_init(burst->packets + at, len, 0, len);
+		enum merge_verdict verdict = MERGE_BLOCKED;
+		struct vnet_hdr vnet = {0};
+		struct flow flow;
+		uint32_t index = 0;
+
+		if (!is_end)
+			parse_inner(&pkt, &flow);
+		while (is_end ? merge->count > 0 : verdict == MERGE_BLOCKED) {
+			if (is_end)
+				index = merge->order[0];
+			else
+				verdict = merge_add(merge, &pkt, &flow, burst->peers[i], &index);
+			if (verdict != MERGE_BLOCKED)
+				break;
+			merge_describe(&merge->supers[index], &vnet);
+			out_lens[written] = emit(out, &vnet, &merge->supers[index].head, merge->supers[index].pieces,
+						 merge->supers[index].units);
+			out += out_lens[written++];
+			merge_take(merge, index);
+		}
+		if (!is_end && verdict == MERGE_NEVER) {
+			struct vnet_hdr none = {0};
+
+			out_lens[written] = emit(out, &none, &pkt, NULL, 1);
+			out += out_lens[written++];
+		}
+		at += len;
+	}
+	free(merge);
+	return written;
+}
+
 /**
  * probe_merge() - What rx.c does with packets that came together
  * @packets:	Valid packets, one behind the other; changed
@@ -95,42 +156,26 @@ static uint32_t emit(uint8_t *out, const struct vnet_hdr *vnet, const struct pkt
 int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
 		    uint32_t *out_lens)
 {
-	struct merge *merge = calloc(1, sizeof(*merge));
-	uint32_t written = 0, at = 0;
+	const struct burst burst = {packets, lens, peers, count, true};
 
-	if (!merge)
-		return -1;
-	merge->has_udp = true;
-	for (uint32_t i = 0; i <= count; i++) {
-		struct pkt pkt = i < count ? pkt_init(packets + at, lens[i], 0, lens[i]) : (struct pkt){0};
-		enum merge_verdict verdict = MERGE_BLOCKED;
-		struct vnet_hdr vnet = {0};
-		struct flow flow;
-		uint32_t index = 0;
+	return join(&burst, out, out_lens);
+}
 
-		if (i < count)
-			parse_inner(&pkt, &flow);
-		while (i == count ? merge->count > 0 : verdict == MERGE_BLOCKED) {
-			if (i < count)
-				verdict = merge_add(merge, &pkt, &flow, peers[i], &index);
-			else
-				index = merge->order[0];
-			if (verdict != MERGE_BLOCKED)
-				break;
-			merge_describe(&merge->supers[index], &vnet);
-			out_lens[written] = emit(out, &vnet, &merge->supers[index].head, merge->supers[index].pieces,
-						 merge->supers[index].units);
-			out += out_lens[written++];
-			merge_take(merge, index);
-		}
-		if (i < count && verdict == MERGE_NEVER) {
-			struct vnet_hdr none = {0};
+/**
+ * probe_merge_tcp() - The same where the kernel takes no UDP super-packets
+ * @packets:	As there
+ * @lens:	As there
+ * @peers:	As there
+ * @count:	As there
+ * @out:	As there
+ * @out_lens:	As there
+ *
+ * Return: as probe_merge()
+ */
+int64_t probe_merge_tcp(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
+			uint32_t *out_lens)
+{
+	const struct burst burst = {packets, lens, peers, count, false};
 
-			out_lens[written] = emit(out, &none, &pkt, NULL, 1);
-			out += out_lens[written++];
-		}
-		at += i < count ? lens[i] : 0;
-	}
-	free(merge);
-	return written;
+	return join(&burst, out, out_lens);
 }

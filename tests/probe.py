@@ -252,7 +252,9 @@ def split(data: bytes, vnet: Vnet) -> tuple[str, list[bytes]]:
     return ("none", _pieces(out, lens, count)) if count >= 0 else (drop_name(-count), [])
 
 
-def merge(packets: Sequence[bytes], peers: Sequence[int] | None = None) -> list[tuple[Vnet, bytes]]:
+def merge(
+    packets: Sequence[bytes], peers: Sequence[int] | None = None, *, has_udp: bool = True
+) -> list[tuple[Vnet, bytes]]:
     """What is written to the TUN of packets that came together, in order: virtio header and packet."""
     data = b"".join(packets)
     # A buffer of its own, so that the sanitizer sees every byte too far.
@@ -263,7 +265,8 @@ def merge(packets: Sequence[bytes], peers: Sequence[int] | None = None) -> list[
     lens = ffi.new("uint32_t[]", [len(packet) for packet in packets] or [0])
     senders = ffi.new("uint32_t[]", list(peers or [1] * len(packets)) or [0])
     out_lens = ffi.new(f"uint32_t[{len(packets) or 1}]")
-    count = lib.probe_merge(buf, lens, senders, len(packets), out, out_lens)
+    probe = lib.probe_merge if has_udp else lib.probe_merge_tcp
+    count = probe(buf, lens, senders, len(packets), out, out_lens)
     written = _pieces(out, out_lens, count)
     return [(Vnet(*_VNET.unpack(piece[:12])), piece[12:]) for piece in written]
 

@@ -237,7 +237,7 @@ def test_every_program_is_run() -> None:
     assert {path.stem for path in HERE.glob("*.c")} == {name for names in BUILT.values() for name in names}
 
 
-PROBED = ["csum", "pkt", "parse", "encap", "offload", "split", "merge", "icmp", "fib"]
+PROBED = ["csum", "pkt", "parse", "encap", "offload", "split", "merge", "merge_rows", "icmp", "fib"]
 
 
 def test_probe_under_sanitizers() -> None:

@@ -20,6 +20,7 @@ from tests.supers import (
     URG,
     cut,
     finish,
+    get,
     layout,
     partial,
     put,
@@ -115,11 +116,27 @@ def test_other_differences() -> None:
     assert len(merge(labels)) == 2
 
 
+@pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["TCP", "UDP"])
-def test_damage_is_never_hidden(proto: int) -> None:
-    """A packet with a wrong checksum is handed on as it came, for the pod to refuse."""
-    packets = cut(segment(DATA[:3000], proto=proto), 1000)
-    packets[1] = put(packets[1], len(packets[1]) - 1, packets[1][-1] ^ 1, 1)
+@pytest.mark.parametrize("damaged", range(4))
+def test_case_090_damage_is_never_hidden(family: int, proto: int, damaged: int) -> None:
+    """A packet with a wrong checksum is handed on as it came, for the pod to refuse; others still join."""
+    packets = cut(segment(DATA[:4000], family=family, proto=proto), 1000)
+    packets[damaged] = put(packets[damaged], len(packets[damaged]) - 1, packets[damaged][-1] ^ 1, 1)
+    written = merge(packets)
+    assert unpack_all(written) == packets
+    assert [packet for vnet, packet in written if vnet == NONE and packet == packets[damaged]]
+    assert all(vnet == NONE or vnet.flags == NEEDS_CSUM for vnet, _ in written)
+    assert len(written) == (2 if damaged in (0, 3) else 3)
+
+
+@pytest.mark.parametrize("bits", [0x0001, 0x0100, 0xFFFF])
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["TCP", "UDP"])
+def test_case_090_wrong_field(proto: int, bits: int) -> None:
+    """The same if only the checksum field was hit."""
+    packets = cut(segment(DATA[:2000], proto=proto), 1000)
+    at = 36 if proto == TCP else 26
+    packets[1] = put(packets[1], at, get(packets[1], at) ^ bits)
     assert merge(packets) == [(NONE, packet) for packet in packets]
 
 
