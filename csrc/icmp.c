@@ -14,7 +14,15 @@
 enum { ICMP_HDR_LEN = 8, ICMP_TTL = 64 };
 /* RFC 1812 section 4.3.2.3: the whole error in 576 bytes; RFC 4443 section 2.4(c): in the minimum MTU. */
 enum { ICMP4_MAX = 576, ICMP6_MAX = IP6_MIN_MTU };
-enum { ICMP4_UNREACHABLE = 3, ICMP4_NET_UNREACHABLE = 0, ICMP6_UNREACHABLE = 1, ICMP6_NO_ROUTE = 0 };
+enum { ICMP4_UNREACHABLE = 3, ICMP4_NET_UNREACHABLE = 0, ICMP4_FRAG_NEEDED = 4 };
+enum { ICMP6_UNREACHABLE = 1, ICMP6_NO_ROUTE = 0, ICMP6_TOO_BIG = 2 };
+
+/* The part of an error that tells what went wrong. */
+struct reason {
+	uint8_t type;
+	uint8_t code;
+	uint32_t mtu; /* 0: not about that */
+};
 
 /**
  * is_icmp_error() - Is this packet itself an ICMP error, or ICMP we cannot classify?
@@ -64,14 +72,15 @@ static void store_check(uint8_t *check, uint64_t sum)
 }
 
 /**
- * unreachable4() - Build "net unreachable" (RFC 792, type 3 code 0)
+ * error4() - Build an ICMP error (RFC 792; with the MTU where RFC 1191 section 4 puts it)
  * @out:	Where to
+ * @reason:	What went wrong
  * @orig:	Bytes of the packet it is about
  * @orig_len:	How many of them there are
  *
  * Return: length of the error in bytes
  */
-static uint32_t unreachable4(uint8_t *out, const uint8_t *orig, uint32_t orig_len)
+static uint32_t error4(uint8_t *out, const struct reason *reason, const uint8_t *orig, uint32_t orig_len)
 {
 	uint32_t room = ICMP4_MAX - IP4_LEN - ICMP_HDR_LEN;
 	uint32_t quote = orig_len < room ? orig_len : room;
@@ -88,22 +97,24 @@ static uint32_t unreachable4(uint8_t *out, const uint8_t *orig, uint32_t orig_le
 	memcpy(out + IP4_DST, orig + IP4_SRC, 4);
 	store_check(out + IP4_CHECK, csum_add(out, IP4_LEN, 0));
 
-	icmp[0] = ICMP4_UNREACHABLE;
-	icmp[1] = ICMP4_NET_UNREACHABLE;
+	icmp[0] = reason->type;
+	icmp[1] = reason->code;
+	store32(icmp + 4, reason->mtu);
 	memcpy(icmp + ICMP_HDR_LEN, orig, quote);
 	store_check(icmp + 2, csum_add(icmp, ICMP_HDR_LEN + quote, 0));
 	return len;
 }
 
 /**
- * unreachable6() - Build "no route to destination" (RFC 4443 section 3.1, type 1 code 0)
+ * error6() - Build an ICMPv6 error (RFC 4443 sections 3.1, 3.2)
  * @out:	Where to
+ * @reason:	What went wrong
  * @orig:	Bytes of the packet it is about
  * @orig_len:	How many of them there are
  *
  * Return: length of the error in bytes
  */
-static uint32_t unreachable6(uint8_t *out, const uint8_t *orig, uint32_t orig_len)
+static uint32_t error6(uint8_t *out, const struct reason *reason, const uint8_t *orig, uint32_t orig_len)
 {
 	uint32_t room = ICMP6_MAX - IP6_LEN - ICMP_HDR_LEN;
 	uint32_t quote = orig_len < room ? orig_len : room;
@@ -118,8 +129,9 @@ static uint32_t unreachable6(uint8_t *out, const uint8_t *orig, uint32_t orig_le
 	memcpy(out + IP6_SRC, orig + IP6_DST, 16);
 	memcpy(out + IP6_DST, orig + IP6_SRC, 16);
 
-	icmp[0] = ICMP6_UNREACHABLE;
-	icmp[1] = ICMP6_NO_ROUTE;
+	icmp[0] = reason->type;
+	icmp[1] = reason->code;
+	store32(icmp + 4, reason->mtu);
 	memcpy(icmp + ICMP_HDR_LEN, orig, quote);
 	store_check(icmp + 2, csum_add(icmp, l4len, csum_pseudo(out + IP6_SRC, out + IP6_DST, 16, PROTO_ICMP6, l4len)));
 	return IP6_LEN + l4len;
@@ -131,13 +143,42 @@ static uint32_t unreachable6(uint8_t *out, const uint8_t *orig, uint32_t orig_le
  * @pkt:	The packet it is about
  * @flow:	The same packet, parsed
  *
+ * Net unreachable, or no route to destination.
+ *
  * Return: length of the error in bytes, 0 if none may be sent
  */
 uint32_t icmp_no_route(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow)
 {
+	static const struct reason net = {.type = ICMP4_UNREACHABLE, .code = ICMP4_NET_UNREACHABLE};
+	static const struct reason route = {.type = ICMP6_UNREACHABLE, .code = ICMP6_NO_ROUTE};
 	const uint8_t *orig = pkt_at(pkt, 0, flow->total_len);
 
 	if (!orig || !may_answer(pkt, flow))
 		return 0;
-	return flow->family == 4 ? unreachable4(out, orig, flow->total_len) : unreachable6(out, orig, flow->total_len);
+	return flow->family == 4 ? error4(out, &net, orig, flow->total_len)
+				 : error6(out, &route, orig, flow->total_len);
+}
+
+/**
+ * icmp_too_big() - Tell a sender how large packets to its destination may be
+ * @out:	Room for the error, an IP packet
+ * @pkt:	The packet it is about; of a super-packet, all
+ * @flow:	The same packet, parsed
+ * @mtu:	Largest inner packet, in bytes
+ *
+ * IPv4 senders without DF are not told: they expect routers to fragment (RFC 1191 section 3).
+ * IPv6 senders are never told of less than every link must take (RFC 8200 section 5).
+ *
+ * Return: length of the error in bytes, 0 if none may be sent
+ */
+uint32_t icmp_too_big(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow, uint32_t mtu)
+{
+	struct reason needed = {.type = ICMP4_UNREACHABLE, .code = ICMP4_FRAG_NEEDED, .mtu = mtu};
+	struct reason big = {.type = ICMP6_TOO_BIG, .mtu = mtu < IP6_MIN_MTU ? (uint32_t)IP6_MIN_MTU : mtu};
+	const uint8_t *orig = pkt_at(pkt, 0, flow->total_len);
+
+	if (!orig || !may_answer(pkt, flow) || (flow->family == 4 && !(load16(orig + IP4_FRAG) & IP4_DF)))
+		return 0;
+	return flow->family == 4 ? error4(out, &needed, orig, flow->total_len)
+				 : error6(out, &big, orig, flow->total_len);
 }

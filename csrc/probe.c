@@ -353,3 +353,19 @@ uint32_t probe_icmp_no_route(uint8_t *out, const struct probe_pkt *pkt)
 
 	return parse_inner(&view, &flow) ? 0 : icmp_no_route(out, &view, &flow);
 }
+
+/**
+ * probe_icmp_too_big() - parse_inner(), then icmp_too_big()
+ * @out:	As there
+ * @pkt:	As there
+ * @mtu:	As there
+ *
+ * Return: as there; 0 if the packet is not valid
+ */
+uint32_t probe_icmp_too_big(uint8_t *out, const struct probe_pkt *pkt, uint32_t mtu)
+{
+	struct pkt view = unwrap(pkt);
+	struct flow flow;
+
+	return parse_inner(&view, &flow) ? 0 : icmp_too_big(out, &view, &flow, mtu);
+}

@@ -5,7 +5,7 @@
  * Functions stand in the order in which a packet meets them:
  *  1. tun_read()     what the kernel routed to the overlay
  *  2. admit()        is it valid, may it leave from here, which peer is it for
- *  3. refuse()       no peer: tell the sender
+ *  3. refuse()       no peer, or too big for its path: tell the sender
  *  4. encapsulate()  outer headers, checksum, address; a super-packet is cut into segments
  *  5. flush()        messages for one socket leave in one system call, unless they are long
  */
@@ -109,12 +109,11 @@ static bool take_token(struct path_bucket *bucket, uint64_t now_ns, uint32_t per
 }
 
 /**
- * refuse() - Tell the sender of a packet that no peer holds its destination
+ * refuse() - Tell the sender of a packet why it goes nowhere
  * @path:	The worker's path
- * @pkt:	The packet
- * @flow:	The same packet, parsed
+ * @packet:	The packet, admitted to no peer, or larger than its path
  */
-static void refuse(struct path *path, const struct pkt *pkt, const struct flow *flow)
+static void refuse(struct path *path, const struct tx_packet *packet)
 {
 	static const struct vnet_hdr nothing;
 	uint8_t buf[PKT_HEADROOM + ICMP_MAX];
@@ -123,7 +122,10 @@ static void refuse(struct path *path, const struct pkt *pkt, const struct flow *
 
 	if (!take_token(path->icmp, path->now_ns, path->config->icmp_per_s, path->config->icmp_burst))
 		return;
-	len = icmp_no_route(buf + PKT_HEADROOM, pkt, flow);
+	if (packet->subnet)
+		len = icmp_too_big(buf + PKT_HEADROOM, &packet->pkt, &packet->flow, packet->subnet->mtu);
+	else
+		len = icmp_no_route(buf + PKT_HEADROOM, &packet->pkt, &packet->flow);
 	error = pkt_init(buf, sizeof(buf), PKT_HEADROOM, len);
 	if (len && !tun_write(path->tun_fd, path->config->vnet_hdr_len, &error, &nothing))
 		counters_add(&path->counters->icmp_sent, 1);
@@ -417,8 +419,8 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 	}
 	if (packet->subnet)
 		counted.peer = packet->subnet->peer_id;
-	if (drop == DP_DROP_NO_PEER)
-		refuse(path, &packet->pkt, &packet->flow);
+	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_TOO_BIG)
+		refuse(path, packet);
 	path_drop(path, &counted, drop);
 }
 

@@ -56,6 +56,7 @@ SCENARIOS = {
         "partial_receives",
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
+    "too_big": ["told", "short_super", "others", "bounded"],
 }
 BUILT = {
     "address": [*PURE, *THREADED, *SCENARIOS],
@@ -188,6 +189,12 @@ def test_without_offloads(program: Callable[[str, str], Path]) -> None:
     run(program("address", "downgrade_tx"), "without")
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS["too_big"])
+def test_case_103_too_big_for_the_peer(program: Callable[[str, str], Path], scenario: str) -> None:
+    """A super-packet with segments too long for its peer is dropped whole, and the pod told what fits."""
+    run(program("address", "too_big"), scenario)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_is_run(program: Callable[[str, str], Path], name: str) -> None:
     """No scenario is forgotten, and a name that is none fails."""
@@ -237,7 +244,10 @@ def test_every_program_is_run() -> None:
     assert {path.stem for path in HERE.glob("*.c")} == {name for names in BUILT.values() for name in names}
 
 
-PROBED = ["csum", "pkt", "parse", "encap", "offload", "split", "merge", "merge_rows", "icmp", "fib"]
+PROBED = [
+    *("csum", "pkt", "parse", "encap", "offload", "split"),
+    *("merge", "merge_rows", "icmp", "icmp_too_big", "fib"),
+]
 
 
 def test_probe_under_sanitizers() -> None:
