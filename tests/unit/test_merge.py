@@ -204,3 +204,17 @@ def test_pure_ack_overtakes_nothing() -> None:
     written = merge([data[0], data[1], ack, data[2]])
     assert [len(packet) for _, packet in written] == [2040, 40, 1040]
     assert unpack_all(written) == [data[0], data[1], ack, data[2]]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["TCP", "UDP"])
+def test_fragment_overtakes_nothing(family: int, proto: int) -> None:
+    """A later fragment, which tells no ports, leaves behind all that came before it between its hosts."""
+    data = cut(segment(DATA[:2000], family=family, proto=proto), 1000)
+    if family == 4:
+        fragment = oracle.ip4(DATA[:100], proto, frag=185)
+    else:
+        fragment = oracle.ip6(oracle.fragment6(proto, 185, 0) + DATA[:100], oracle.PROTO_FRAGMENT)
+    written = merge([*data, fragment])
+    assert [len(packet) for _, packet in written] == [len(data[0]) + 1000, len(fragment)]
+    assert unpack_all(written) == [*data, fragment]

@@ -48,13 +48,13 @@ def damaged(packet: bytes) -> bytes:
 
 
 def differing(family: int = 4, **second: int) -> Row:
-    """Return a row of two pairs, TCP and UDP, of which the second one differs from the first in a field."""
+    """Return a row of two pairs, TCP and UDP, with IDs that count up: each second one differs in a field."""
     first = {"frag": 0} if second.get("frag") == oracle.IP4_DF else {}
     packets = [
         tcp(0, family=family, **first),
-        tcp(1, family=family, **second),
+        tcp(1, family=family, ident=8, **second),
         udp(2, family=family, **first),
-        udp(3, family=family, **second),
+        udp(3, family=family, ident=8, **second),
     ]
     return Row(packets, [[0], [1], [2], [3]])
 
