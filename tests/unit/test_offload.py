@@ -175,7 +175,7 @@ def test_contradictory_header_is_refused(start: int, offset: int) -> None:
 @pytest.mark.parametrize(
     "gso_type", [GSO_TCP4, GSO_TCP6, GSO_UDP_L4, 3, GSO_ECN, GSO_TCP4 | GSO_ECN, 0xFF, 2]
 )
-def test_super_packet_is_refused(gso_type: int) -> None:
+def test_case_088_super_packet_is_refused(gso_type: int) -> None:
     """Super-packets were not asked for, so one is a contradiction, with or without a checksum to complete."""
     packet = WAYS["tcp4"].partial(tcp(DATA))
     for flags in (0, NEEDS_CSUM):

@@ -115,7 +115,7 @@ def test_case_087_each_field_of_64_datagrams(family: int) -> None:
         assert [found.id for found in segments] == [(0xFFF0 + number) & 0xFFFF for number in range(64)]
 
 
-def test_header_lengths_of_the_kernel_are_not_believed() -> None:
+def test_case_088_header_lengths_are_not_believed() -> None:
     """hdr_len and csum_start of forwarded packets can be wrong: what counts is the packet."""
     packet = segment(DATA[:3000], options=OPTIONS)
     wrong = described(packet, 1000)._replace(hdr_len=9, csum_start=77)
@@ -153,7 +153,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("packet", "vnet"), BAD.values(), ids=BAD.keys())
-def test_contradictions(packet: bytes, vnet: Vnet) -> None:
+def test_case_088_contradictions(packet: bytes, vnet: Vnet) -> None:
     """A virtio header that contradicts its packet is refused."""
     assert vnet.gso_type != GSO_NONE
     assert split(packet, vnet) == ("vnet_header", [])
