@@ -65,8 +65,8 @@ struct path {
 	bool is_tun_gone;      /* the device was deleted; wait for another */
 	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
 	uint8_t *rx_buffers;
-	struct path_bucket *icmp; /* the worker's */
-	struct path *twin;        /* the worker's other path; NULL: none */
+	struct path_bucket *icmp;   /* the worker's */
+	struct path *twin;          /* the worker's other path; NULL: none */
 	void (*between)(void *arg); /* carries what cannot wait along the twin; NULL: nothing may come in between */
 	void *between_arg;
 	uint32_t stretch; /* inner bytes carried since then */

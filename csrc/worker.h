@@ -29,11 +29,11 @@ struct worker {
 	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
 	pthread_cond_t changed;
 	struct pollfd polls[WORKER_POLLS];
-	uint32_t slots[WORKER_POLLS]; /* of polls; the first one is wake_fd, and has none */
+	uint32_t slots[WORKER_POLLS];  /* of polls; the first one is wake_fd, and has none */
 	bool is_patient[WORKER_POLLS]; /* the same: this one can wait for the end of another's batch */
 	uint32_t polls_count;
 	uint32_t serving; /* whose batch it is */
-	int wake_fd; /* eventfd, owned */
+	int wake_fd;      /* eventfd, owned */
 	_Atomic int order;
 	bool is_parked;
 };

@@ -12,6 +12,7 @@ enum { PATHS_MTU = 1450, PATHS_ALL = 1 << 20 };
 
 static struct {
 	struct path path;
+	struct path_bucket icmp;
 	struct dp_config config;
 	int fds[DP_FD_SLOTS];
 	struct dp_thread_counters counters;
@@ -102,6 +103,7 @@ static inline void paths_open(uint32_t tier, uint32_t side)
 	lab.path.fds = lab.fds;
 	lab.path.tun_fd = KERNEL_TUN;
 	lab.path.counters = &lab.counters;
+	lab.path.icmp = &lab.icmp;
 	lab.path.peers = lab.peers;
 	lab.path.max_peers = SKETCH_PEERS + 1;
 	lab.path.fib = lab.fib;

@@ -56,6 +56,7 @@ SCENARIOS = {
         "partial_receives",
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
+    "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],
     "too_big": ["told", "short_super", "others", "bounded"],
 }
 BUILT = {
@@ -193,6 +194,12 @@ def test_without_offloads(program: Callable[[str, str], Path]) -> None:
 def test_case_103_too_big_for_the_peer(program: Callable[[str, str], Path], scenario: str) -> None:
     """A super-packet with segments too long for its peer is dropped whole, and the pod told what fits."""
     run(program("address", "too_big"), scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["between"])
+def test_carried_between(program: Callable[[str, str], Path], scenario: str) -> None:
+    """Between the steps of a long batch those are served who have little and do not only acknowledge."""
+    run(program("address", "between"), scenario)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
