@@ -131,9 +131,11 @@ static int climb(int fd, const char *name, uint32_t wanted, uint32_t *tier, uint
 		err = attach(fd, name, IFF_VNET_HDR);
 	if (err == -EBUSY || err == -EPERM)
 		return err;
-	if (err)
-		return attach(fd, name, 0);
-
+	if (err) {
+		err = attach(fd, name, 0);
+		/* as in set_offloads(): without virtio headers nobody would finish what the kernel leaves */
+		return err ? err : ioctl(fd, TUNSETOFFLOAD, 0UL) ? -errno : 0;
+	}
 	len = set_vnet_hdr_len(fd);
 	if (len < 0)
 		return len;
