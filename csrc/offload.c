@@ -161,3 +161,22 @@ uint32_t offload_describe(const struct pkt *pkt, const struct flow *flow, uint32
 		return 1;
 	return describe_super(flow, pkt_at(pkt, flow->l3len, TCP_LEN), mtu, vnet);
 }
+
+/**
+ * offload_describe_run() - Tell the kernel how to cut a UDP super-packet
+ * @flow:	The packet, parsed
+ * @size:	Bytes of payload in each datagram but the last, not 0
+ * @vnet:	From offload_describe(); completed if the packet is one
+ *
+ * Return: datagrams it stands for; 1 if it is not one that can be cut
+ */
+uint32_t offload_describe_run(const struct flow *flow, uint32_t size, struct vnet_hdr *vnet)
+{
+	uint32_t headers = flow->l3len + UDP_LEN;
+
+	if (flow->proto != PROTO_UDP || !(vnet->flags & VNET_NEEDS_CSUM) || flow->total_len <= headers + size)
+		return 1;
+	vnet->gso_type = VNET_GSO_UDP_L4;
+	vnet->gso_size = (uint16_t)size;
+	return (flow->total_len - headers + size - 1) / size;
+}

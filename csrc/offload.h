@@ -20,5 +20,6 @@
 
 enum dp_drop offload_complete(const struct pkt *pkt, const struct flow *flow, const struct vnet_hdr *vnet);
 uint32_t offload_describe(const struct pkt *pkt, const struct flow *flow, uint32_t mtu, struct vnet_hdr *vnet);
+uint32_t offload_describe_run(const struct flow *flow, uint32_t size, struct vnet_hdr *vnet);
 
 #endif

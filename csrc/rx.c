@@ -16,6 +16,7 @@
 
 #include "encap.h"
 #include "offload.h"
+#include "split.h"
 #include "tun.h"
 
 /**
@@ -198,22 +199,69 @@ static void write_super(struct path *path, uint32_t index)
 }
 
 /**
+ * write_cut() - Cut a super-packet of a kernel peer, and hand over its packets one by one
+ * @path:	The worker's path
+ * @pkt:	The super-packet
+ * @split:	How it is cut
+ * @packet:	What is counted
+ */
+static void write_cut(struct path *path, const struct pkt *pkt, const struct split *split, struct path_packet packet)
+{
+	static const struct vnet_hdr nothing;
+	const uint8_t *payload = pkt->buf + pkt->off + split->headers;
+	uint8_t buf[PKT_HEADROOM + SPLIT_HEADERS];
+
+	packet.units = 1;
+	for (uint32_t i = 0; i < split->count; i++) {
+		struct pkt head = pkt_init(buf, sizeof(buf), PKT_HEADROOM, split->headers);
+		uint32_t len = split_header(pkt, split, i, buf + PKT_HEADROOM);
+		struct iovec pieces[2] = {{0}, {(void *)(payload + i * split->size), len}};
+
+		packet.bytes = split->headers + len;
+		count(path, &packet,
+		      write_error(
+			      tun_write_pieces(path->tun_fd, path->config->vnet_hdr_len, &head, &nothing, pieces, 2)));
+	}
+}
+
+/**
+ * takes_super() - Does the TUN take super-packets of a protocol?
+ * @path:	The worker's path
+ * @proto:	PROTO_TCP or PROTO_UDP
+ *
+ * Return: true if it does
+ */
+static bool takes_super(const struct path *path, uint8_t proto)
+{
+	return path->config->vnet_hdr_len && !path->merge.is_off && (proto != PROTO_UDP || path->merge.has_udp);
+}
+
+/**
  * write_one() - Hand a packet that joins no other to the kernel, and count it
  * @path:	The worker's path
  * @pkt:	Inner packet
  * @flow:	The same packet, parsed
+ * @run:	Bytes of payload in each datagram that it stands for; 0: it is no run
  * @packet:	What is counted; learns how many wire packets it stands for
  */
-static void write_one(struct path *path, struct pkt *pkt, const struct flow *flow, struct path_packet *packet)
+static void write_one(struct path *path, struct pkt *pkt, const struct flow *flow, uint32_t run,
+		      struct path_packet *packet)
 {
 	uint32_t vnet_hdr_len = path->config->vnet_hdr_len;
 	struct vnet_hdr vnet;
+	struct split split;
 	uint32_t units = offload_describe(pkt, flow, path->config->tun_mtu, &vnet);
 
+	if (run)
+		units = offload_describe_run(flow, run, &vnet);
 	if (units > 1) {
 		path_offered(path, DP_RX, units - 1); /* the read counted one */
 		packet->units = units;
 		counters_add(&path->counters->supers, 1);
+		if (!takes_super(path, flow->proto) && !split_plan(pkt, flow, &vnet, &split)) {
+			write_cut(path, pkt, &split, *packet);
+			return;
+		}
 	}
 	if ((vnet.flags & VNET_NEEDS_CSUM) && !vnet_hdr_len) {
 		struct vnet_hdr whole = {
@@ -230,9 +278,11 @@ static void write_one(struct path *path, struct pkt *pkt, const struct flow *flo
  * @path:	The worker's path
  * @pkt:	Inner packet
  * @flow:	The same packet, parsed
+ * @run:	As for write_one()
  * @packet:	What is counted
  */
-static void deliver(struct path *path, struct pkt *pkt, const struct flow *flow, struct path_packet *packet)
+static void deliver(struct path *path, struct pkt *pkt, const struct flow *flow, uint32_t run,
+		    struct path_packet *packet)
 {
 	enum merge_verdict verdict = MERGE_NEVER;
 	uint32_t index = 0;
@@ -254,7 +304,7 @@ static void deliver(struct path *path, struct pkt *pkt, const struct flow *flow,
 		path->merged[index].bytes += packet->bytes;
 		break;
 	default:
-		write_one(path, pkt, flow, packet);
+		write_one(path, pkt, flow, run, packet);
 	}
 }
 
@@ -296,8 +346,30 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 	if (!drop)
 		drop = encap_decap_ecn(pkt, &flow, meta->tos);
 	if (!drop)
-		deliver(path, pkt, &flow, packet);
+		deliver(path, pkt, &flow, meta->run, packet);
 	return drop;
+}
+
+/**
+ * is_one_datagram() - Is a message with a segment size one datagram nevertheless?
+ * @whole:	The message
+ *
+ * The kernel tells the size of segments for two things: for datagrams that it
+ * joined, and for one datagram of a kernel peer on the same machine whose inner
+ * packet is yet to be cut into datagrams of that size. Then the inner packet
+ * is as long as the message.
+ *
+ * Return: true if it is
+ */
+static bool is_one_datagram(const struct pkt *whole)
+{
+	const uint8_t *ip = pkt_at(whole, VXLAN_PUSH, IP4_LEN);
+	uint32_t len;
+
+	if (!ip)
+		return false;
+	len = ip[0] >> 4 == 4 ? load16(ip + IP4_TOTAL_LEN) : (uint32_t)IP6_LEN + load16(ip + IP6_PAYLOAD_LEN);
+	return whole->len == VXLAN_PUSH + len;
 }
 
 /**
@@ -311,6 +383,11 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 {
 	uint32_t size = meta->segment ? meta->segment : whole->len, off = 0;
 
+	meta->run = 0;
+	if (size < whole->len && is_one_datagram(whole)) {
+		meta->run = size;
+		size = whole->len;
+	}
 	do {
 		struct path_packet packet = {.dir = DP_RX, .peer = DP_NO_PEER, .units = 1};
 		uint32_t len = whole->len - off < size ? whole->len - off : size;

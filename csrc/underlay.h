@@ -48,6 +48,7 @@ struct underlay_meta {
 	uint32_t ifindex;     /* interface it arrived on */
 	uint32_t queue_drops; /* SO_RXQ_OVFL so far; 0: not told */
 	uint32_t segment;     /* bytes of each datagram but the last in a merged one (UDP_GRO); 0: it is one */
+	uint32_t run;         /* payload of each datagram that its inner packet is to be cut into; 0: it is not */
 	addr_t src;
 	addr_t dst;
 };
