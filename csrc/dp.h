@@ -101,6 +101,15 @@ enum dp_tier {
 	DP_TIER_TUN_UGRO = 256 /* UDP super-packets to the TUN */
 };
 
+/* Bits of enum dp_tier. */
+enum { DP_OFFLOADS = 9 };
+
+/* What a self-test of offloads found. */
+struct dp_selftest {
+	uint32_t proved;             /* mask of enum dp_tier */
+	int32_t errors[DP_OFFLOADS]; /* by bit of it: -errno, -EBADMSG for wrong bytes; 0: proved, or not tried */
+};
+
 /* What the descriptors of a forwarder are for. */
 enum dp_fd {
 	DP_FD_TUN,
@@ -309,6 +318,7 @@ int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_pe
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
 int dp_tun_steer(int fd);
 uint32_t dp_socket_tier(void);
+int dp_selftest(uint32_t wanted, struct dp_selftest *out);
 int dp_underlay_open(uint32_t slot, const struct dp_config *config, const char *device, int buffer_bytes,
 		     int *granted_bytes);
 

@@ -21,6 +21,7 @@ C, csrc/ (a unit is x.c and x.h):
     L3 sys tun underlay underlay_open | system calls of the packet path, feature ladders
     L3 steer                          | which queue of the TUN a flow goes to
     L3 outbox                         | datagrams joined into runs
+    L4 scratch proof selftest         | a network of our own, and each offload used once there
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L5 worker engine                  | threads; start, publish, park, stop
     L6 ctl privilege api              | the forwarder process, its messages, the names of things

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataplane.model import Address, MacAddress, Offload, Table
+from dataplane.model import Address, MacAddress, Offload, Table, tier_text
 from dataplane.native import (
     ENCAP_NAMES,
     Counters,
@@ -21,7 +21,6 @@ from dataplane.native import (
     ForwarderConfig,
     Totals,
     boottime_s,
-    tier_text,
 )
 from dataplane.slots import Fd
 

@@ -64,6 +64,14 @@ OFFLOAD_NEEDS = {
 }
 
 
+def tier_text(tier: int) -> str:
+    """Name a mask of enum dp_tier: `full`, `full but tun-uso, udp-gso`, or `plain`."""
+    missing = [offload.label for offload in Offload if not tier & offload]
+    if not missing:
+        return "full"
+    return "plain" if not tier else f"full but {', '.join(missing)}"
+
+
 def offloads_without(disabled: Offload) -> Offload:
     """Return all offloads but some, and but those that need one of them."""
     left = ALL_OFFLOADS & ~disabled

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C engine for Python: the only importer of `_native`, and the only module where `Any` may be found.
 
-Numbers and sizes come from the C library, so they cannot drift from csrc/dp.h. Nothing here needs
-asyncio; calls are short, except serve(), which ends when the forwarder is told to stop. cffi lets go of
-the interpreter lock during every call.
+Numbers and sizes come from the C library, so they cannot drift from csrc/dp.h. Calls are short, but for
+serve(), which ends when the forwarder is told to stop. cffi lets go of the interpreter lock during each.
 """
 
 from __future__ import annotations
@@ -85,12 +84,14 @@ def socket_tier() -> int:
     return int(lib.dp_socket_tier())
 
 
-def tier_text(tier: int) -> str:
-    """Name a mask of enum dp_tier: `full`, `full but tun-uso, udp-gso`, or `plain`."""
-    missing = [offload.label for offload in Offload if not tier & offload]
-    if not missing:
-        return "full"
-    return "plain" if not tier else f"full but {', '.join(missing)}"
+def selftest(wanted: int) -> dict[Offload, int]:
+    """Use offloads once, on scratch devices, 0.5 s at most; return those that fail, with the errno.
+
+    KernelError if nothing can be tried here. One call at a time.
+    """
+    out = ffi.new("struct dp_selftest *")
+    check(lib.dp_selftest(wanted, out), "testing offloads on scratch devices")
+    return {offload: -out.errors[bit] for bit, offload in enumerate(Offload) if out.errors[bit]}
 
 
 # --- values -----------------------------------------------------------------------------------------

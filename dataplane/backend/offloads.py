@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterable
 
 from dataplane import native
 from dataplane.backend.sockets import open_tun
+from dataplane.errors import KernelError
+from dataplane.journal import Journal
 from dataplane.kernels import known_bad
 from dataplane.model import OFFLOAD_NEEDS, Offload, offloads_without
 from dataplane.native import TunHandle
+
+log = Journal("offloads")
+
+# What the self-test says of them besides the errors of system calls.
+FAILURES = {
+    errno.EBADMSG: "packets came out damaged",
+    errno.ETIMEDOUT: "packets did not come out",
+    errno.EOPNOTSUPP: "the kernel did the work itself",
+}
 
 # Those that a descriptor of the TUN has; the others can be chosen anew for every forwarder.
 OF_SOCKETS = Offload.MMSG | Offload.UDP_GSO | Offload.UDP_GRO
@@ -23,13 +36,40 @@ def _unite(offloads: Iterable[Offload]) -> Offload:
 
 
 class Offloads:
-    """What --disable, and what is known to be broken, leave of what the kernel can do."""
+    """What --disable, and what is known or found to be broken, leave of what the kernel can do."""
 
     def __init__(self, disabled: Iterable[Offload], release: str) -> None:
-        """Go by the switches and by `uname -r`; nothing is asked of the kernel yet."""
+        """Go by the switches and by `uname -r`; nothing is asked of the kernel before prove()."""
         self._disabled = _unite(disabled)
         self._broken = known_bad(release)
-        self._allowed = offloads_without(self._disabled | _unite(self._broken))
+        self._is_tested = False
+
+    @property
+    def _allowed(self) -> Offload:
+        return offloads_without(self._disabled | _unite(self._broken))
+
+    def prove(self) -> None:
+        """Use each offload once, by packets on scratch devices; do without those that fail. Blocks, 20 ms or so.
+
+        Only the first call does anything: kernels do not change. Where nothing can be tried, as without
+        CAP_SYS_ADMIN, the kernel is believed.
+        """
+        if self._is_tested:
+            return
+        self._is_tested = True
+        begun = time.monotonic()
+        try:
+            failed = native.selftest(int(self._allowed))
+            if errno.ETIMEDOUT in failed.values():
+                failed = native.selftest(int(self._allowed))  # on a busy host a packet may be late, once
+        except KernelError as err:
+            log.info("offloads not tested", error=err)
+            return
+        for offload, number in failed.items():
+            reason = FAILURES.get(number) or errno.errorcode.get(number, str(number))
+            self._broken[offload] = f"self-test: {reason}"
+        shown = {offload.label.replace("-", "_"): self._broken[offload] for offload in failed}
+        log.info("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
 
     @property
     def of_tun(self) -> int:

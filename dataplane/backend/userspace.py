@@ -39,7 +39,7 @@ from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
-from dataplane.model import Peer, Table
+from dataplane.model import Peer, Table, tier_text
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.rundir import RunDir
 from dataplane.slots import Fd, Fds, role_of, slot_of
@@ -129,6 +129,7 @@ class UserspaceBackend:
     async def prepare(self, settings: Settings) -> None:
         """Open TUN, counters and sockets as far as they are missing or depend on what changed."""
         async with self._lock:
+            await asyncio.get_running_loop().run_in_executor(None, self._offloads.prove)
             if self._needs_other_tier():
                 await self._stop_forwarder()
                 close_all(self._take_queues())
@@ -272,7 +273,7 @@ class UserspaceBackend:
         log.info(
             "forwarder goes",
             pid=self._pid(),
-            tier=native.tier_text(config.tier),
+            tier=tier_text(config.tier),
             generation=self._generation,
             **({"because": "; ".join(f"{name}: {reason}" for name, reason in why.items())} if why else {}),
         )

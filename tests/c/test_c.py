@@ -57,6 +57,10 @@ SCENARIOS = {
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
     "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],
+    "offload_faults": [
+        *("nothing", "super_refused", "super_damaged", "run_refused", "run_damaged"),
+        *("read_damaged", "read_nothing", "unprivileged"),
+    ],
     "too_big": ["told", "short_super", "others", "bounded"],
 }
 BUILT = {
@@ -200,6 +204,12 @@ def test_case_103_too_big_for_the_peer(program: Callable[[str, str], Path], scen
 def test_carried_between(program: Callable[[str, str], Path], scenario: str) -> None:
     """Between the steps of a long batch those are served who have little and do not only acknowledge."""
     run(program("address", "between"), scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["offload_faults"])
+def test_self_test_finds(program: Callable[[str, str], Path], scenario: str) -> None:
+    """The self-test of offloads finds those that fail or damage packets, and only those, within a second."""
+    run(program("address", "offload_faults"), scenario)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

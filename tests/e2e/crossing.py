@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.lab import WIRE_FEATURES, Kernel, Lab, Namespace, Node
 from dataplane import native
-from dataplane.model import ALL_OFFLOADS, OFFLOADS, Offload
+from dataplane.model import ALL_OFFLOADS, OFFLOADS, Offload, tier_text
 from tests.e2e.rig import Daemon, hasten, risen
 from tests.e2e.test_kernel_peer import peers_file, program_kernel6
 
@@ -54,7 +54,7 @@ class Setting:
 
     def __str__(self) -> str:
         sides = (
-            f"host {name}: {native.tier_text(left)}"
+            f"host {name}: {tier_text(left)}"
             for name, left in (("a", self.left_a), ("b", self.left_b))
         )
         return f"{self.kind}, {'; '.join(sides)}; underlay {self.underlay}, pods {self.pods}"
@@ -130,7 +130,7 @@ class Crossing:
         for node in self._ours(setting):
             left = setting.left_a if node is self.a else setting.left_b
             tier = self.daemons[node.name].status()["tier"]
-            assert tier == native.tier_text(left), f"host {node.name} of {setting} is {tier}"
+            assert tier == tier_text(left), f"host {node.name} of {setting} is {tier}"
 
     def _ipip_file(self) -> dict[str, Any]:
         leases = {node.subnet(): node.lease("ipip") for node in self.nodes}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dataplane import native
 from dataplane.errors import ControlError, KernelError
 from dataplane.message import Message
-from dataplane.model import Address, Encap, MacAddress, Peer, SubnetEntry, Table
+from dataplane.model import Address, Encap, MacAddress, Peer, SubnetEntry, Table, tier_text
 from dataplane.slots import Fd
 
 MAC = MacAddress(bytes.fromhex("02aabbccddee"))
@@ -241,7 +241,7 @@ def test_message_of_another_version_is_refused(offset: int, what: str) -> None:
 )
 def test_tier_has_a_name(tier: int, text: str) -> None:
     """Every mask of offloads has the name that the documentation gives it."""
-    assert native.tier_text(tier) == text
+    assert tier_text(tier) == text
 
 
 def test_names_are_unique_and_plain() -> None:
