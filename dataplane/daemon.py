@@ -363,6 +363,7 @@ class Daemon:
                 "mtu": settings.underlay.mtu,
             },
             "tier_wanted": self._backend.tier_wanted,
+            "selftest": self._backend.selftest,
             "offloads_off": self._backend.offloads_off,
         }
         if facts != self._facts:

@@ -12,7 +12,7 @@ from dataplane.backend.sockets import open_tun
 from dataplane.errors import KernelError
 from dataplane.journal import Journal
 from dataplane.kernels import known_bad
-from dataplane.model import OFFLOAD_NEEDS, Offload, offloads_without
+from dataplane.model import ALL_OFFLOADS, OFFLOAD_NEEDS, OFFLOADS, Offload, offloads_without
 from dataplane.native import TunHandle
 
 log = Journal("offloads")
@@ -42,34 +42,48 @@ class Offloads:
         """Go by the switches and by `uname -r`; nothing is asked of the kernel before prove()."""
         self._disabled = _unite(disabled)
         self._broken = known_bad(release)
-        self._is_tested = False
+        self._tested = Offload(0)
+        self._failed: dict[Offload, str] = {}
 
     @property
     def _allowed(self) -> Offload:
-        return offloads_without(self._disabled | _unite(self._broken))
+        return offloads_without(self._disabled | _unite(self._broken) | _unite(self._failed))
 
     def prove(self) -> None:
-        """Use each offload once, by packets on scratch devices; do without those that fail. Blocks, 20 ms or so.
+        """Use each offload once, by packets on scratch devices; do without those that fail. Blocks for 20 ms.
 
-        Only the first call does anything: kernels do not change. Where nothing can be tried, as without
-        CAP_SYS_ADMIN, the kernel is believed.
+        What was tried already is not tried again: kernels do not change. Where nothing can be tried, as
+        without CAP_SYS_ADMIN, the kernel is believed.
         """
-        if self._is_tested:
+        wanted = self._allowed
+        if not wanted & ~self._tested:
             return
-        self._is_tested = True
+        self._tested |= wanted
         begun = time.monotonic()
         try:
-            failed = native.selftest(int(self._allowed))
+            failed = native.selftest(int(wanted))
             if errno.ETIMEDOUT in failed.values():
-                failed = native.selftest(int(self._allowed))  # on a busy host a packet may be late, once
+                failed = native.selftest(int(wanted))  # on a busy host a packet may be late, once
         except KernelError as err:
             log.info("offloads not tested", error=err)
             return
         for offload, number in failed.items():
             reason = FAILURES.get(number) or errno.errorcode.get(number, str(number))
-            self._broken[offload] = f"self-test: {reason}"
-        shown = {offload.label.replace("-", "_"): self._broken[offload] for offload in failed}
+            self._failed[offload] = f"self-test: {reason}"
+        shown = {offload.label.replace("-", "_"): why for offload, why in self._failed.items()}
         log.info("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
+
+    def remember(self) -> dict[str, object]:
+        """Return what was found, for a control that takes over."""
+        failed = {offload.label: why for offload, why in self._failed.items()}
+        return {"tested": int(self._tested), "failed": failed}
+
+    def recall(self, found: object) -> None:
+        """Rely on what an earlier control of this host remembered, as far as it can be understood."""
+        match found:
+            case {"tested": int(tested), "failed": dict(failed)}:
+                self._tested = Offload(tested) & ALL_OFFLOADS
+                self._failed = {OFFLOADS[name]: str(why) for name, why in failed.items() if name in OFFLOADS}
 
     @property
     def of_tun(self) -> int:
@@ -95,6 +109,8 @@ class Offloads:
                 reasons[offload.label] = "--disable"
             elif offload in self._broken:
                 reasons[offload.label] = self._broken[offload]
+            elif offload in self._failed:
+                reasons[offload.label] = self._failed[offload]
             elif needed is not None and not needed & tier:
                 reasons[offload.label] = f"needs {needed.label}"
             else:

@@ -117,7 +117,9 @@ class UserspaceBackend:
         self._config = self._config_in_force = config
         self._keys = wanted_sockets(config)
         self._counters = Counters(fds[Fd.COUNTERS])
-        wanted = self._place.run_dir.read_facts().get("tier_wanted")
+        facts = self._place.run_dir.read_facts()
+        self._offloads.recall(facts.get("selftest"))
+        wanted = facts.get("tier_wanted")
         self._tier_wanted = wanted if isinstance(wanted, int) else None
         self._is_go_due = False
         self._watch(client, State.RUNNING)
@@ -408,6 +410,11 @@ class UserspaceBackend:
     def tier_wanted(self) -> int | None:
         """The rungs that were allowed when the TUN was opened; the next control wants to know."""
         return self._tier_wanted
+
+    @property
+    def selftest(self) -> dict[str, object]:
+        """What the self-test of offloads found; the next control wants to know."""
+        return self._offloads.remember()
 
     @property
     def offloads_off(self) -> dict[str, str]:

@@ -53,10 +53,7 @@ class Setting:
     pods: str = "veth"
 
     def __str__(self) -> str:
-        sides = (
-            f"host {name}: {tier_text(left)}"
-            for name, left in (("a", self.left_a), ("b", self.left_b))
-        )
+        sides = (f"host {name}: {tier_text(left)}" for name, left in (("a", self.left_a), ("b", self.left_b)))
         return f"{self.kind}, {'; '.join(sides)}; underlay {self.underlay}, pods {self.pods}"
 
 
