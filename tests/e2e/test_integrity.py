@@ -11,6 +11,7 @@ each other, so that little changes between two.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -124,7 +125,7 @@ def digest_of_stream(source: Namespace, target: Namespace, address: str, data: b
         listener.settimeout(TIMEOUT_S)
 
         def receive() -> None:
-            with listener.accept()[0] as connection:
+            with contextlib.suppress(TimeoutError), listener.accept()[0] as connection:
                 connection.settimeout(TIMEOUT_S)
                 while chunk := connection.recv(PIECE):
                     digest.update(chunk)
