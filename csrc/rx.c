@@ -251,12 +251,14 @@ static void write_one(struct path *path, struct pkt *pkt, const struct flow *flo
 	struct vnet_hdr vnet;
 	struct split split;
 	uint32_t units = offload_describe(pkt, flow, path->config->tun_mtu, &vnet);
+	int err;
 
 	if (run)
 		units = offload_describe_run(flow, run, &vnet);
 	if (units > 1) {
 		path_offered(path, DP_RX, units - 1); /* the read counted one */
 		packet->units = units;
+		packet->bytes += (units - 1) * vnet.hdr_len; /* each has headers of its own */
 		counters_add(&path->counters->supers, 1);
 		if (!takes_super(path, flow->proto) && !split_plan(pkt, flow, &vnet, &split)) {
 			write_cut(path, pkt, &split, *packet);
@@ -269,7 +271,11 @@ static void write_one(struct path *path, struct pkt *pkt, const struct flow *flo
 
 		offload_complete(pkt, flow, &whole); /* this TUN takes no virtio header: do it here */
 	}
-	count(path, packet, write_error(tun_write(path->tun_fd, vnet_hdr_len, pkt, &vnet)));
+	err = tun_write(path->tun_fd, vnet_hdr_len, pkt, &vnet);
+	if (err == -EINVAL && units > 1 && !split_plan(pkt, flow, &vnet, &split))
+		write_cut(path, pkt, &split, *packet); /* whoever sent it may be at fault: nothing is given up */
+	else
+		count(path, packet, write_error(err));
 	path_between(path, packet->bytes);
 }
 

@@ -295,13 +295,48 @@ static void partial_receives(void)
 	}
 }
 
+/**
+ * receive_super() - Let a kernel peer on this machine send a super-packet, which nobody has cut or finished
+ * @family:	4 or 6
+ */
+static void receive_super(uint8_t family)
+{
+	static uint8_t inner[PKT_MAX], message[PKT_MAX];
+	struct sketch sketch = {.family = family, .proto = PROTO_TCP, .peer = 1, .port = 7, .payload = 20000};
+	uint32_t len = sketch_packet(inner, &sketch, false), l3len = family == 4 ? IP4_LEN : IP6_LEN;
+	const uint8_t *addrs = inner + (family == 4 ? (int)IP4_SRC : (int)IP6_SRC);
+	uint32_t addr_len = family == 4 ? 4 : 16;
+	uint16_t unfinished = csum_fold(csum_pseudo(addrs, addrs + addr_len, addr_len, PROTO_TCP, len - l3len));
+
+	memcpy(inner + l3len + TCP_CHECK, &unfinished, sizeof(unfinished));
+	kernel_queue(message, packet_vxlan(message, inner, len), 0, SKETCH_VTEP + 1);
+	CHECK(rx_run(&lab.path, DP_FD_UDP4, PATHS_ALL));
+}
+
+/**
+ * peer_super_refused() - A super-packet that came as one enters as its packets where the TUN refuses it
+ */
+static void peer_super_refused(void)
+{
+	for (uint32_t is_refused = 0; is_refused < 2; is_refused++) {
+		paths_open(TIER, is_refused);
+		kernel.super_error = is_refused ? EINVAL : 0;
+		receive_super(4);
+		receive_super(6);
+		CHECK(kernel.supers == (is_refused ? 0 : 2) && kernel.refusals == (is_refused ? 2 : 0));
+		CHECK(!lab.counters.refused_tier && kernel.log->count > 20);
+		paths_close(DP_RX);
+	}
+	CHECK(kernel_equal(&paths_logs[0], &paths_logs[1]));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
 		{"tcp_refused", tcp_refused},           {"tcp6_refused", tcp6_refused},
 		{"udp_refused", udp_refused},           {"all_refused", all_refused},
 		{"refused_apart", refused_apart},       {"device_fails", device_fails},
-		{"partial_receives", partial_receives},
+		{"partial_receives", partial_receives}, {"peer_super_refused", peer_super_refused},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);

@@ -235,6 +235,8 @@ static inline ssize_t kernel_read(int fd, void *buf, size_t len)
 	return next->len;
 }
 
+static inline ssize_t kernel_writev(int fd, const struct iovec *iov, int count);
+
 /**
  * kernel_write() - The TUN's write()
  * @fd:		KERNEL_TUN
@@ -249,7 +251,12 @@ static inline ssize_t kernel_write(int fd, const void *buf, size_t len)
 
 	CHECK(fd == KERNEL_TUN && len > KERNEL_VNET);
 	memcpy(&vnet, buf, sizeof(vnet));
-	CHECK(!vnet.gso_type && !vnet.flags);
+	if (vnet.gso_type) {
+		struct iovec whole = {.iov_base = (void *)buf, .iov_len = len};
+
+		return kernel_writev(fd, &whole, 1);
+	}
+	CHECK(!vnet.flags);
 	if (kernel_once()) {
 		int err = kernel.once_error;
 
@@ -283,7 +290,6 @@ static inline ssize_t kernel_writev(int fd, const struct iovec *iov, int count)
 		len += (uint32_t)iov[i].iov_len;
 	}
 	memcpy(&vnet, whole, sizeof(vnet));
-	CHECK((count > 1) == !!vnet.gso_type);
 	if (!vnet.gso_type)
 		return kernel_write(fd, whole, len);
 	if (kernel.super_error && (!kernel.super_refused || kernel.super_refused == vnet.gso_type)) {

@@ -53,7 +53,7 @@ SCENARIOS = {
     "downgrade_rx": [
         *("tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"),
         "device_fails",
-        "partial_receives",
+        *("partial_receives", "peer_super_refused"),
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
     "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],
@@ -176,6 +176,11 @@ def test_case_138_partial_calls(program: Callable[[str, str], Path], scenario: s
 def test_super_packet_refused(program: Callable[[str, str], Path], scenario: str) -> None:
     """A super-packet that the TUN refuses enters as the packets that came, and no more are made."""
     run(program("address", "downgrade_rx"), scenario)
+
+
+def test_super_packet_of_a_kernel_peer_refused(program: Callable[[str, str], Path]) -> None:
+    """A super-packet that a kernel peer sent as one is cut here if the TUN refuses it; others are still made."""
+    run(program("address", "downgrade_rx"), "peer_super_refused")
 
 
 def test_super_packet_of_a_dead_device(program: Callable[[str, str], Path]) -> None:
