@@ -47,6 +47,7 @@ csrc/dp.h is included by C and fed to cffi as it is: there is no second copy of 
 Life of a packet, tx (overlay to underlay; tx.c):
     pod -> kernel route for the whole network -> TUN -> tun_read(), virtio header, placed behind headroom
     -> parse_inner() -> source ours? foreign_source -> fib_subnet(inner destination)? no_peer, ICMP to the pod
+       -> larger than the table says that peer takes? too_big, ICMP to the pod
     -> offload_complete() finishes the checksum that the kernel left to us; of a super-packet, split_header()
        writes the headers of each segment, and the payload stays where it was read
     -> encap_vxlan_push() (IPIP needs nothing: the raw socket writes the outer header)
@@ -59,7 +60,8 @@ Life of a packet, rx (underlay to overlay; rx.c):
     -> parse_inner() -> encap_decap_ecn(), RFC 6040
     -> inner source is that peer's? spoofed -> inner destination is ours? not_ours
     -> merge_add(): packets that could have been cut from one are that again -> tun_write_pieces()
-    -> others: offload_describe(), if a kernel peer on this machine left the checksum partial -> tun_write()
+    -> others: offload_describe(), if a kernel peer on this machine left checksum or cutting to us
+       -> tun_write(), or write_cut() where the TUN takes no super-packets
     -> kernel -> pod
 
 Life of a lease (where nodes take their subnets themselves):

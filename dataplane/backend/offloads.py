@@ -44,6 +44,7 @@ class Offloads:
         self._broken = known_bad(release)
         self._tested = Offload(0)
         self._failed: dict[Offload, str] = {}
+        self._refused = Offload(0)
 
     @property
     def _allowed(self) -> Offload:
@@ -65,13 +66,20 @@ class Offloads:
             if errno.ETIMEDOUT in failed.values():
                 failed = native.selftest(int(wanted))  # on a busy host a packet may be late, once
         except KernelError as err:
-            log.info("offloads not tested", error=err)
+            log.debug("offloads not tested", error=err)
             return
         for offload, number in failed.items():
             reason = FAILURES.get(number) or errno.errorcode.get(number, str(number))
             self._failed[offload] = f"self-test: {reason}"
         shown = {offload.label.replace("-", "_"): why for offload, why in self._failed.items()}
-        log.info("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
+        log.debug("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
+
+    def tell_refused(self, refused: int) -> None:
+        """Log what the kernel refused in use, of a mask that only grows, unless that was told already."""
+        for offload in Offload:
+            if offload & refused & ~self._refused:
+                log.warning("the kernel refused an offload; going on without it", offload=offload.label)
+        self._refused |= Offload(refused)
 
     def remember(self) -> dict[str, object]:
         """Return what was found, for a control that takes over."""

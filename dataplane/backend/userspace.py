@@ -53,6 +53,7 @@ ICMP_BURST = 50
 CRASHES_MAX = 3  # within CRASH_WINDOW_S: then slowly, and with an alarm
 CRASH_WINDOW_S = 10.0
 RETRY_MIN_S = 0.01
+REFUSALS_S = 5.0  # between looks at what the kernel refused the forwarder
 RETRY_MAX_S = 30.0
 
 
@@ -77,6 +78,7 @@ class UserspaceBackend:
         self._client: ForwarderClient | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._recovery: asyncio.Task[None] | None = None
+        self._refusals: asyncio.Task[None] | None = None
         self._state = State.EMPTY
         self._losses: deque[float] = deque(maxlen=CRASHES_MAX)
         self._retry_s = 0.0
@@ -216,6 +218,8 @@ class UserspaceBackend:
 
     async def carry(self, table: Table) -> None:
         """Put settings and table in force; a forwarder that is not there yet gets them when it is."""
+        if self._refusals is None:
+            self._refusals = asyncio.create_task(self._follow_refusals())
         async with self._lock:
             is_new_table = self._adopt_table(table)
             if self._client is None and self._place.config.forwarder == "spawn" and self._recovery is None:
@@ -224,6 +228,12 @@ class UserspaceBackend:
                 self._start_recovery()
             elif self._is_go_due or is_new_table:
                 await self._send_to_forwarder(table)
+
+    async def _follow_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(REFUSALS_S)
+            if self._counters is not None:
+                self._offloads.tell_refused(self._counters.totals().refused_tier)
 
     def _adopt_table(self, table: Table) -> bool:
         """Make the table our FIB; False if it says what the one in force says already."""
@@ -453,8 +463,9 @@ class UserspaceBackend:
 
     async def close(self) -> None:
         """Let go: the forwarder carries on by itself."""
-        if self._recovery is not None:
-            self._recovery.cancel()
+        for task in (self._recovery, self._refusals):
+            if task is not None:
+                task.cancel()
         self._forget_client()
         if self._counters is not None:
             self._counters.close()

@@ -179,7 +179,7 @@ def test_super_packet_refused(program: Callable[[str, str], Path], scenario: str
 
 
 def test_super_packet_of_a_kernel_peer_refused(program: Callable[[str, str], Path]) -> None:
-    """A super-packet that a kernel peer sent as one is cut here if the TUN refuses it; others are still made."""
+    """A super-packet that a kernel peer sent as one is cut here if the TUN refuses it."""
     run(program("address", "downgrade_rx"), "peer_super_refused")
 
 

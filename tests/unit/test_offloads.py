@@ -140,6 +140,15 @@ def test_a_later_control_relies_on_the_test(selftest: Callable[..., list[int]]) 
         assert fourth.remember() == {"tested": 0, "failed": {}}
 
 
+def test_a_refusal_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each offload that the kernel refused in use is logged by its name, once."""
+    offloads = Offloads((), "6.18")
+    for refused in (0, Offload.UDP_GSO, Offload.UDP_GSO, Offload.UDP_GSO | Offload.TUN_GRO):
+        offloads.tell_refused(int(refused))
+    told = [getattr(record, "fields", None) for record in caplog.records]
+    assert told == [{"offload": "udp-gso"}, {"offload": "tun-gro"}]
+
+
 def test_everything_works_here() -> None:
     """On this kernel every offload that it knows passes, and nothing is left behind."""
     before = len([*Path("/proc/self/fd").iterdir()])
