@@ -31,7 +31,7 @@ C, csrc/ (a unit is x.c and x.h):
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
     P1 config flannel alloc kernels   | parse at the edge: our flags, flannel's JSON; which subnets are free
-    P2 lease underlay gate            | sans-IO: our own lease; our addresses; which leases become peers
+    P2 lease underlay gate peers      | sans-IO: our own lease; our addresses; which leases become peers
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry

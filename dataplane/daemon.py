@@ -46,7 +46,8 @@ from dataplane.model import (
 )
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
-from dataplane.reconcile import PeerView, Reconciler
+from dataplane.peers import PeerView
+from dataplane.reconcile import Reconciler
 from dataplane.rundir import RunDir
 from dataplane.store import LeaseStore, Store, open_store
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
 from dataplane.errors import one_line
 
@@ -13,6 +14,9 @@ TITLE_MAX = 80  # characters
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def can_be_node(ip: Address) -> bool:
@@ -122,6 +126,13 @@ class NetworkConfig:
         return any(address in net for net in self.networks())
 
 
+def _present(one: T | None, other: U | None) -> tuple[T | U, ...]:
+    """Return those that are there: in a large cluster this is asked very often."""
+    if other is None:
+        return () if one is None else (one,)
+    return (other,) if one is None else (one, other)
+
+
 @dataclass(frozen=True, slots=True)
 class SubnetKey:
     """What a lease is keyed by: the subnet of a node, in one or both families."""
@@ -134,7 +145,7 @@ class SubnetKey:
 
     def subnets(self) -> tuple[Network, ...]:
         """The subnets there are, IPv4 first."""
-        return tuple(net for net in (self.subnet, self.subnet6) if net is not None)
+        return _present(self.subnet, self.subnet6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,7 @@ class Lease:
 
     def public_ips(self) -> tuple[Address, ...]:
         """The node's underlay addresses, IPv4 first."""
-        return tuple(ip for ip in (self.public_ip, self.public_ip6) if ip is not None)
+        return _present(self.public_ip, self.public_ip6)
 
 
 # --- events: what the store said -------------------------------------------------------------

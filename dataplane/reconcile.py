@@ -4,26 +4,22 @@
 `apply()` and `host_changed()` take an event, or facts, and the time, and return actions: values that say
 what must be, whole, not how to get there. What must be already is not said again.
 
-A node is one peer, known by its first public address; its id stays with it from publish to publish, and
-through a restart of control (the forwarder's table tells). An id that became free is not given away for
-GRACE_S, so that late counters are nobody else's.
+Which leases become peers is the business of peers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from ipaddress import ip_network
 
 from dataplane.alloc import belongs
 from dataplane.config import RunConfig
 from dataplane.flannel import overlay_mtu
-from dataplane.gate import Scene, find_collisions, is_same_node, refuse
+from dataplane.gate import Scene
 from dataplane.model import (
     Action,
     Address,
     Alarm,
-    Entry,
     Event,
     HostFacts,
     HostPlan,
@@ -32,7 +28,6 @@ from dataplane.model import (
     LeaseDeleted,
     LeasePut,
     Listed,
-    MacAddress,
     Network,
     NetworkConfig,
     NetworkPut,
@@ -40,56 +35,14 @@ from dataplane.model import (
     PlanHost,
     Publish,
     Rejected,
-    SubnetEntry,
     Table,
     can_be_node,
 )
+from dataplane.peers import Peers, PeerView
 
-GRACE_S = 60.0
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
-PEERS_MAX = 131072
 NO_HOLDER = "no interface of this host has"
 ALARMS_MAX = 10  # refused leases that one pass tells of
-
-
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """A lease of another node, and what became of it."""
-
-    id: int | None  # None: refused
-    entry: Entry
-    refused: str | None = None
-
-
-class PeerIds:
-    """Gives each peer an id that stays with it."""
-
-    def __init__(self, known: Iterable[Peer]) -> None:
-        """Begin with the ids of a table that is in force."""
-        self._ids = {peer.addresses[0]: peer.id for peer in known if peer.addresses}
-        self._resting: dict[Address, tuple[int, float]] = {}  # gone peer -> its id, and until when it rests
-
-    def assign(self, addresses: Iterable[Address], now: float) -> dict[Address, int]:
-        """Return the id of each peer, as far as there are ids; those who are not listed any more lose theirs.
-
-        Who comes back while its id rests gets the same again.
-        """
-        wanted = list(dict.fromkeys(addresses))
-        for address in set(self._ids) - set(wanted):
-            self._resting[address] = (self._ids.pop(address), now + GRACE_S)
-        self._resting = {address: rest for address, rest in self._resting.items() if rest[1] > now}
-        for address in set(wanted) & set(self._resting):
-            self._ids[address] = self._resting.pop(address)[0]
-        newcomers = (address for address in wanted if address not in self._ids)
-        self._ids |= dict(zip(list(newcomers), self._free_ids(), strict=False))
-        return dict(self._ids)
-
-    def _free_ids(self) -> Iterator[int]:
-        resting = sorted(self._resting.values(), key=lambda rest: rest[1])
-        taken = {*self._ids.values(), *(peer_id for peer_id, _ in resting)}
-        yield from (peer_id for peer_id in range(PEERS_MAX) if peer_id not in taken)
-        # Only a cluster that is replaced whole within the grace period gets here.
-        yield from (peer_id for peer_id, _ in resting)
 
 
 def _host_prefix(address: Address) -> Network:
@@ -114,13 +67,9 @@ class Reconciler:
         """
         self._config = config
         self._facts = facts
-        self._ids = PeerIds(known_peers)
+        self._peers = Peers(known_peers)
         self._is_leased = is_leased
         self._own_problem: str | None = "waiting for the store"
-        self._entries: dict[str, Entry] = {}
-        self._judged: dict[str, tuple[Entry, str | None]] = {}
-        self._scene: Scene | None = None
-        self._views: tuple[PeerView, ...] = ()
         self._published: Table | None = None
         self._planned: HostPlan | None = None
         self._alarm: str | None = None
@@ -133,7 +82,7 @@ class Reconciler:
 
     def peers(self) -> tuple[PeerView, ...]:
         """Return the leases of all other nodes."""
-        return self._views
+        return self._peers.views()
 
     @property
     def underlay(self) -> Interface | None:
@@ -162,11 +111,11 @@ class Reconciler:
     def _note(self, event: Listed | NetworkPut | LeasePut | LeaseDeleted) -> None:
         self.revision = event.revision
         if isinstance(event, Listed):
-            self._entries = {entry.name: entry for entry in event.entries}
+            self._peers.replace(event.entries)
         elif isinstance(event, LeasePut):
-            self._entries[event.entry.name] = event.entry
+            self._peers.put(event.entry)
         elif isinstance(event, LeaseDeleted):
-            self._entries.pop(event.name, None)
+            self._peers.remove(event.name)
         if isinstance(event, Listed | NetworkPut):
             self._take_network(event)
 
@@ -235,8 +184,7 @@ class Reconciler:
         told = [ip for ip in (self._config.public_ip, self._config.public_ip6) if ip is not None]
         held = [ip for link in self._facts.interfaces for ip in link.addresses]
         ours = set(told or held)
-        leases = (entry.lease for entry in self._entries.values() if entry.lease is not None)
-        matches = [lease for lease in leases if ours.intersection(lease.public_ips())]
+        matches = self._peers.leases_at(ours)
         if len(matches) == 1:
             return matches[0], None
         if matches:
@@ -249,46 +197,18 @@ class Reconciler:
 
     def _judge_peers(self, own: Lease, now: float) -> list[Action]:
         """Decide which leases become peers; return an alarm for each that is newly refused."""
-        others = [entry for entry in self._entries.values() if not _is_own(entry, own)]
-        refusals = self._judge(others, own)
-        accepted = {
-            entry.name: entry.lease.public_ips()[0]
-            for entry in others
-            if refusals[entry.name] is None and entry.lease is not None
-        }
-        ids = self._ids.assign(accepted.values(), now)
-        before = {(view.entry.name, view.refused) for view in self._views}
-        self._views = tuple(
-            _view(
-                entry, ids.get(accepted[entry.name]) if entry.name in accepted else None, refusals[entry.name]
-            )
-            for entry in others
-        )
-        refused = [view for view in self._views if view.refused is not None]
-        news = [view for view in refused if (view.entry.name, view.refused) not in before]
+        news = self._peers.judge(self._scene(own), now)
         alarms = [Alarm(f"lease {view.entry.title} refused: {view.refused}") for view in news[:ALARMS_MAX]]
         if len(news) > ALARMS_MAX:
             alarms.append(Alarm(f"{len(news) - ALARMS_MAX} more leases refused; see overlayd peers --all"))
         return list(alarms)
 
-    def _judge(self, entries: list[Entry], own: Lease) -> dict[str, str | None]:
-        """Return by name why each lease is refused, None for those that become peers.
-
-        What does not depend on other leases is judged again only when it changed.
-        """
+    def _scene(self, own: Lease) -> Scene:
         assert self.network is not None
         links = (link for link in self._facts.interfaces if link.name != self._config.tun_name)
         held = frozenset(ip for link in links for ip in link.addresses)
         encaps = frozenset({self.network.encap, *self._config.encap})
-        scene = Scene(self.network, own, held, encaps, self._is_leased)
-        known = self._judged if scene == self._scene else {}
-        self._scene, self._judged = scene, {}
-        for entry in entries:
-            old = known.get(entry.name)
-            reason = old[1] if old is not None and old[0] == entry else refuse(entry, scene)
-            self._judged[entry.name] = (entry, reason)
-        refusals = {name: reason for name, (_, reason) in self._judged.items()}
-        return refusals | find_collisions(entry for entry in entries if refusals[entry.name] is None)
+        return Scene(self.network, own, held, encaps, self._is_leased)
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
         return HostPlan(
@@ -307,51 +227,18 @@ class Reconciler:
         )
 
     def _table(self, own: Lease) -> Table:
-        accepted = [view for view in self._views if view.id is not None]
-        nodes: dict[int, dict[Address, None]] = {}
-        for view in accepted:
-            assert view.id is not None
-            assert view.entry.lease is not None
-            nodes.setdefault(view.id, {}).update(dict.fromkeys(view.entry.lease.public_ips()))
-        entries = [entry for view in accepted for entry in _entries(view, own)]
         addresses = sorted(
             {ip for link in self._facts.interfaces for ip in link.addresses if _can_be_source(ip)},
             key=lambda ip: (ip.version, int(ip)),
         )
         return Table(
-            peers=tuple(Peer(peer_id, tuple(ips)) for peer_id, ips in sorted(nodes.items())),
-            subnets=tuple(sorted(entries, key=lambda entry: (entry.prefix.version, entry.prefix))),
+            peers=self._peers.peers(),
+            subnets=self._peers.subnets(),
             own=own.key.subnets(),
             sources=tuple(dict.fromkeys((*own.key.subnets(), *map(_host_prefix, addresses)))),
             allowed=self._config.allow_source,
         )
 
 
-def _view(entry: Entry, peer_id: int | None, refused: str | None) -> PeerView:
-    if refused is None and peer_id is None:
-        refused = f"the table is full: it holds {PEERS_MAX} peers"
-    return PeerView(peer_id if refused is None else None, entry, refused)
-
-
-def _is_own(entry: Entry, own: Lease) -> bool:
-    """Return whether an entry is our own lease, as it is or as it was before its last change."""
-    lease = entry.lease
-    return lease is not None and lease.key == own.key and is_same_node(lease, own)
-
-
 def _can_be_source(ip: Address) -> bool:
     return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
-
-
-def _entries(view: PeerView, own: Lease) -> Iterator[SubnetEntry]:
-    """Yield the table entries of a peer: each subnet over the underlay of its family, else over the other."""
-    lease = view.entry.lease
-    assert lease is not None
-    reachable = {ip.version for ip in own.public_ips()}
-    vteps = {ip.version: ip for ip in lease.public_ips() if ip.version in reachable}
-    macs: dict[int, MacAddress | None] = {4: lease.vtep_mac, 6: lease.vtep_mac6}
-    for subnet in lease.key.subnets():
-        vtep = vteps.get(subnet.version) or next(iter(vteps.values()))
-        mac = macs[subnet.version] or lease.vtep_mac or lease.vtep_mac6
-        assert view.id is not None
-        yield SubnetEntry(subnet, view.id, lease.encap, vtep, mac)

@@ -31,7 +31,8 @@ from dataplane.model import (
     SubnetKey,
     Table,
 )
-from dataplane.reconcile import GRACE_S, Reconciler
+from dataplane.peers import GRACE_S
+from dataplane.reconcile import Reconciler
 from tests.leases import deleted, listed, put
 
 OWN_IP = IPv4Address("192.0.2.1")

@@ -27,7 +27,8 @@ from dataplane.model import (
     SubnetEntry,
     SubnetKey,
 )
-from dataplane.reconcile import GRACE_S, Reconciler
+from dataplane.peers import GRACE_S
+from dataplane.reconcile import Reconciler
 from tests.leases import (
     CONFIG,
     DUAL,
@@ -263,11 +264,19 @@ def test_refused_lease_is_mended() -> None:
 
 def test_a_full_table_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """More peers than there are ids are refused with the reason; the others work."""
-    monkeypatch.setattr("dataplane.reconcile.PEERS_MAX", 1)
+    monkeypatch.setattr("dataplane.peers.PEERS_MAX", 1)
     reconciler = Reconciler(CONFIG, FACTS)
     table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))
     assert ids(table) == {IP2: 0}
     assert [view.refused for view in reconciler.peers()] == [None, "the table is full: it holds 1 peers"]
+
+
+def test_who_waits_for_a_full_table_gets_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that found the table full is in it once another has gone, though nothing was said of itself."""
+    monkeypatch.setattr("dataplane.peers.PEERS_MAX", 1)
+    reconciler = Reconciler(CONFIG, FACTS)
+    assert ids(table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))) == {IP2: 0}
+    assert ids(table_of(reconciler.apply(deleted(2, lease(2).key), 1.0))) == {address(3): 0}
 
 
 # --- where nodes lease their subnets ------------------------------------------------------------------------
