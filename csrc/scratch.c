@@ -214,6 +214,7 @@ socklen_t scratch_address(union underlay_addr *out, uint8_t family, bool is_far)
  */
 int scratch_socket(uint8_t family, int type, bool is_connected)
 {
+	static const struct linger at_once = {.l_onoff = 1};
 	union underlay_addr near, far;
 	socklen_t len = scratch_address(&near, family, false);
 	int fd = socket(family == 6 ? AF_INET6 : AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), err = 0;
@@ -221,8 +222,11 @@ int scratch_socket(uint8_t family, int type, bool is_connected)
 	if (fd < 0)
 		return -errno;
 	scratch_address(&far, family, true);
-	if (type == SOCK_STREAM)
-		near.in4.sin_port = 0; /* any, and at the same place in both; the last connection's may rest */
+	if (type == SOCK_STREAM) {
+		/* or it would wait for answers after its end, and the namespace with it */
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		near.in4.sin_port = 0; /* any; it lies at the same place in both families */
+	}
 	if (bind(fd, &near.sa, len) || (is_connected && connect(fd, &far.sa, len) && errno != EINPROGRESS))
 		err = -errno;
 	if (!err)
