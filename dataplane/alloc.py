@@ -103,4 +103,8 @@ def pick_key(taken: Iterable[Network], network: NetworkConfig, choose: Choose) -
 
 def overlap(one: Network, other: Network) -> bool:
     """Return whether two networks share addresses."""
-    return one.version == other.version and one.overlaps(other)
+    if one.version != other.version:
+        return False
+    # The larger one has the first bits of both; overlaps() takes five times as long to say so.
+    rest = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
+    return int(one.network_address) >> rest == int(other.network_address) >> rest

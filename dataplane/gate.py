@@ -9,7 +9,7 @@ and where two collide, the older one counts. A refused lease never keeps another
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dataplane.alloc import overlap
 from dataplane.model import Address, Encap, Entry, Lease, Network, NetworkConfig
@@ -24,6 +24,17 @@ class Scene:
     held: frozenset[Address]  # of this host, besides the overlay device's own
     encaps: frozenset[Encap]  # accepted and sent
     is_leased: bool  # nodes take their subnets by the network's rules; otherwise a person wrote them
+    # What follows, worked out once and not for each lease.
+    inside: tuple[Address, ...] = field(init=False, compare=False, repr=False)  # those held in the network
+    own_ips: frozenset[Address] = field(init=False, compare=False, repr=False)  # held, or of our lease
+    own_versions: frozenset[int] = field(init=False, compare=False, repr=False)  # of our lease
+
+    def __post_init__(self) -> None:
+        """Work out what follows."""
+        ips = self.own.public_ips()
+        object.__setattr__(self, "inside", tuple(filter(self.network.holds, self.held)))
+        object.__setattr__(self, "own_ips", self.held.union(ips))
+        object.__setattr__(self, "own_versions", frozenset(ip.version for ip in ips))
 
 
 def refuse(entry: Entry, scene: Scene) -> str | None:
@@ -47,22 +58,24 @@ def _refuse_subnets(lease: Lease, scene: Scene) -> str | None:
             return f"its subnet {subnet} is the whole network"
         if scene.is_leased and subnets is not None and subnet.prefixlen != subnets.length:
             return f"its subnet {subnet} is no /{subnets.length}, as the network's are"
-        if any(overlap(subnet, mine) for mine in scene.own.key.subnets()):
+        mine = scene.own.key.subnet if is4 else scene.own.key.subnet6
+        if mine is not None and overlap(subnet, mine):
             return f"its subnet {subnet} overlaps our own"
-        ours = next((ip for ip in scene.held if ip.version == subnet.version and ip in subnet), None)
-        if ours is not None:
-            return f"its subnet {subnet} holds {ours}, an address of this host"
+        for ip in scene.inside:
+            if ip.version == subnet.version and ip in subnet:
+                return f"its subnet {subnet} holds {ip}, an address of this host"
     return None
 
 
 def _refuse_node(lease: Lease, scene: Scene) -> str | None:
-    for ip in lease.public_ips():
+    ips = lease.public_ips()
+    for ip in ips:
         name = "PublicIP" if ip.version == 4 else "PublicIPv6"
-        if ip in scene.held or ip in scene.own.public_ips():
+        if ip in scene.own_ips:
             return f"its {name} {ip} is an address of this host"
         if scene.network.holds(ip):
             return f"its {name} {ip} lies inside the overlay network"
-    if not {ip.version for ip in lease.public_ips()} & {ip.version for ip in scene.own.public_ips()}:
+    if scene.own_versions.isdisjoint([ip.version for ip in ips]):
         return "it has no underlay address of a family that we have"
     return None
 

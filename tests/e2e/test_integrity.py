@@ -255,7 +255,7 @@ def test_case_091_all_arrives_unchanged(crossing: Crossing, setting: Setting) ->
         assert faults(exchange(crossing, DATAGRAMS)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @EACH
 def test_case_091_a_hundred_megabytes(crossing: Crossing, setting: Setting) -> None:
     """100 MB each way in each family arrive bit for bit."""

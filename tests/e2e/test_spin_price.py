@@ -110,7 +110,7 @@ def test_price(pair: Pair, load: str, rate_pps: int, bound: float) -> None:
     assert figures[-1] <= bound, figures
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("rate_pps", "bound"), [(100, 0.03), (300, 0.09), (1000, 0.30)])
 @pytest.mark.parametrize("load", list(LOADS))
 def test_price_over_longer(pair: Pair, load: str, rate_pps: int, bound: float) -> None:
