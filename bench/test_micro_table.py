@@ -10,13 +10,32 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
 
 from dataplane import layout, native
-from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
+from dataplane.config import RunConfig
+from dataplane.model import (
+    Encap,
+    Entry,
+    Event,
+    HostFacts,
+    Interface,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    Listed,
+    MacAddress,
+    NetworkConfig,
+    Peer,
+    SubnetEntry,
+    SubnetKey,
+    Table,
+)
+from dataplane.reconcile import Reconciler
 from tests import oracle
 from tests.probe import Fib, Lpm, ffi, lib
 
@@ -125,6 +144,52 @@ def test_publish_one_changed(benchmark: Benchmark) -> None:
         return (Table(tuple(peers), tuple(subnets)),), {}
 
     benchmark.pedantic(build_and_open, setup=change, rounds=20)
+
+
+# --- the reconciler ---------------------------------------------------------------------------------
+
+OWN = Lease(SubnetKey(IPv4Network("11.255.0.0/24")), IPv4Address("192.0.2.1"), None, Encap.VXLAN)
+CLUSTER = NetworkConfig(IPv4Network("10.0.0.0/7"), None, Encap.VXLAN)
+HOST = HostFacts((Interface("eth0", 2, 1500, (IPv4Address("192.0.2.1"),)),))
+
+
+def make_entry(number: int, mac: int) -> Entry:
+    """Return the lease of node `number`."""
+    subnet = IPv4Network(((10 << 24) + (number << 8), 24))
+    vtep_mac = MacAddress((2 << 40 | mac).to_bytes(6, "big"))
+    ip = IPv4Address(0xC6120000 + number)
+    return Entry(str(number), Lease(SubnetKey(subnet), ip, None, Encap.VXLAN, vtep_mac))
+
+
+def make_list() -> Listed:
+    """Return PEERS leases, and ours."""
+    return Listed(1, CLUSTER, (Entry("own", OWN), *(make_entry(n, 1) for n in range(PEERS))))
+
+
+def test_first_list(benchmark: Benchmark) -> None:
+    """Make a table of a list of PEERS leases of which nothing is known yet."""
+    event = make_list()
+
+    def start() -> tuple[tuple[Reconciler], dict[str, Any]]:
+        return (Reconciler(RunConfig(store="file:///x"), HOST),), {}
+
+    benchmark.pedantic(lambda reconciler: reconciler.apply(event, 0.0), setup=start, rounds=5)
+
+
+@pytest.mark.parametrize("what", ["changed", "deleted", "renewed"])
+def test_one_event(benchmark: Benchmark, what: str) -> None:
+    """Make a table after one of PEERS leases changed, or ended, or was merely renewed."""
+    reconciler, numbers = Reconciler(RunConfig(store="file:///x"), HOST), iter(range(7, PEERS, 997))
+    reconciler.apply(make_list(), 0.0)
+
+    def event() -> tuple[tuple[Event, float], dict[str, Any]]:
+        number = next(numbers)
+        if what == "deleted":
+            return (LeaseDeleted(2, str(number)), 1.0), {}
+        entry = make_entry(number, 2 if what == "changed" else 1)
+        return (LeasePut(2, replace(entry, changed=2)), 1.0), {}
+
+    benchmark.pedantic(reconciler.apply, setup=event, rounds=50)
 
 
 def test_open(benchmark: Benchmark) -> None:

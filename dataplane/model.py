@@ -123,7 +123,8 @@ class NetworkConfig:
 
     def holds(self, address: Address) -> bool:
         """Return whether an address lies inside the overlay."""
-        return any(address in net for net in self.networks())
+        net = self.network if address.version == 4 else self.network6
+        return net is not None and address in net
 
 
 def _present(one: T | None, other: U | None) -> tuple[T | U, ...]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which leases of other nodes become peers, and what the table says of them. Sans-IO, and incremental.
+"""Which leases are peers, under which ids, and what the table says of them. Sans-IO.
 
-What one changed lease can change is itself and those that it collides with, directly or through others; only
-these are looked at again, so a change costs the same among ten leases and among a hundred thousand. What all
-are judged by, the scene, rarely changes: then everything is looked at.
+Peers is told what the store says, lease by lease, and is then asked to judge(): only what changed since the
+last time is looked at, together with what collides with it, directly or through others; so a change costs the
+same among ten leases and among a hundred thousand. If the scene changed, that is every lease, the same way.
 
 A node is one peer, known by its first public address; its id stays with it from publish to publish, and
 through a restart of control (the forwarder's table tells). An id that became free is not given away for
@@ -13,24 +13,32 @@ GRACE_S, so that late counters are nobody else's.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 from dataplane.gate import Scene, find_collisions, is_same_node, refuse
-from dataplane.model import Address, Entry, Lease, MacAddress, Network, Peer, SubnetEntry
+from dataplane.model import (
+    Address,
+    Entry,
+    Lease,
+    Network,
+    Peer,
+    SubnetEntry,
+)
 
 GRACE_S = 60.0
 PEERS_MAX = 131072
+PATCH_MAX = 200  # values moved one by one; with more of them all are put in order
 
-PATCH_MAX = 100  # values that are moved one by one; with more of them all are sorted
+# What no two nodes may have, as one number: a subnet or, from ADDRESS on, an address. Numbers compare and
+# hash quicker than subnets do, and sort as they do.
+Claim = int
+ADDRESS = 1 << 144
+IPV6 = 1 << 140
 
-T = TypeVar("T")
-K = TypeVar("K")
-
-Key = tuple[int, ...]
-Claim = Address | Network  # what no two nodes may have
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,326 +50,419 @@ class PeerView:
     refused: str | None = None
 
 
+class InOrder(Generic[V]):
+    """Values in order of their keys, as a tuple that keeps the objects that did not change."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._keys: list[int] = []
+        self._values: list[V] = []
+        self._changes: dict[int, V | None] = {}
+        self._shown: tuple[V, ...] = ()
+
+    def put(self, key: int, value: V) -> None:
+        """Have this value under this key."""
+        self._changes[key] = value
+
+    def drop(self, key: int) -> None:
+        """Have no value under this key."""
+        self._changes[key] = None
+
+    def values(self) -> tuple[V, ...]:
+        """Return the values; the same object as long as nothing changed."""
+        changes, self._changes = self._changes, {}
+        if len(changes) > PATCH_MAX:
+            known: dict[int, V | None] = dict(zip(self._keys, self._values, strict=True))
+            known |= {key: value for key, value in changes.items() if known.get(key) != value}
+            self._keys = sorted(key for key, value in known.items() if value is not None)
+            self._values = [value for key in self._keys if (value := known[key]) is not None]
+            self._shown = tuple(self._values)
+        elif sum([self._patch(key, value) for key, value in changes.items()]):
+            self._shown = tuple(self._values)
+        return self._shown
+
+    def _patch(self, key: int, value: V | None) -> bool:
+        """Put one value where it belongs, or take it away; return whether that changed anything."""
+        at = bisect_left(self._keys, key)
+        is_there = at < len(self._keys) and self._keys[at] == key
+        if value is None:
+            if is_there:
+                del self._keys[at], self._values[at]
+            return is_there
+        if not is_there:
+            self._keys.insert(at, key)
+            self._values.insert(at, value)
+        elif self._values[at] == value:
+            return False
+        self._values[at] = value
+        return True
+
+
 class PeerIds:
     """Gives each peer an id that stays with it."""
 
     def __init__(self, known: Iterable[Peer]) -> None:
         """Begin with the ids of a table that is in force."""
-        self._ids = {peer.addresses[0]: peer.id for peer in known if peer.addresses}
-        self._resting: dict[Address, tuple[int, float]] = {}  # gone peer -> its id, and until when it rests
-        taken = frozenset(self._ids.values())
-        self._fresh = (peer_id for peer_id in range(PEERS_MAX) if peer_id not in taken)
-        self._newest = -1  # the only one of the free ids that nobody ever had
-        self._free: list[int] = []  # a heap
-        self._add_fresh()
+        self._ids = {_number(peer.addresses[0]): peer.id for peer in known if peer.addresses}
+        self._resting: dict[Claim, tuple[int, float]] = {}  # gone peer -> its id, and until when it rests
+        self._taken = set(self._ids.values())  # those that rest among them
+        self._next = 0  # from here on an id is free unless it is taken; below, if it is in the heap
+        self._freed: list[int] = []
 
-    def get(self, address: Address) -> int | None:
-        """Return the id of a peer, if there was one for it."""
-        return self._ids.get(address)
+    def known(self) -> list[Claim]:
+        """Return the peers that have an id."""
+        return list(self._ids)
 
-    def keep(self, wanted: Iterable[Address], now: float) -> None:
-        """Give ids to all of these, as far as there are ids, and to nobody else."""
-        wanted = dict.fromkeys(wanted)
-        self.change([address for address in self._ids if address not in wanted], wanted, now)
+    def rest(self, node: Claim, now: float) -> None:
+        """Take that a peer is gone. Who comes back while its id rests gets the same again."""
+        peer_id = self._ids.pop(node, None)
+        if peer_id is not None:
+            self._resting[node] = (peer_id, now + GRACE_S)
 
-    def change(self, gone: Iterable[Address], come: Iterable[Address], now: float) -> None:
-        """Take ids from peers that are gone, then give ids to those that have come.
-
-        Who comes back while its id rests gets the same again.
-        """
-        for address in gone:
-            if address in self._ids:
-                self._resting[address] = (self._ids.pop(address), now + GRACE_S)
-        self._wake(now)
-        for address in come:
-            if address in self._ids:
-                continue
-            peer_id = self._resting.pop(address)[0] if address in self._resting else self._next()
-            if peer_id is not None:
-                self._ids[address] = peer_id
-
-    def _wake(self, now: float) -> None:
+    def expire(self, now: float) -> None:
+        """Make free what rested long enough."""
         while self._resting:
-            address = next(iter(self._resting))  # the one that has rested the longest
-            peer_id, until = self._resting[address]
+            node, (peer_id, until) = next(iter(self._resting.items()))  # the first that went
             if until > now:
-                return
-            del self._resting[address]
-            heappush(self._free, peer_id)
+                break
+            del self._resting[node]
+            self._taken.discard(peer_id)
+            if peer_id < self._next:
+                heappush(self._freed, peer_id)
 
-    def _next(self) -> int | None:
-        if self._free:
-            peer_id = heappop(self._free)
-            if peer_id == self._newest:
-                self._add_fresh()
-            return peer_id
-        if self._resting:  # only a cluster that is replaced whole within the grace period gets here
-            return self._resting.pop(next(iter(self._resting)))[0]
-        return None
+    def find(self, node: Claim) -> int | None:
+        """Return the id that a peer has, or had until now."""
+        rest = self._resting.pop(node, None)
+        if rest is not None:
+            self._ids[node] = rest[0]
+        return self._ids.get(node)
 
-    def _add_fresh(self) -> None:
-        newest = next(self._fresh, None)
-        if newest is not None:
-            self._newest = newest
-            heappush(self._free, newest)
-
-
-class Row(Generic[T]):
-    """Values in order of a key that no two share, as a tuple that stays the same while nothing changes."""
-
-    def __init__(self, key: Callable[[T], Key]) -> None:
-        """Begin with no values."""
-        self._key = key
-        self._values: list[T] = []
-        self.shown: tuple[T, ...] = ()
-
-    def change(self, gone: list[T], come: list[T]) -> None:
-        """Take values out, then put others in."""
-        if not gone and not come:
-            return
-        if len(gone) + len(come) > PATCH_MAX:
-            values = {self._key(value): value for value in self._values}
-            for value in gone:
-                del values[self._key(value)]
-            values |= {self._key(value): value for value in come}
-            self._values = [values[key] for key in sorted(values)]
+    def give(self, node: Claim) -> int | None:
+        """Return a new id for a peer, the lowest that is free; None if there is none left."""
+        while self._next in self._taken:
+            self._next += 1
+        if self._freed:
+            peer_id = heappop(self._freed)
+        elif self._next < PEERS_MAX:
+            peer_id, self._next = self._next, self._next + 1
+        elif self._resting:
+            # Only a cluster that is replaced whole within the grace period gets here.
+            peer_id, _ = self._resting.pop(next(iter(self._resting)))
         else:
-            for value in gone:
-                del self._values[self._place(value)]
-            for value in come:
-                self._values.insert(self._place(value), value)
-        self.shown = tuple(self._values)
+            return None
+        self._taken.add(peer_id)
+        self._ids[node] = peer_id
+        return peer_id
 
-    def _place(self, value: T) -> int:
-        return bisect_left(self._values, self._key(value), key=self._key)
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A node with leases that count."""
+
+    name: Claim  # its first address
+    id: int | None = None  # None: there was none left
+    leases: list[_Known] = field(default_factory=list)
+
+    def addresses(self) -> tuple[Address, ...]:
+        """Return all its addresses, in the order of the store."""
+        if len(self.leases) == 1:  # nearly always
+            return _ips(self.leases[0])
+        found = [ip for known in sorted(self.leases, key=_rank) for ip in _ips(known)]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """A lease, and what became of it."""
+
+    entry: Entry
+    rank: int  # its place in the order of the store
+    is_own: bool = False
+    refused: str | None = None  # for what it is
+    collided: str | None = None  # for what others are
+    # What it claims, unless it is refused for what it is, our own, or gone.
+    subnets: tuple[Claim, ...] = ()
+    addresses: tuple[Claim, ...] = ()
+    node: _Node | None = None  # None: it does not count
+    told: str | None = None  # why it is no peer, as far as that was told
+
+    def reason(self) -> str | None:
+        """Say why it is no peer; None if it is one, or our own."""
+        if self.node is not None and self.node.id is None:
+            return f"the table is full: it holds {PEERS_MAX} peers"
+        return self.refused or self.collided
 
 
 class Peers:
-    """Knows the leases, judges those of other nodes, and holds the table's values of them."""
+    """All leases, and the peers among them."""
 
-    def __init__(self, known: Iterable[Peer]) -> None:
-        """Begin with no leases; `known` are the peers of the table in force, whose ids stay theirs."""
-        self._ids = PeerIds(known)
-        self._entries: dict[str, Entry] = {}
-        self._order: dict[str, int] = {}  # of entries
-        self._at: dict[Address, set[str]] = {}  # leases by each of their public addresses
-        self._dirty: set[str] = set()
+    def __init__(self, in_force: Iterable[Peer]) -> None:
+        """Begin with no leases; the ids of the peers of the table in force stay theirs."""
+        self._ids = PeerIds(in_force)
+        self._unseen = self._ids.known()  # peers in force, until the first pass
         self._scene: Scene | None = None
-        self._is_full = False
-        # Of the leases of others, by name; and who claims what, who is accepted of a node.
-        self._refusals: dict[str, str | None] = {}  # why each is refused by itself
-        self._claims: dict[str, tuple[Claim, ...]] = {}  # of those that are good by themselves
-        self._claimants: dict[Claim, set[str]] = {}
-        self._node_of: dict[str, Address] = {}  # of those that are accepted
-        self._nodes: dict[Address, set[str]] = {}
-        self._views: dict[str, PeerView] = {}
-        # What the table has of each lease and each node, and of all.
-        self._subnets_of: dict[str, tuple[SubnetEntry, ...]] = {}
-        self._peer_of: dict[Address, Peer] = {}
-        self._subnets: Row[SubnetEntry] = Row(_prefix_key)
-        self._peers: Row[Peer] = Row(lambda peer: (peer.id,))
+        self._known: dict[str, _Known] = {}
+        self._ranks = 0
+        self._entries: dict[str, Entry] = {}  # what the store says
+        self._sought: frozenset[Address] = frozenset()
+        self._found: set[str] = set()  # leases that have one of these
+        # What it said since the last pass: first these are gone, then those are here.
+        self._gone: set[str] = set()
+        self._come: dict[str, Entry] = {}
+        # Who claims what: one of them; and where there are several, all of them.
+        self._claimant: dict[Claim, _Known] = {}
+        self._shared: dict[Claim, list[_Known]] = {}
+        self._nodes: dict[Claim, _Node] = {}
+        self._unserved: dict[Claim, _Node] = {}  # those without an id
+        self._peers: InOrder[Peer] = InOrder()
+        self._subnets: InOrder[SubnetEntry] = InOrder()
+
+    # --- what is told -----------------------------------------------------------------------------------
+
+    def views(self) -> tuple[PeerView, ...]:
+        """Return the leases of all other nodes, in the order of the store."""
+        return tuple(_view(known) for known in self._known.values() if not known.is_own)
+
+    def peers(self) -> tuple[Peer, ...]:
+        """Return the peers in order of their ids; the same object as long as nothing changed."""
+        return self._peers.values()
+
+    def subnets(self) -> tuple[SubnetEntry, ...]:
+        """Return the subnets of the peers in their order; the same object as long as nothing changed."""
+        return self._subnets.values()
+
+    def leases_at(self, addresses: Iterable[Address]) -> list[Lease]:
+        """Return the leases that have one of these addresses; asking again for the same ones is cheap."""
+        sought = frozenset(addresses)
+        if sought != self._sought:
+            self._sought = sought
+            self._found = self._select(self._entries.values())
+        names = (
+            self._found if len(self._found) < 2 else [name for name in self._entries if name in self._found]
+        )
+        return [lease for name in names if (lease := self._entries[name].lease) is not None]
 
     # --- what the store says ----------------------------------------------------------------------------
 
     def replace(self, entries: Iterable[Entry]) -> None:
         """Take a whole list: whatever is not in it is gone."""
-        listed = {entry.name: entry for entry in entries}
-        for name in [name for name in self._entries if name not in listed]:
-            self.remove(name)
-        for entry in listed.values():
-            self.put(entry)
-        self._entries = listed
-        self._order = {name: index for index, name in enumerate(listed)}
+        self._entries = {entry.name: entry for entry in entries}
+        self._found = self._select(self._entries.values())
+        self._gone, self._come = set(self._known), self._entries.copy()
 
     def put(self, entry: Entry) -> None:
         """Take a new or changed lease."""
-        old = self._entries.get(entry.name)
-        if old == entry:
-            return
-        if old is None:
-            self._order[entry.name] = next(reversed(self._order.values()), -1) + 1
-        else:
-            self._forget(old)
-        self._entries[entry.name] = entry
-        for address in _addresses(entry):
-            self._at.setdefault(address, set()).add(entry.name)
-        self._dirty.add(entry.name)
+        self._entries[entry.name] = self._come[entry.name] = entry
+        self._found.discard(entry.name)
+        self._found |= self._select([entry])
 
     def remove(self, name: str) -> None:
         """Take that a lease is gone."""
-        old = self._entries.pop(name, None)
-        if old is not None:
-            self._forget(old)
-            del self._order[name]
-            self._dirty.add(name)
+        self._entries.pop(name, None)
+        self._come.pop(name, None)
+        self._found.discard(name)
+        self._gone.add(name)
 
-    def _forget(self, entry: Entry) -> None:
-        for address in _addresses(entry):
-            _discard(self._at, address, entry.name)
+    def _select(self, entries: Iterable[Entry]) -> set[str]:
+        return {
+            entry.name
+            for entry in entries
+            if (lease := entry.lease) is not None
+            if lease.public_ip in self._sought or lease.public_ip6 in self._sought
+        }
 
     # --- what follows -----------------------------------------------------------------------------------
 
     def judge(self, scene: Scene, now: float) -> list[PeerView]:
         """Decide which leases become peers; return those that are refused, and were not, or not for that."""
-        is_whole = scene != self._scene or self._is_full
-        self._scene = scene
-        if is_whole:
-            self._dirty |= self._entries.keys()
-        touched, contested = self._judge_dirty(scene)
-        collisions = find_collisions(self._entries[name] for name in contested)
-        accepted = self._sorted(name for name in touched if name in self._claims and name not in collisions)
-        nodes = self._move(touched, accepted)
-        if is_whole:
-            self._ids.keep(self._nodes, now)
-        else:
-            gone = [node for node in nodes if node not in self._nodes]
-            self._ids.change(gone, [self._node_of[name] for name in accepted], now)
-        self._is_full = any(self._ids.get(node) is None for node in nodes if node in self._nodes)
-        news = self._look(touched, collisions)
-        self._list_subnets(touched, scene.own)
-        self._list_peers(nodes)
-        return news
-
-    def views(self) -> tuple[PeerView, ...]:
-        """Return all leases of other nodes."""
-        return tuple(self._views[name] for name in self._entries if name in self._views)
-
-    def peers(self) -> tuple[Peer, ...]:
-        """Return the nodes that have an id, in order of it."""
-        return self._peers.shown
-
-    def subnets(self) -> tuple[SubnetEntry, ...]:
-        """Return the subnets of these, in order."""
-        return self._subnets.shown
-
-    def leases_at(self, addresses: Iterable[Address]) -> list[Lease]:
-        """Return the leases that have one of these public addresses."""
-        names = {name for address in addresses for name in self._at.get(address, ())}
-        leases = (self._entries[name].lease for name in self._sorted(names))
-        return [lease for lease in leases if lease is not None]
+        # Leases to look at. Whoever shares a contested claim with one of them is among them, too.
+        moved = self._take_in(scene)
+        self._collide(moved)
+        nodes: dict[Claim, _Node] = {}
+        for known in moved:
+            self._assign(known, nodes)
+        self._serve(nodes, moved, now)
+        for known in moved:
+            if known.node is not None and known.node.id is not None:
+                entries = _table_entries(_lease(known), known.node.id, scene.own)
+                for claim, entry in zip(known.subnets, entries, strict=True):
+                    self._subnets.put(claim, entry)
+        for node in nodes.values():
+            if node.id is not None and node.leases:
+                self._peers.put(node.id, Peer(node.id, node.addresses()))
+        return _tell(moved)
 
     # --- steps of judge() -------------------------------------------------------------------------------
 
-    def _judge_dirty(self, scene: Scene) -> tuple[set[str], set[str]]:
-        """Judge each lease that changed by itself.
-
-        Return those and all that they may collide with, or might have before; and of them those that may.
-        """
-        dirty, self._dirty = self._dirty, set()
-        before, _ = self._connected(dirty)
-        for name in dirty:
-            for claim in self._claims.pop(name, ()):
-                _discard(self._claimants, claim, name)
-            entry = self._entries.get(name)
-            if entry is None or _is_own(entry, scene.own):
-                self._refusals.pop(name, None)
-                continue
-            self._refusals[name] = refuse(entry, scene)
-            if self._refusals[name] is None and entry.lease is not None:
-                self._claims[name] = (*entry.lease.public_ips(), *entry.lease.key.subnets())
-                for claim in self._claims[name]:
-                    self._claimants.setdefault(claim, set()).add(name)
-        return self._connected(dirty | before)
-
-    def _connected(self, names: set[str]) -> tuple[set[str], set[str]]:
-        """Find those that claim the same as some leases, those that claim the same as these, and so on.
-
-        Return all, and those of them that are not alone with a claim.
-        """
-        found, contested, queue = set(names), set(), list(names)
-        while queue:
-            for claim in self._claims.get(queue.pop(), ()):
-                claimants = self._claimants[claim]
-                if len(claimants) > 1:
-                    contested |= claimants
-                    queue += claimants - found
-                    found |= claimants
-        return found, contested
-
-    def _move(self, touched: set[str], accepted: list[str]) -> set[Address]:
-        """Note which leases each node has now; return the nodes of which it may have changed."""
-        nodes = set()
-        for name in touched:
-            node = self._node_of.pop(name, None)
-            if node is not None:
-                _discard(self._nodes, node, name)
-                nodes.add(node)
-        for name in accepted:
-            node = _addresses(self._entries[name])[0]
-            self._node_of[name] = node
-            self._nodes.setdefault(node, set()).add(name)
-            nodes.add(node)
-        return nodes
-
-    def _look(self, touched: set[str], collisions: dict[str, str]) -> list[PeerView]:
-        """View leases anew; return those that are refused and were not, or not for that reason."""
-        news = []
-        for name in touched:
-            if name not in self._refusals:
-                self._views.pop(name, None)
-        for name in self._sorted(name for name in touched if name in self._refusals):
-            refused = collisions.get(name) or self._refusals[name]
-            peer_id = None if refused is not None else self._ids.get(self._node_of[name])
-            if refused is None and peer_id is None:
-                refused = f"the table is full: it holds {PEERS_MAX} peers"
-            old = self._views.get(name)
-            self._views[name] = PeerView(peer_id, self._entries[name], refused)
-            if refused is not None and (old is None or old.refused != refused):
-                news.append(self._views[name])
-        return news
-
-    def _list_subnets(self, names: set[str], own: Lease) -> None:
-        gone: list[SubnetEntry] = []
-        come: list[SubnetEntry] = []
-        for name in names:
-            old = self._subnets_of.pop(name, ())
-            view = self._views.get(name)
-            new = () if view is None or view.id is None else tuple(_subnet_entries(view, own))
-            if new == old:
-                new = old  # the same objects compare quickly
+    def _take_in(self, scene: Scene) -> dict[_Known, None]:
+        """Judge each lease by itself that changed, or all if the scene did; return those that moved."""
+        is_new = scene != self._scene
+        gone, come = self._gone, self._come
+        self._scene, self._gone, self._come = scene, set(), {}
+        if is_new:
+            come = {name: known.entry for name, known in self._known.items() if name not in gone} | come
+        moved: dict[_Known, None] = {}
+        for name in gone.difference(come):
+            if (known := self._known.pop(name, None)) is not None:
+                known.refused = None
+                self._claim(known, None, moved)
+        for name, entry in come.items():
+            old = self._known.get(name)
+            if old is None or name in gone:  # in its place in the order
+                self._ranks += 1
+                known = _Known(entry, 0) if old is None else self._known.pop(name)
+                known.rank, self._known[name] = self._ranks, known
             else:
-                gone += old
-                come += new
-            if new:
-                self._subnets_of[name] = new
-        self._subnets.change(gone, come)
+                known = old
+            was, known.entry = known.entry, entry
+            if old is None or is_new or not _is_judged_alike(was, entry):
+                refused = refuse(entry, scene)
+                known.is_own = refused is not None and _is_own(entry, scene.own)  # it collides with itself
+                known.refused = None if known.is_own else refused
+                self._claim(known, entry.lease if refused is None else None, moved)
+            elif known.node is not None and len(known.node.leases) > 1:
+                moved[known] = None  # maybe only within its node
+        return moved
 
-    def _list_peers(self, nodes: set[Address]) -> None:
-        gone, come = [], []
-        for node in nodes:
-            old, new = self._peer_of.pop(node, None), self._make_peer(node)
-            if new is not None:
-                self._peer_of[node] = new
-            if new != old:
-                gone += [] if old is None else [old]
-                come += [] if new is None else [new]
-        self._peers.change(gone, come)
+    def _claim(self, known: _Known, lease: Lease | None, moved: dict[_Known, None]) -> None:
+        """Let a lease claim what it says, and nothing else; it moves, and all that collided with it."""
+        moved[known] = None
+        subnets = () if lease is None else tuple(map(_number_subnet, lease.key.subnets()))
+        addresses = () if lease is None else tuple(map(_number, lease.public_ips()))
+        if (subnets, addresses) == (known.subnets, known.addresses):
+            return
+        for claim in (*known.subnets, *known.addresses):
+            moved |= dict.fromkeys(self._find_rivals(claim))
+        for claim in known.subnets:
+            self._subnets.drop(claim)
+        for claim in (*known.subnets, *known.addresses):
+            shared = self._shared.get(claim)
+            if shared is None:
+                del self._claimant[claim]
+                continue
+            shared.remove(known)
+            self._claimant[claim] = shared[0]
+            if len(shared) == 1:
+                del self._shared[claim]
+        known.subnets, known.addresses = subnets, addresses
+        for claim in (*subnets, *addresses):
+            first = self._claimant.setdefault(claim, known)
+            if first is not known:
+                self._shared.setdefault(claim, [first]).append(known)
 
-    def _make_peer(self, node: Address) -> Peer | None:
-        peer_id = self._ids.get(node)
-        if node not in self._nodes or peer_id is None:
-            return None
-        names = self._nodes[node]
-        entries = [self._entries[name] for name in (names if len(names) == 1 else self._sorted(names))]
-        return Peer(peer_id, tuple(dict.fromkeys(ip for entry in entries for ip in _addresses(entry))))
+    def _find_rivals(self, claim: Claim) -> list[_Known]:
+        """Return all leases that claim the same, if they cannot all have it."""
+        shared = self._shared.get(claim, [])
+        if claim >= ADDRESS and all(known.addresses[0] == shared[0].addresses[0] for known in shared):
+            return []  # several leases of one node
+        return shared
 
-    def _sorted(self, names: Iterable[str]) -> list[str]:
-        return sorted(names, key=self._order.__getitem__)
+    def _collide(self, moved: dict[_Known, None]) -> None:
+        """Decide who stays of those that collide with one that moved, or with one that does, and so on."""
+        colliding: dict[_Known, None] = {}
+        seen: set[Claim] = set()
+        left = list(moved)
+        while left:
+            known = left.pop()
+            for claim in (*known.subnets, *known.addresses):
+                if claim in self._shared and claim not in seen:
+                    seen.add(claim)
+                    found = [rival for rival in self._find_rivals(claim) if rival not in colliding]
+                    colliding |= dict.fromkeys(found)
+                    left += found
+        moved |= colliding
+        reasons = find_collisions(known.entry for known in colliding)
+        for known in moved:
+            known.collided = reasons.get(known.entry.name)
+
+    def _assign(self, known: _Known, nodes: dict[Claim, _Node]) -> None:
+        """Put a lease that counts to its node, and take any other from where it was; note those nodes."""
+        counts = bool(known.addresses) and known.collided is None
+        name = known.addresses[0] if counts else None
+        if known.node is not None and known.node.name != name:
+            known.node.leases.remove(known)
+            nodes[known.node.name], known.node = known.node, None
+        if name is None:
+            for claim in known.subnets:  # who has them instead, if anybody, moved as well
+                self._subnets.drop(claim)
+            return
+        if known.node is None:
+            known.node = self._nodes.get(name)
+            if known.node is None:
+                known.node = self._nodes[name] = _Node(name)
+            known.node.leases.append(known)
+        nodes[name] = known.node
+
+    def _serve(self, nodes: dict[Claim, _Node], moved: dict[_Known, None], now: float) -> None:
+        """Give each of these nodes its id, as far as there are ids, and those that had to wait for one."""
+        for node in nodes.values():
+            if not node.leases:
+                del self._nodes[node.name]
+                self._unserved.pop(node.name, None)
+                if node.id is not None:
+                    self._peers.drop(node.id)
+                    self._ids.rest(node.name, now)
+        for name in self._unseen:
+            if name not in self._nodes:
+                self._ids.rest(name, now)
+        self._unseen = []
+        self._ids.expire(now)
+        newcomers = [node for node in nodes.values() if node.id is None and node.leases]
+        waiting = {node.name: node for node in (*self._unserved.values(), *newcomers)}
+        for node in waiting.values():
+            node.id = self._ids.find(node.name)
+        for node in sorted((node for node in waiting.values() if node.id is None), key=_first_rank):
+            node.id = self._ids.give(node.name)
+        for node in self._unserved.values():
+            moved |= dict.fromkeys(node.leases)
+            nodes[node.name] = node
+        self._unserved = {name: node for name, node in waiting.items() if node.id is None}
 
 
-def _discard(sets: dict[K, set[str]], key: K, name: str) -> None:
-    sets[key].discard(name)
-    if not sets[key]:
-        del sets[key]
+def _rank(known: _Known) -> int:
+    return known.rank
 
 
-def _addresses(entry: Entry) -> tuple[Address, ...]:
-    return () if entry.lease is None else tuple(entry.lease.public_ips())
+def _first_rank(node: _Node) -> int:
+    return min(map(_rank, node.leases))
 
 
-def _prefix_key(entry: SubnetEntry) -> Key:
-    net = entry.prefix
-    return net.version, int(net.network_address), net.prefixlen
+def _lease(known: _Known) -> Lease:
+    assert known.entry.lease is not None
+    return known.entry.lease
+
+
+def _ips(known: _Known) -> tuple[Address, ...]:
+    return _lease(known).public_ips()
+
+
+def _number(ip: Address) -> Claim:
+    return ADDRESS | (0 if ip.version == 4 else IPV6) | int(ip)
+
+
+def _number_subnet(net: Network) -> Claim:
+    return (0 if net.version == 4 else IPV6) | int(net.network_address) << 8 | net.prefixlen
+
+
+def _view(known: _Known) -> PeerView:
+    peer_id = None if known.node is None else known.node.id
+    return PeerView(peer_id, known.entry, known.reason())
+
+
+def _tell(moved: Iterable[_Known]) -> list[PeerView]:
+    """Return the leases that are refused, unless that was told."""
+    news = []
+    for known in moved:
+        reason = known.reason()
+        if reason is not None and reason != known.told:
+            news.append(known)
+        known.told = reason
+    return [_view(known) for known in sorted(news, key=_rank)]
+
+
+def _is_judged_alike(one: Entry, other: Entry) -> bool:
+    """Return whether all that leases are judged by is the same: not when one was renewed, or ends."""
+    return (one.lease, one.problem, one.created) == (other.lease, other.problem, other.created)
 
 
 def _is_own(entry: Entry, own: Lease) -> bool:
@@ -370,15 +471,16 @@ def _is_own(entry: Entry, own: Lease) -> bool:
     return lease is not None and lease.key == own.key and is_same_node(lease, own)
 
 
-def _subnet_entries(view: PeerView, own: Lease) -> Iterator[SubnetEntry]:
-    """Yield the table entries of a peer: each subnet over the underlay of its family, else over the other."""
-    lease = view.entry.lease
-    assert lease is not None
-    reachable = {ip.version for ip in own.public_ips()}
-    vteps = {ip.version: ip for ip in lease.public_ips() if ip.version in reachable}
-    macs: dict[int, MacAddress | None] = {4: lease.vtep_mac, 6: lease.vtep_mac6}
+def _table_entries(lease: Lease, peer_id: int, own: Lease) -> list[SubnetEntry]:
+    """Return the entries of a peer: each subnet over the underlay of its family, else over the other."""
+    vtep4 = None if own.public_ip is None else lease.public_ip
+    vtep6 = None if own.public_ip6 is None else lease.public_ip6
+    entries = []
     for subnet in lease.key.subnets():
-        vtep = vteps.get(subnet.version) or next(iter(vteps.values()))
-        mac = macs[subnet.version] or lease.vtep_mac or lease.vtep_mac6
-        assert view.id is not None
-        yield SubnetEntry(subnet, view.id, lease.encap, vtep, mac)
+        if subnet.version == 4:
+            vtep, mac = vtep4 or vtep6, lease.vtep_mac or lease.vtep_mac6
+        else:
+            vtep, mac = vtep6 or vtep4, lease.vtep_mac6 or lease.vtep_mac
+        assert vtep is not None  # the gate saw to that
+        entries.append(SubnetEntry(subnet, peer_id, lease.encap, vtep, mac))
+    return entries

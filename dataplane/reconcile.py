@@ -206,9 +206,11 @@ class Reconciler:
     def _scene(self, own: Lease) -> Scene:
         assert self.network is not None
         links = (link for link in self._facts.interfaces if link.name != self._config.tun_name)
-        held = frozenset(ip for link in links for ip in link.addresses)
+        held = (ip for link in links for ip in link.addresses)
+        # Link-local addresses come and go with every pod, and no lease can collide with one.
+        near = frozenset(ip for ip in held if can_be_node(ip) or self.network.holds(ip))
         encaps = frozenset({self.network.encap, *self._config.encap})
-        return Scene(self.network, own, held, encaps, self._is_leased)
+        return Scene(self.network, own, near, encaps, self._is_leased)
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
         return HostPlan(

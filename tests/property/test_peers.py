@@ -156,6 +156,19 @@ def test_one_change_is_judged_alone() -> None:
     assert count_refusals(lambda peers: None) == 0
 
 
+def test_leases_of_one_node_do_not_collide() -> None:
+    """Many leases of one node move alone, too: only what two nodes claim is a collision."""
+    peers = Peers(())
+    scene = Scene(NET, OWN, frozenset(), frozenset({Encap.VXLAN}), is_leased=False)
+    entries = [Entry(str(n), make_lease(n, 0, 7, 0, 1)) for n in range(1, 9)]
+    peers.replace(entries)
+    with patch("dataplane.peers.find_collisions", side_effect=lambda found: {} if not list(found) else 1 / 0):
+        assert peers.judge(scene, 0.0) == []
+        peers.put(Entry("3", make_lease(3, 0, 7, 0, 2)))
+        assert peers.judge(scene, 0.0) == []
+    assert len(peers.subnets()) == 8
+
+
 def test_ids_outlast_a_cluster_that_is_replaced() -> None:
     """As many nodes as there are ids can be replaced by others within the grace period."""
     with patch("dataplane.peers.PEERS_MAX", 4):

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from unittest.mock import patch
 
 import pytest
 
 from dataplane.config import RunConfig
+from dataplane.gate import refuse
 from dataplane.model import (
     Alarm,
     Encap,
@@ -318,6 +320,17 @@ def test_host_changed_adds_sources() -> None:
     ]
     assert reconciler.host_changed(FACTS, 2.0) == [Publish(before)]
     assert reconciler.host_changed(FACTS, 3.0) == []
+
+
+def test_link_local_addresses_come_and_go() -> None:
+    """The link-local address of a pod's new interface is no reason to judge all leases again; others are."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), *map(lease, range(2, 9))), 0.0)
+    for ip, expected in ((IPv6Address("fe80::9"), 0), (IPv4Address("203.0.113.9"), 8)):
+        facts = HostFacts((*FACTS.interfaces, Interface("veth9", 9, 1500, (ip,))))
+        with patch("dataplane.peers.refuse", side_effect=refuse) as judged:
+            reconciler.host_changed(facts, 1.0)
+        assert judged.call_count == expected
 
 
 def test_underlay_goes_and_comes() -> None:

@@ -255,6 +255,32 @@ def test_collision(other: Lease, reason: str, is_reversed: bool) -> None:
     assert [peer.addresses for peer in again.peers] == [other.public_ips()]
 
 
+def test_age_decides_again_when_it_changes() -> None:
+    """A lease that was made anew, word for word, is the younger one from then on."""
+    other = replace(lease(3), key=SubnetKey(lease(2).key.subnet, dual(3).key.subnet6))
+    for first, holder in ((1, IP2), (9, address(3))):
+        entries = (entry(lease(1)), entry(lease(2), created=first), entry(other, created=5))
+        reconciler = Reconciler(CONFIG, FACTS)
+        reconciler.apply(listed(lease(1), network=DUAL), 0.0)
+        # The other age first, so that the second list changes nothing but that.
+        before = (entries[0], replace(entries[1], created=10 - first), entries[2])
+        reconciler.apply(Listed(2, DUAL, before), 0.0)
+        table = table_of(reconciler.apply(Listed(3, DUAL, entries), 0.0))
+        assert list(ids(table)) == [holder]
+
+
+def test_addresses_of_a_node_in_the_order_of_the_list() -> None:
+    """A list in another order is another order of the addresses of a node whose leases differ in them."""
+    one = replace(dual(2), public_ip6=IP2_6)
+    other = replace(dual(3), public_ip=IP2)
+    reconciler = Reconciler(CONFIG, FACTS_DUAL)
+    found = []
+    for order in ((one, other), (other, one)):
+        table = table_of(reconciler.apply(listed(dual(1), *order, network=DUAL), 0.0))
+        found.append(table.peers[0].addresses)
+    assert found == [(IP2, IP2_6, other.public_ip6), (IP2, other.public_ip6, IP2_6)]
+
+
 def test_refused_lease_is_mended() -> None:
     """A refused lease becomes a peer as soon as it can."""
     reconciler = Reconciler(CONFIG, FACTS)
@@ -276,7 +302,22 @@ def test_who_waits_for_a_full_table_gets_in_later(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("dataplane.peers.PEERS_MAX", 1)
     reconciler = Reconciler(CONFIG, FACTS)
     assert ids(table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))) == {IP2: 0}
-    assert ids(table_of(reconciler.apply(deleted(2, lease(2).key), 1.0))) == {address(3): 0}
+    table = table_of(reconciler.apply(deleted(2, lease(2).key), 1.0))
+    assert ids(table) == {address(3): 0}
+    assert [entry.prefix for entry in table.subnets] == [lease(3).key.subnet]
+    assert [view.refused for view in reconciler.peers()] == [None]
+
+
+def test_peers_are_listed_as_the_table_has_them() -> None:
+    """While our own lease is gone nothing is decided: a peer of the table is listed, its lease or not."""
+    reconciler = Reconciler(CONFIG, FACTS)
+    reconciler.apply(listed(lease(1), lease(2)), 0.0)
+    reconciler.apply(deleted(2, lease(1).key), 1.0)
+    assert reconciler.reason is not None
+    reconciler.apply(deleted(3, lease(2).key), 2.0)
+    assert [view.entry.lease for view in reconciler.peers()] == [lease(2)]
+    table = table_of(reconciler.apply(put(4, lease(1)), 3.0))
+    assert (table.peers, reconciler.peers()) == ((), ())
 
 
 # --- where nodes lease their subnets ------------------------------------------------------------------------
