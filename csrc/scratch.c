@@ -182,7 +182,7 @@ int scratch_wait(const struct scratch *scratch, int fd, short events)
 	uint64_t now = now_ns(), left = now < scratch->deadline_ns ? scratch->deadline_ns - now : 0;
 	struct timespec timeout = {.tv_nsec = (long)(left < SCRATCH_STEP_NS ? left : SCRATCH_STEP_NS)};
 
-	return sys->ppoll(&poll, 1, &timeout, NULL) == 1 ? 0 : -ETIMEDOUT;
+	return ppoll(&poll, 1, &timeout, NULL) == 1 ? 0 : -ETIMEDOUT;
 }
 
 /**

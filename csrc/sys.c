@@ -10,7 +10,8 @@ static const struct sys linux_calls = {
 	.writev = writev,
 	.recvmmsg = recvmmsg,
 	.sendmmsg = sendmmsg,
-	.ppoll = ppoll,
+	.epoll_ctl = epoll_ctl,
+	.epoll_wait = epoll_wait,
 };
 
 const struct sys *sys = &linux_calls;

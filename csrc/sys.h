@@ -8,8 +8,7 @@
 #ifndef SYS_H
 #define SYS_H
 
-#include <poll.h>
-#include <signal.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -21,7 +20,8 @@ struct sys {
 	ssize_t (*writev)(int fd, const struct iovec *iov, int count);
 	int (*recvmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags, struct timespec *timeout);
 	int (*sendmmsg)(int fd, struct mmsghdr *msgs, unsigned int count, int flags);
-	int (*ppoll)(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask);
+	int (*epoll_ctl)(int epoll_fd, int op, int fd, struct epoll_event *event);
+	int (*epoll_wait)(int epoll_fd, struct epoll_event *events, int count, int timeout_ms);
 };
 
 extern const struct sys *sys;

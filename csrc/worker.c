@@ -12,7 +12,7 @@
  * with few packets thus does not wait behind all of one with many, even if one
  * worker serves both: between two steps of a long batch those come in who have
  * little, unless it only acknowledges what a bulk transfer brought. When all sources are dry it looks again for a moment, if
- * that pays (spin.c), and then sleeps in ppoll(); while it looks, others that
+ * that pays (spin.c), and then sleeps in epoll_wait(); while it looks, others that
  * wait for the processor come first. It makes no other system call,
  * and allocates nothing: buffers are mapped before it starts.
  *
@@ -76,64 +76,109 @@ static void unmap_buffers(struct path *path)
 }
 
 /**
- * add_poll() - Let a worker serve a descriptor
+ * add_source() - Let a worker serve a descriptor
  * @worker:	The worker
  * @fd:		The descriptor; -1 is not added
  * @slot:	Its slot
+ *
+ * Return: 0 or -errno
  */
-static void add_poll(struct worker *worker, int fd, uint32_t slot)
+static int add_source(struct worker *worker, int fd, uint32_t slot)
 {
+	struct epoll_event event = {.events = EPOLLIN, .data.u32 = worker->count};
+
 	if (fd < 0)
-		return;
-	worker->polls[worker->polls_count] = (struct pollfd){.fd = fd, .events = POLLIN};
-	worker->slots[worker->polls_count++] = slot;
+		return 0;
+	worker->sources[worker->count++] = (struct worker_source){.fd = fd, .slot = slot};
+	return sys->epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
 /**
- * add_polls() - Let a worker serve its share of the queues
+ * add_slot() - Let a worker serve what lies in a slot
+ * @worker:	The worker
+ * @role:	What it is for
+ * @index:	Which of those
+ *
+ * Return: 0 or -errno
+ */
+static int add_slot(struct worker *worker, enum dp_fd role, uint32_t index)
+{
+	uint32_t slot = path_slot(role, index);
+
+	return add_source(worker, worker->path.fds[slot], slot);
+}
+
+/**
+ * add_sources() - Let a worker serve its share of the queues
  * @worker:	The worker, with its eventfd
  * @index:	Which worker it is
+ *
+ * Return: 0 or -errno
  */
-static void add_polls(struct worker *worker, uint32_t index)
+static int add_sources(struct worker *worker, uint32_t index)
 {
 	const struct dp_config *config = worker->path.config;
-	const int *fds = worker->path.fds;
+	int err = add_source(worker, worker->wake_fd, DP_FD_SLOTS);
 
-	add_poll(worker, worker->wake_fd, DP_FD_SLOTS);
-	for (uint32_t i = index; i < config->queues; i += config->threads) {
-		if (config->queues > 1) {
-			add_poll(worker, fds[path_slot(DP_FD_UDP4, i + 1)], path_slot(DP_FD_UDP4, i + 1));
-			add_poll(worker, fds[path_slot(DP_FD_UDP6, i + 1)], path_slot(DP_FD_UDP6, i + 1));
-		}
-		add_poll(worker, fds[path_slot(DP_FD_TUN, i)], path_slot(DP_FD_TUN, i));
+	for (uint32_t i = index; !err && i < config->queues; i += config->threads) {
+		if (config->queues > 1)
+			err = add_slot(worker, DP_FD_UDP4, i + 1);
+		if (!err && config->queues > 1)
+			err = add_slot(worker, DP_FD_UDP6, i + 1);
+		if (!err)
+			err = add_slot(worker, DP_FD_TUN, i);
 	}
-	if (index)
-		return;
-	add_poll(worker, fds[DP_FD_UDP4], DP_FD_UDP4);
-	add_poll(worker, fds[DP_FD_UDP6], DP_FD_UDP6);
-	add_poll(worker, fds[DP_FD_RAW4], DP_FD_RAW4);
+	if (!err && !index)
+		err = add_slot(worker, DP_FD_UDP4, 0);
+	if (!err && !index)
+		err = add_slot(worker, DP_FD_UDP6, 0);
+	if (!err && !index)
+		err = add_slot(worker, DP_FD_RAW4, 0);
+	return err;
 }
 
 /**
  * take() - Take packets from one source
  * @worker:	This worker
  * @path:	Which of its paths
- * @index:	Of the source among polls
+ * @index:	Of the source
  * @most_bytes:	About how much
  *
  * Return: bytes taken
  */
 static uint32_t take(struct worker *worker, struct path *path, uint32_t index, uint32_t most_bytes)
 {
-	uint32_t slot = worker->slots[index], urgent = path->urgent, taken;
+	struct worker_source *source = &worker->sources[index];
+	uint32_t urgent = path->urgent, taken;
 
-	if (slot % DP_FD_COUNT == DP_FD_TUN)
-		taken = tx_run(path, worker->polls[index].fd, most_bytes);
+	path->is_tun_gone = false;
+	if (source->slot % DP_FD_COUNT == DP_FD_TUN)
+		taken = tx_run(path, source->fd, most_bytes);
 	else
-		taken = rx_run(path, slot, most_bytes);
+		taken = rx_run(path, source->slot, most_bytes);
 	if (taken)
-		worker->is_patient[index] = taken >= LITTLE_BYTES || path->urgent == urgent;
+		source->is_patient = taken >= LITTLE_BYTES || path->urgent == urgent;
+	if (path->is_tun_gone) /* the device was deleted, and would wake us for ever */
+		(void)sys->epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
 	return taken;
+}
+
+/**
+ * find_ready() - Which sources have packets?
+ * @worker:	This worker
+ * @timeout_ms:	How long to wait for one
+ *
+ * Return: a bit for each that has, by index
+ */
+static uint64_t find_ready(const struct worker *worker, int timeout_ms)
+{
+	struct epoll_event events[WORKER_SOURCES];
+	int count = sys->epoll_wait(worker->epoll_fd, events, WORKER_SOURCES, timeout_ms);
+	uint64_t ready = 0;
+
+	for (int i = 0; i < count; i++)
+		ready |= 1ULL << events[i].data.u32;
+	return ready;
 }
 
 /**
@@ -144,24 +189,16 @@ static uint32_t take(struct worker *worker, struct path *path, uint32_t index, u
  */
 static void carry_between(void *arg)
 {
-	static const struct timespec now;
 	struct worker *worker = arg;
-	struct pollfd polls[WORKER_POLLS];
-	uint32_t sources[WORKER_POLLS], count = 0;
+	uint64_t ready = find_ready(worker, 0) & ~(1ULL << worker->serving | 1);
 
-	for (uint32_t i = 1; i < worker->polls_count; i++) {
-		if (worker->is_patient[i] || i == worker->serving)
-			continue;
-		sources[count] = i;
-		polls[count++] = (struct pollfd){.fd = worker->polls[i].fd, .events = POLLIN};
-	}
-	if (!count || sys->ppoll(polls, count, &now, NULL) <= 0)
-		return;
 	worker->express.fib = worker->path.fib;
 	worker->express.now_ns = worker->path.now_ns;
-	for (uint32_t i = 0; i < count; i++) {
-		if (polls[i].revents & POLLIN)
-			take(worker, &worker->express, sources[i], LITTLE_BYTES);
+	for (; ready; ready &= ready - 1) {
+		uint32_t index = (uint32_t)__builtin_ctzll(ready);
+
+		if (!worker->sources[index].is_patient)
+			take(worker, &worker->express, index, LITTLE_BYTES);
 	}
 }
 
@@ -191,10 +228,12 @@ int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
 	worker->path.between = carry_between;
 	worker->path.between_arg = worker;
 	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (worker->wake_fd < 0)
+	worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (worker->wake_fd < 0 || worker->epoll_fd < 0)
 		return -errno;
-	add_polls(worker, index);
-	return map_buffers(&worker->path) && map_buffers(&worker->express) ? 0 : -ENOMEM;
+	if (!map_buffers(&worker->path) || !map_buffers(&worker->express))
+		return -ENOMEM;
+	return add_sources(worker, index);
 }
 
 /**
@@ -203,6 +242,8 @@ int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
  */
 void worker_free(struct worker *worker)
 {
+	if (worker->epoll_fd >= 0)
+		close(worker->epoll_fd);
 	if (worker->wake_fd >= 0)
 		close(worker->wake_fd);
 	unmap_buffers(&worker->path);
@@ -212,65 +253,38 @@ void worker_free(struct worker *worker)
 }
 
 /**
- * look() - Which sources have packets?
+ * look() - Which sources have packets? Orders are heard too
  * @worker:	This worker
  * @may_sleep:	Wait for one, or an order, if none has
  *
- * Return: how many have
+ * Return: a bit for each that has, by index
  */
-static uint32_t look(struct worker *worker, bool may_sleep)
+static uint64_t look(struct worker *worker, bool may_sleep)
 {
-	struct timespec timeout = {.tv_nsec = may_sleep ? POLL_MS * 1000000L : 0};
-	int ready = sys->ppoll(worker->polls, worker->polls_count, &timeout, NULL);
+	uint64_t ready = find_ready(worker, may_sleep ? POLL_MS : 0), ignored;
 
 	counters_add(&worker->path.counters->wakeups, may_sleep);
-	if (ready <= 0)
-		return 0;
-	if (worker->polls[0].revents & POLLIN) {
-		uint64_t ignored;
-
+	if (ready & 1)
 		(void)!sys->read(worker->wake_fd, &ignored, sizeof(ignored));
-		ready--;
-	}
-	return (uint32_t)ready;
-}
-
-/**
- * serve() - Take packets from one source that has some
- * @worker:	This worker
- * @index:	Of the source among polls
- * @is_alone:	No other source has packets
- *
- * Return: packets taken
- */
-static uint32_t serve(struct worker *worker, uint32_t index, bool is_alone)
-{
-	struct pollfd *poll = &worker->polls[index];
-	uint32_t taken;
-
-	worker->serving = index;
-	taken = take(worker, &worker->path, index, is_alone ? ALONE_BYTES : AMONG_BYTES);
-	if (worker->path.is_tun_gone || poll->revents & (POLLERR | POLLNVAL))
-		poll->fd = -1; /* the device was deleted, and would wake us for ever */
-	return taken;
+	return ready & ~1ULL;
 }
 
 /**
  * carry() - One round: some packets from each source that has any
- * @worker:	This worker, after look()
- * @ready:	Sources that have
+ * @worker:	This worker
+ * @ready:	From look()
  *
- * Return: packets taken from all sources
+ * Return: bytes taken from all sources
  */
-static uint32_t carry(struct worker *worker, uint32_t ready)
+static uint32_t carry(struct worker *worker, uint64_t ready)
 {
 	struct path *path = &worker->path;
-	uint32_t taken = 0;
+	uint32_t most_bytes = ready & (ready - 1) ? AMONG_BYTES : ALONE_BYTES, taken = 0;
 
 	path->fib = fib_enter(worker->slot, &worker->reader);
-	for (uint32_t i = 1; i < worker->polls_count; i++) {
-		if (worker->polls[i].revents)
-			taken += serve(worker, i, ready == 1);
+	for (; ready; ready &= ready - 1) {
+		worker->serving = (uint32_t)__builtin_ctzll(ready);
+		taken += take(worker, path, worker->serving, most_bytes);
 	}
 	fib_leave(&worker->reader);
 	return taken;
@@ -285,7 +299,7 @@ static uint32_t carry(struct worker *worker, uint32_t ready)
  */
 static bool round_trip(struct worker *worker, bool may_sleep)
 {
-	uint32_t ready = look(worker, may_sleep);
+	uint64_t ready = look(worker, may_sleep);
 
 	worker->path.now_ns = counters_now_ns();
 	counters_add(&worker->path.counters->heartbeat, 1);

@@ -3,7 +3,6 @@
 #ifndef WORKER_H
 #define WORKER_H
 
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -15,8 +14,16 @@
 
 enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
 
-/* Descriptors a worker may wait for: of the TUN and of each family all there can be, IPIP, its own eventfd. */
-enum { WORKER_POLLS = 3 * DP_FD_EACH + 2 };
+/* What a worker may wait for: of the TUN and of each family all there can be, IPIP, its own eventfd. */
+enum { WORKER_SOURCES = 3 * DP_FD_EACH + 2 };
+_Static_assert(WORKER_SOURCES <= 64, "a mask has a bit for each");
+
+/* Something that packets come from. */
+struct worker_source {
+	int fd;
+	uint32_t slot;
+	bool is_patient; /* can wait for the end of another's batch */
+};
 
 struct worker {
 	struct fib_reader reader; /* first: engine.c walks the readers by stride */
@@ -28,12 +35,11 @@ struct worker {
 	pthread_t thread;
 	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
 	pthread_cond_t changed;
-	struct pollfd polls[WORKER_POLLS];
-	uint32_t slots[WORKER_POLLS];  /* of polls; the first one is wake_fd, and has none */
-	bool is_patient[WORKER_POLLS]; /* the same: this one can wait for the end of another's batch */
-	uint32_t polls_count;
-	uint32_t serving; /* whose batch it is */
-	int wake_fd;      /* eventfd, owned */
+	struct worker_source sources[WORKER_SOURCES]; /* the first one is wake_fd, and has no slot */
+	uint32_t count;                               /* of sources */
+	uint32_t serving;                             /* whose batch it is */
+	int epoll_fd;                                 /* of all sources, owned */
+	int wake_fd;                                  /* eventfd, owned */
 	_Atomic int order;
 	bool is_parked;
 };

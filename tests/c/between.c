@@ -17,7 +17,8 @@ static struct {
 	uint32_t len;   /* 0: nothing waits */
 	uint32_t steps; /* sends or writes of bulk until it does */
 	struct sketch packet;
-	uint32_t seen_after; /* packets that had left when it came */
+	struct epoll_event event; /* as the worker asked for it */
+	uint32_t seen_after;      /* packets that had left when it came */
 } other;
 
 /**
@@ -33,18 +34,19 @@ static void step(void)
 	other.seen_after = kernel.log->count;
 }
 
-static int fake_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+static int fake_epoll_ctl(int epoll_fd, int op, int fd, struct epoll_event *event)
 {
-	int ready = 0;
+	CHECK(epoll_fd >= 0 && op == EPOLL_CTL_ADD && event->events == EPOLLIN);
+	if (fd == OTHER)
+		other.event = *event;
+	return 0;
+}
 
-	CHECK(!timeout->tv_nsec && !mask);
-	for (nfds_t i = 0; i < count; i++) {
-		bool has = fds[i].fd == OTHER && other.len;
-
-		fds[i].revents = has ? POLLIN : 0;
-		ready += has;
-	}
-	return ready;
+static int fake_epoll_wait(int epoll_fd, struct epoll_event *events, int count, int timeout_ms)
+{
+	CHECK(epoll_fd >= 0 && count > 1 && !timeout_ms);
+	events[0] = other.event;
+	return other.len ? 1 : 0;
 }
 
 static ssize_t fake_read(int fd, void *buf, size_t len)
@@ -78,7 +80,8 @@ static ssize_t fake_writev(int fd, const struct iovec *iov, int count)
 }
 
 static const struct sys calls = {
-	.ppoll = fake_ppoll,
+	.epoll_ctl = fake_epoll_ctl,
+	.epoll_wait = fake_epoll_wait,
 	.read = fake_read,
 	.write = kernel_write,
 	.writev = fake_writev,
@@ -127,15 +130,25 @@ static void close_worker(void)
  * source() - Which of the worker's sources is it?
  * @fd:		Its descriptor
  *
- * Return: index among polls
+ * Return: its index
  */
 static uint32_t source(int fd)
 {
 	uint32_t i = 1;
 
-	while (worker.polls[i].fd != fd)
-		CHECK(++i < worker.polls_count);
+	while (worker.sources[i].fd != fd)
+		CHECK(++i < worker.count);
 	return i;
+}
+
+/**
+ * serve() - Let the worker take a batch from one source
+ * @fd:		Its descriptor
+ */
+static void serve(int fd)
+{
+	worker.serving = source(fd);
+	take(&worker, &worker.path, worker.serving, ALONE_BYTES);
 }
 
 /**
@@ -198,12 +211,12 @@ static bool carry_bulk(const struct sketch *packet)
 
 	queue_bulk();
 	offer(packet, 2);
-	serve(&worker, source(KERNEL_TUN), true);
+	serve(KERNEL_TUN);
 	CHECK(other.steps == STEPS_NEVER && kernel.first == kernel.count);
 	at = place();
 	if (other.len) {
 		CHECK(at == KERNEL_SEEN || at < first);
-		serve(&worker, source(OTHER), true);
+		serve(OTHER);
 		CHECK(place() == kernel.log->count - 1);
 		return false;
 	}
@@ -248,7 +261,7 @@ static void received(void)
 		kernel_queue(message, len, size, SKETCH_VTEP + 1);
 	}
 	offer(&ping, 2);
-	serve(&worker, source(KERNEL_UDP), true);
+	serve(KERNEL_UDP);
 	CHECK(lab.counters.forwarded[DP_RX] == 40 * BULK_PACKETS);
 	CHECK(!other.len && place() == other.seen_after && place() < kernel.log->count - 1);
 	close_worker();
@@ -273,7 +286,7 @@ static void bulk(void)
 {
 	open_worker();
 	offer(&much, 0);
-	serve(&worker, source(OTHER), true);
+	serve(OTHER);
 	CHECK(!carry_bulk(&ping));
 	CHECK(carry_bulk(&ping));
 	close_worker();
@@ -287,7 +300,7 @@ static void refusal(void)
 	open_worker();
 	kernel.run_error = EIO;
 	queue_bulk();
-	serve(&worker, source(KERNEL_TUN), true);
+	serve(KERNEL_TUN);
 	CHECK(kernel.refusals && !worker.path.out.has_runs && !worker.express.out.has_runs);
 	close_worker();
 }

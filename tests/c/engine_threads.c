@@ -30,6 +30,9 @@ enum {
 	VNET_LEN = 12,
 	MTU = 1450
 };
+/* Of the worker, behind its eventfd: a TUN and a socket. */
+enum { SOURCES = 2 };
+
 enum { OUR_ADDR = 0xc0000201, PEER_ADDR = 0xc0000202, STRANGER_ADDR = 0xc0000242 };
 
 /* What the made-up system calls did; written by the worker only, read when it has parked. */
@@ -241,25 +244,24 @@ static int fake_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int f
 }
 
 /**
- * fake_ppoll() - Find out about orders; some of the other descriptors, or none, have packets
- * @fds:	The worker's eventfd comes first
- * @count:	How many
- * @timeout:	What the worker would wait
- * @mask:	NULL
+ * fake_epoll_wait() - Find out about orders; some of the other descriptors, or none, have packets
+ * @epoll_fd:	Where the worker's eventfd is the first source
+ * @events:	Set to what is ready
+ * @count:	Room for how many
+ * @timeout_ms:	What the worker would wait
  *
- * Return: as ppoll()
+ * Return: as epoll_wait()
  */
-static int fake_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+static int fake_epoll_wait(int epoll_fd, struct epoll_event *events, int count, int timeout_ms)
 {
-	struct timespec now = {0};
 	int ready;
 
-	CHECK(timeout && !mask);
+	CHECK(count > SOURCES && timeout_ms >= 0);
 	sched_yield();
-	ready = ppoll(fds, 1, &now, NULL);
-	for (nfds_t i = 1; i < count; i++) {
-		fds[i].revents = roll(&dice) % 4 ? POLLIN : 0;
-		ready += fds[i].revents != 0;
+	ready = epoll_wait(epoll_fd, events, count, 0); /* the others are eventfds too, and never ready */
+	for (uint32_t i = 1; i <= SOURCES; i++) {
+		if (roll(&dice) % 4)
+			events[ready++] = (struct epoll_event){.events = EPOLLIN, .data.u32 = i};
 	}
 	return ready;
 }
@@ -270,7 +272,8 @@ static const struct sys fakes = {
 	.writev = fake_writev,
 	.recvmmsg = fake_recvmmsg,
 	.sendmmsg = fake_sendmmsg,
-	.ppoll = fake_ppoll,
+	.epoll_ctl = epoll_ctl,
+	.epoll_wait = fake_epoll_wait,
 };
 
 /* --- control ------------------------------------------------------------------- */

@@ -84,7 +84,10 @@ static void restrict_thread(void)
 		ALLOW(SYS_writev),
 		ALLOW(SYS_recvmmsg),
 		ALLOW(SYS_sendmmsg),
-		ALLOW(SYS_ppoll),
+#ifdef SYS_epoll_wait
+		ALLOW(SYS_epoll_wait),
+#endif
+		ALLOW(SYS_epoll_pwait), /* where there is no other */
 		ALLOW(SYS_sched_yield),
 		ALLOW(SYS_futex),         /* to park */
 		ALLOW(SYS_clock_gettime), /* where the vDSO has none */
@@ -98,19 +101,19 @@ static void restrict_thread(void)
 }
 
 /**
- * restricting_ppoll() - ppoll(), which restricts the thread when it comes here first
- * @fds:	As there
+ * restricting_epoll_wait() - epoll_wait(), which restricts the thread when it comes here first
+ * @epoll_fd:	As there
+ * @events:	As there
  * @count:	As there
- * @timeout:	As there
- * @mask:	As there
+ * @timeout_ms:	As there
  *
  * Return: as there
  */
-static int restricting_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+static int restricting_epoll_wait(int epoll_fd, struct epoll_event *events, int count, int timeout_ms)
 {
 	if (!is_worker)
 		restrict_thread();
-	return ppoll(fds, count, timeout, mask);
+	return epoll_wait(epoll_fd, events, count, timeout_ms);
 }
 
 static const struct sys calls = {
@@ -119,7 +122,8 @@ static const struct sys calls = {
 	.writev = writev,
 	.recvmmsg = recvmmsg,
 	.sendmmsg = sendmmsg,
-	.ppoll = restricting_ppoll,
+	.epoll_ctl = epoll_ctl,
+	.epoll_wait = restricting_epoll_wait,
 };
 
 /* --- the engine ------------------------------------------------------------------ */
