@@ -30,7 +30,8 @@ C, csrc/ (a unit is x.c and x.h):
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
-    P1 config flannel alloc kernels   | parse at the edge: our flags, flannel's JSON; which subnets are free
+    P1 flags config flannel alloc     | parse at the edge: our flags, flannel's JSON; which subnets are free
+    P1 kernels                        | which kernels are known to be broken
     P2 lease underlay gate peers      | sans-IO: our own lease; our addresses; which leases become peers
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
@@ -38,7 +39,8 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
-    P5 teardown status ledger         | their end, what they say of themselves; `network` and `lease`
+    P5 report                         | what control says of itself
+    P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P6 cli __main__                   | the command line
 
 No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.

@@ -347,6 +347,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     run = _add_command(commands, "run", "follow the store and carry this node's pod packets", _run)
     _add_flags(run, argv, "run")
+    run.add_argument("--version", action="version", version=f"overlayd {VERSION}")
     _add_run_dir(_add_command(commands, "forwarder", "carry packets; `run` starts it by itself", _forwarder))
     for name, text, function in (
         ("status", "is this node ready, and what became of its packets", _status),
@@ -372,9 +373,19 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
     return parser, tuple(commands.choices)
 
 
+def _double_dashes(words: Sequence[str]) -> list[str]:
+    """Write flags with two dashes: programs in Go, such as flannel, take one as well."""
+    from dataplane.config import FLAGS
+
+    names = {flag.name for flag in FLAGS} | {"version"}
+    return [f"-{word}" if word[:1] == "-" and word[1:].partition("=")[0] in names else word for word in words]
+
+
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser, commands = _build_parser(words)
     command = next((word for word in words if not word.startswith("-")), None)
+    if command == "run":
+        words = _double_dashes(words)
     if command is not None and command not in commands:
         raise ConfigError(f'command "{command}" is unknown; {_list_allowed(command, commands)}')
     args = parser.parse_args(words)

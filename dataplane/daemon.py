@@ -13,7 +13,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import time
 from contextlib import AsyncExitStack
 
@@ -26,7 +25,6 @@ from dataplane.backend.userspace import Place, UserspaceBackend
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
 from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
-from dataplane.figures import Node, PeerRow, describe
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
 from dataplane.model import (
@@ -44,10 +42,9 @@ from dataplane.model import (
     Rejected,
     Table,
 )
-from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
-from dataplane.peers import PeerView
 from dataplane.reconcile import Reconciler
+from dataplane.report import Report
 from dataplane.rundir import RunDir
 from dataplane.store import LeaseStore, Store, open_store
 
@@ -81,7 +78,6 @@ class Daemon:
         """Be the control of a run directory that is locked for us."""
         self._config = config
         self._run_dir = run_dir
-        self._started_s = time.monotonic()
         self._host = Host()
         holders = Holders(self._host.port_holder, self._host.is_tun_held)
         self._backend = UserspaceBackend(Place(config, run_dir, epoch), holders, self._fail)
@@ -90,21 +86,11 @@ class Daemon:
         self._reconciler: Reconciler | None = None
         self._released = asyncio.Event()
         self._leasing: Leasing | None = None  # None: a person wrote down who has which subnet
-        # What must be, and how far it is.
+        # What must be.
         self._table: Table | None = None
         self._plan: HostPlan | None = None
-        self.is_carrying = False
-        self._facts: dict[str, object] = {
-            "node": socket.gethostname(),
-            "tun": config.tun_name,
-            "store": {"url": config.store},
-        }
-        self._trouble: str | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._revision: int | None = None  # of the store, in force
-        self._store_error: str | None = None
-        self._network_problem: str | None = None
-        self._store_heard_s: float | None = None
+        self.report = Report(config, run_dir, self._host, self._backend)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -125,8 +111,9 @@ class Daemon:
             facts = await self._host.facts()
             is_leased = isinstance(store, LeaseStore)
             self._reconciler = Reconciler(self._config, facts, known_peers, is_leased=is_leased)
+            self.report.reconciler = self._reconciler
             if isinstance(store, LeaseStore):
-                self._leasing = self._start_leasing(store)
+                self.report.leasing = self._leasing = self._start_leasing(store)
                 self._leasing.host_changed(facts)
             await self._work_until_end(store)
 
@@ -173,7 +160,7 @@ class Daemon:
 
     async def _let_go(self) -> None:
         """Leave a node that works as it is, and of one that never came to work nothing behind."""
-        if self.is_carrying:
+        if self.report.is_carrying:
             await self._backend.close()
             return
         if self._leasing is not None:
@@ -190,16 +177,16 @@ class Daemon:
             try:
                 async for event in store.events():
                     pause_s = STORE_RETRY_MIN_S
-                    self._store_heard_s = time.monotonic()
-                    self._store_error = event.reason if isinstance(event, Rejected) else None
+                    self.report.store_heard_s = time.monotonic()
+                    self.report.store_error = event.reason if isinstance(event, Rejected) else None
                     if not isinstance(event, Heard):
                         self._inputs.put_nowait(event)
             except (StoreError, ConfigError) as err:
-                if self._store_heard_s is None:
+                if self.report.store_heard_s is None:
                     raise
-                if str(err) != self._store_error:
+                if str(err) != self.report.store_error:
                     log.error("store lost", error=err)
-                self._store_error = str(err)
+                self.report.store_error = str(err)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_S)
 
@@ -222,17 +209,17 @@ class Daemon:
                 await self._take(inputs)
                 undone = []
                 await self._converge()
-                self._trouble = None
-                if self._revision is None and self._store_heard_s is not None:
+                self.report.trouble = None
+                if self.report.revision is None and self.report.store_heard_s is not None:
                     log.info("store", url=self._config.store, chosen_by=self._config.store_reason)
-                self._revision = self._reconciler.revision if self._reconciler else None
+                self.report.revision = self._reconciler.revision if self._reconciler else None
             except StaleEpoch:
                 raise
             except RuntimeFailure as err:
-                if not self.is_carrying:
+                if not self.report.is_carrying:
                     raise
                 log.error("not as it must be", error=err, retry_in_s=RETRY_S)
-                self._trouble = str(err)
+                self.report.trouble = str(err)
                 self._retry_later()
 
     def _retry_later(self) -> None:
@@ -251,7 +238,7 @@ class Daemon:
         actions: list[Action] = []
         for item in inputs:
             if isinstance(item, Listed | NetworkPut):
-                self._network_problem = item.problem
+                self.report.network_problem = item.problem
             if not isinstance(item, HostChanged | OwnChanged | Retry):
                 events.append(item)
         if leasing is not None:
@@ -284,13 +271,13 @@ class Daemon:
         settings = self._settings()
         if settings is None or self._plan is None or self._table is None:
             return
-        self._leave_facts(settings)
+        self.report.leave_facts(settings)
         await self._backend.prepare(settings)
-        self._leave_facts(settings)
+        self.report.leave_facts(settings)
         for change in await self._host.apply(self._plan):
             log.info("host changed", change=change)
         await self._backend.carry(self._table)
-        self.is_carrying = True
+        self.report.is_carrying = True
         own = self._own()
         if own is not None and subnetfile.write(
             self._config.subnet_file, settings.network, own.key, settings.mtu
@@ -323,7 +310,7 @@ class Daemon:
 
     async def _answer(self, request: Request) -> Reply:
         if request == {"cmd": "status"}:
-            return self._describe()
+            return self.report.describe()
         if request == {"cmd": "stop"}:
             self._stop()
             return {"stopping": True, "pid": os.getpid()}
@@ -350,97 +337,13 @@ class Daemon:
     def _own(self) -> Lease | None:
         return None if self._reconciler is None else self._reconciler.own
 
-    def _leave_facts(self, settings: Settings) -> None:
-        """Write down what `status` and `down` must know when nobody answers."""
-        own = self._own()
-        facts: dict[str, object] = {
-            **self._facts,
-            "encap": ENCAP_NAMES[settings.network.encap],
-            "subnet": None if own is None else str(own.key),
-            "mtu": settings.mtu,
-            "underlay": {
-                "iface": settings.underlay.name,
-                "address": str(settings.underlay4 or settings.underlay6),
-                "mtu": settings.underlay.mtu,
-            },
-            "tier_wanted": self._backend.tier_wanted,
-            "selftest": self._backend.selftest,
-            "offloads_off": self._backend.offloads_off,
-        }
-        if facts != self._facts:
-            self._run_dir.write_facts(facts)
-            self._facts = facts
-
-    def _readiness(self) -> tuple[bool, str]:
-        dataplane = self._backend.describe()
-        if self._trouble is not None:
-            return False, self._trouble
-        if self._reconciler is None:
-            return False, "starting"
-        problem = self._reconciler.reason
-        if problem is None and self._leasing is not None:
-            problem = self._leasing.reason()
-        if problem is not None:
-            return False, problem
-        if not dataplane.is_alive:
-            return False, "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
-        if not self.is_carrying or dataplane.state != "running":
-            return False, f"starting, forwarder is {dataplane.state}"
-        return True, "ok"
-
-    def _describe(self) -> Reply:
-        ready, reason = self._readiness()
-        age_s = None if self._store_heard_s is None else round(time.monotonic() - self._store_heard_s, 3)
-        store = {
-            "url": self._config.store,
-            "revision": self._revision,
-            "age_s": age_s,
-            "error": self._store_error,
-        }
-        warnings = [*self._backend.warnings(), *self._host.warnings()]
-        if self._leasing is not None:
-            warnings[:0] = self._leasing.warnings()
-        for problem in (self._network_problem, self._store_error):
-            if problem is not None:
-                warnings.insert(0, f"store: {problem}")
-        node = Node(
-            ready=ready,
-            reason=reason,
-            facts={**self._facts, "store": store},
-            lease=None if self._leasing is None else self._leasing.describe(),
-            control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
-            warnings=tuple(warnings),
-            rows=self._rows(),
-        )
-        return describe(node, self._backend.describe())
-
-    def _rows(self) -> tuple[PeerRow, ...]:
-        if self._reconciler is None:
-            return ()
-        now = time.monotonic()
-        return tuple(_row(view, now) for view in self._reconciler.peers())
-
-
-def _row(view: PeerView, now: float) -> PeerRow:
-    entry, lease = view.entry, view.entry.lease
-    expires_s = entry.expires_s
-    return PeerRow(
-        view.id,
-        entry.title if lease is None else str(lease.key),
-        None if lease is None else lease.public_ips()[0],
-        None if lease is None else lease.vtep_mac or lease.vtep_mac6,
-        None if lease is None else ENCAP_NAMES[lease.encap],
-        view.refused,
-        None if expires_s is None else round(expires_s - now, 3),
-    )
-
 
 async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
     daemon = Daemon(config, run_dir, epoch)
     try:
         await daemon.run()
     finally:
-        if not daemon.is_carrying:
+        if not daemon.report.is_carrying:
             remove_unused(run_dir)
 
 

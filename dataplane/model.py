@@ -323,11 +323,29 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """A unicast route of the host's main table; our own are none of them."""
+
+    prefix: Network
+    metric: int
+    iface: int | None  # index; None: over several, or none at all
+    gateway: Address | None  # None: the destination is on the link
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """What reconciliation must know of this host."""
 
     interfaces: tuple[Interface, ...] = ()
     default_ifaces: tuple[str, ...] = ()  # of the default routes, IPv4 first
+    ways: tuple[Way, ...] = ()
+
+    def way_to(self, address: Address) -> Way | None:
+        """Return the route that packets to an address take: the longest prefix, then the lowest metric."""
+        fitting = (
+            way for way in self.ways if way.prefix.version == address.version and address in way.prefix
+        )
+        return max(fitting, key=lambda way: (way.prefix.prefixlen, -way.metric), default=None)
 
     def held(self) -> frozenset[Address]:
         """Return all addresses of this host."""

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -24,7 +24,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dataplane.errors import KernelError, RuntimeFailure
-from dataplane.model import Address, HostFacts, HostPlan, Interface, Network
+from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, Way
 
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
@@ -131,7 +131,22 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
     )
     names = {link.index: link.name for link in interfaces}
     found = (_default_interface(ipr, family) for family in (socket.AF_INET, socket.AF_INET6))
-    return HostFacts(interfaces, tuple(names[index] for index in found if index in names))
+    defaults = tuple(names[index] for index in found if index in names)
+    return HostFacts(interfaces, defaults, tuple(_read_ways(ipr)))
+
+
+def _read_ways(ipr: IPRoute) -> Iterator[Way]:
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        for route in ipr.get_routes(family=family, table=MAIN_TABLE):
+            if route["type"] != RTN_UNICAST or route["proto"] == ROUTE_PROTOCOL:
+                continue
+            gateway = _attr(route, "RTA_GATEWAY")
+            yield Way(
+                ip_network(f"{_attr(route, 'RTA_DST') or everywhere}/{route['dst_len']}"),
+                _attr(route, "RTA_PRIORITY") or 0,
+                None if _attr(route, "RTA_MULTIPATH") else _attr(route, "RTA_OIF"),
+                None if gateway is None else ip_address(gateway),
+            )
 
 
 def _default_interface(ipr: IPRoute, family: int) -> int | None:

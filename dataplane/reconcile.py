@@ -39,6 +39,7 @@ from dataplane.model import (
     can_be_node,
 )
 from dataplane.peers import Peers, PeerView
+from dataplane.underlay import find_told
 
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
 NO_HOLDER = "no interface of this host has"
@@ -89,7 +90,10 @@ class Reconciler:
         """The interface that holds our public address; with --iface, that one or none."""
         if self.own is None:
             return None
-        links = (self._facts.holder(ip, self._config.iface) for ip in self.own.public_ips())
+        told = find_told(self._config, self._facts)
+        if isinstance(told, str):
+            return None
+        links = (self._facts.holder(ip, told.name if told else None) for ip in self.own.public_ips())
         return next((link for link in links if link is not None), None)
 
     # --- what arrives -----------------------------------------------------------------------------------
@@ -152,8 +156,7 @@ class Reconciler:
             return self._raise_alarm(self.reason)
         self.own = own
         if self.underlay is None:
-            holder = f"interface {self._config.iface} does not have" if self._config.iface else NO_HOLDER
-            self.reason = f"{holder} the address {own.public_ips()[0]}"
+            self.reason = self._no_underlay(own)
             return self._raise_alarm(self.reason)
         plan = self._plan(self.network, own, self.underlay)
         least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
@@ -172,6 +175,13 @@ class Reconciler:
             self._published = table
             actions.append(Publish(table))
         return actions
+
+    def _no_underlay(self, own: Lease) -> str:
+        told = find_told(self._config, self._facts)
+        if isinstance(told, str):
+            return told
+        holder = NO_HOLDER if told is None else f"interface {told.name} does not have"
+        return f"{holder} the address {own.public_ips()[0]}"
 
     def _raise_alarm(self, text: str | None) -> list[Action]:
         if text is None or text == self._alarm:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.config import RunConfig
@@ -10,28 +11,61 @@ from dataplane.lease import Identity
 from dataplane.model import Encap, HostFacts, Interface, Lease, MacAddress, NetworkConfig, can_be_node
 
 
-def _find_interface(config: RunConfig, facts: HostFacts, current: Lease | None) -> Interface | str:
+def find_told(config: RunConfig, facts: HostFacts) -> Interface | str | None:
+    """Find the interface that --iface, --iface-regex and --iface-can-reach name, tried in this order.
+
+    None if none of them is given, a reason if what they name is not there.
+    """
+    links = [link for link in facts.interfaces if link.name != config.tun_name]
+    for word in config.iface:
+        for link in links:
+            if word == link.name or word in map(str, link.addresses):
+                return link
+    for pattern in config.iface_regex:
+        by_address = [link for link in links if any(re.search(pattern, str(ip)) for ip in link.addresses)]
+        by_name = [link for link in links if re.search(pattern, link.name)]
+        if by_address or by_name:
+            return (by_address or by_name)[0]
+    if config.iface_can_reach is not None:
+        found = facts.way_to(config.iface_can_reach)
+        for link in links:
+            if found is not None and link.index == found.iface:
+                return link
+    told = [
+        *(f"--iface {word}" for word in config.iface),
+        *(f"--iface-regex {pattern}" for pattern in config.iface_regex),
+        *([f"--iface-can-reach {config.iface_can_reach}"] if config.iface_can_reach else ()),
+    ]
+    if not told:
+        return None
+    names = ", ".join(link.name for link in links)
+    return f"no interface is as told by {', '.join(told)} (there are: {names})"
+
+
+def find_interface(config: RunConfig, facts: HostFacts, current: Lease | None) -> Interface | str:
     """Find the interface that faces the other nodes, or say what is missing."""
     links = [link for link in facts.interfaces if link.name != config.tun_name]
-    if config.iface is not None:
-        found = next((link for link in links if link.name == config.iface), None)
-        return found or f"there is no interface {config.iface}"
+    found = find_told(config, facts)
+    if found is not None:
+        return found
     told = [ip for ip in (config.public_ip, config.public_ip6) if ip is not None]
-    for ip in told:
-        holder = facts.holder(ip)
-        if holder is not None:
-            return holder
+    holder = next((link for ip in told if (link := facts.holder(ip)) is not None), None)
     if told:
-        return f"no interface of this host has the address {told[0]}"
+        return holder or f"no interface of this host has the address {told[0]}"
     if current is not None:
         # Others know us by it: a better default route is no reason to move.
         holder = facts.holder(current.public_ips()[0])
         if holder is not None and holder.name != config.tun_name:
             return holder
+    return _find_default(facts, links)
+
+
+def _find_default(facts: HostFacts, links: list[Interface]) -> Interface | str:
+    """Find the interface of the default route, or the only one that could be meant."""
     for name in facts.default_ifaces:
-        found = next((link for link in links if link.name == name), None)
-        if found is not None:
-            return found
+        default = next((link for link in links if link.name == name), None)
+        if default is not None:
+            return default
     candidates = [link for link in links if any(map(can_be_node, link.addresses))]
     if len(candidates) == 1:
         return candidates[0]
@@ -48,7 +82,8 @@ def find_addresses(
     """
     known = () if current is None else current.public_ips()
     nodes = [ip for ip in link.addresses if can_be_node(ip) and not network.holds(ip)]
-    nodes.sort(key=lambda ip: ip not in known)
+    # An address that --iface names is meant, not just the interface that holds it.
+    nodes.sort(key=lambda ip: (str(ip) not in config.iface, ip not in known))
     ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
     ip6 = next((ip for ip in nodes if isinstance(ip, IPv6Address)), None)
     if network.encap is Encap.IPIP or (network.network6 is None and ip4 is not None):
@@ -73,7 +108,7 @@ def find_identity(
 
     `mac` is our VTEP MAC; `current` is our lease as it is, or that of our last run.
     """
-    link = _find_interface(config, facts, current)
+    link = find_interface(config, facts, current)
     if isinstance(link, str):
         return link
     ip4, ip6 = find_addresses(config, link, network, current)

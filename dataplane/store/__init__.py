@@ -59,6 +59,8 @@ class LeaseStore(Store, Protocol):
 
 def open_store(url: str, *, may_create: bool = True) -> Store:
     """Open the store that a URL names; nothing is read or made before the first call."""
+    if url == "etcd":
+        raise ConfigError("store etcd is not supported yet; allowed are sqlite:///path and file:///path")
     scheme, _, rest = url.partition("://")
     path = Path(os.fsdecode(unquote_to_bytes(rest)))
     if scheme not in ("sqlite", "file") or not path.is_absolute():

@@ -115,10 +115,14 @@ RUN = ("run", "--store", "file:///x")
         pytest.param(
             ("run", "--store", "x"), '--store: "x" is no store; allowed are sqlite:///path', id="store"
         ),
-        pytest.param(
-            ("run", "--store", "etcd://x"), "--store: etcd is not supported yet; allowed", id="etcd"
-        ),
+        pytest.param(("run", "--store", "kube"), "--store: kube is not supported yet; allowed", id="kube"),
         pytest.param((*RUN, "--encap", "ipi"), "(did you mean ipip?)", id="encap"),
+        pytest.param((*RUN, "-encap=ipi"), "(did you mean ipip?)", id="one dash"),
+        pytest.param(
+            (*RUN, "-healthz-port", "x"), '--healthz-port: "x" is not allowed', id="one dash, two words"
+        ),
+        pytest.param((*RUN, "--ip-masq=maybe"), '--ip-masq: "maybe": allowed are true, false', id="switch"),
+        pytest.param((*RUN, "--kube-subnet-mgr"), "Kubernetes is not supported yet", id="kube switch"),
         pytest.param((*RUN, *RUN[1:]), "--store is given 2 times; once is allowed", id="twice"),
         pytest.param(
             (*RUN, "--tun-name", "a\n\x1bb"),

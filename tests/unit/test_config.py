@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import config
+from dataplane import config, flags
 from dataplane.config import FLAGS, RunConfig
 from dataplane.errors import ConfigError
 from dataplane.model import Encap, Offload
@@ -20,7 +20,24 @@ VALID = (
     ("store", ["file:///a"], "file:///a"),
     ("public-ip", ["192.0.2.1"], IPv4Address("192.0.2.1")),
     ("public-ipv6", ["2001:db8::1"], IPv6Address("2001:db8::1")),
-    ("iface", ["eth0.100"], "eth0.100"),
+    ("etcd-endpoints", ["http://a:1", "https://[::1]:2/"], ("http://a:1", "https://[::1]:2")),
+    ("etcd-prefix", ["/x/y/"], "/x/y"),
+    ("etcd-keyfile", ["/k.pem"], Path("/k.pem")),
+    ("etcd-certfile", ["/c.pem"], Path("/c.pem")),
+    ("etcd-cafile", ["/ca.pem"], Path("/ca.pem")),
+    ("etcd-username", ["overlayd"], "overlayd"),
+    ("etcd-password", ["pass,word"], "pass,word"),
+    ("iface", ["eth0.100", "192.0.2.1", "FD00::1"], ("eth0.100", "192.0.2.1", "fd00::1")),
+    ("iface-regex", ["^eth[0-9]{1,2}$"], ("^eth[0-9]{1,2}$",)),
+    ("iface-can-reach", ["192.0.2.9"], IPv4Address("192.0.2.9")),
+    ("ip-masq", ["True"], True),
+    ("ip-masq-fully-random-disable", ["1"], True),
+    ("iptables-resync", ["10"], 10),
+    ("iptables-forward-rules", ["false"], False),
+    ("ip-blackhole-route", ["t"], True),
+    ("healthz-ip", ["::1"], IPv6Address("::1")),
+    ("healthz-port", ["8081"], 8081),
+    ("v", ["1"], 1),
     ("run-dir", ["/run/other"], Path("/run/other")),
     ("state-dir", ["/srv/state"], Path("/srv/state")),
     ("tun-name", ["overlay-123456x"], "overlay-123456x"),
@@ -45,9 +62,10 @@ VALID = (
     ("subnet-lease-renew-margin", ["1439"], 1439),
     ("subnet-lease-ttl", ["30"], 30),
 )
-SELECTORS = {flag.name for flag in FLAGS if flag.selects}
+MEANINGLESS = {flag.name for flag in FLAGS if not flag.field}
+ANYTHING = {flag.name for flag in FLAGS if flag.parse is flags.anything} - {"store"}
 
-STORES = "allowed are sqlite:///path, file:///path and auto"
+STORES = "allowed are sqlite:///path, file:///path, etcd and auto"
 NO_STORE = f"is no store; {STORES}"
 NO_NAME = "is no interface name; allowed are 1 to 15 characters without / : %"
 INVALID = (
@@ -57,8 +75,32 @@ INVALID = (
     ("store", "http://x/", f'"http://x/" {NO_STORE}'),
     ("store", "", f'"" {NO_STORE}'),
     ("store", "file:///a%00b", f'"file:///a%00b" {NO_STORE}'),
-    ("store", "etcd://127.0.0.1:2379", f"etcd is not supported yet; {STORES}"),
-    ("store", "etcd", f"etcd is not supported yet; {STORES}"),
+    ("store", "etcd://127.0.0.1:2379", f'"etcd://127.0.0.1:2379" {NO_STORE}'),
+    ("etcd-endpoints", "127.0.0.1:2379", '"127.0.0.1:2379" is no server, expected for example https://'),
+    ("etcd-endpoints", "http://a:x", '"http://a:x" is no server'),
+    ("etcd-endpoints", "http://me:pass@a:1", "is no server"),
+    ("etcd-endpoints", "http://a:1/v3", '"http://a:1/v3" is no server'),
+    ("etcd-prefix", "coreos.com", '"coreos.com" is no key, expected for example /coreos.com/network'),
+    ("etcd-keyfile", "", '"" is no path'),
+    ("etcd-certfile", "", '"" is no path'),
+    ("etcd-cafile", "", '"" is no path'),
+    ("iface-regex", "eth[", '"eth[" is no regular expression: unterminated character set'),
+    ("iface-can-reach", "eth0", '"eth0" is no IP address'),
+    ("iface-can-reach", "fe80::1%eth0", '"fe80::1%eth0" is no IP address'),
+    ("ip-masq", "yes", '"yes": allowed are true, false'),
+    ("ip-masq-fully-random-disable", "", '"": allowed are true, false'),
+    ("iptables-resync", "0", '"0" is not allowed; allowed are 1 to 3600 seconds'),
+    ("iptables-forward-rules", "on", '"on": allowed are true, false'),
+    ("ip-blackhole-route", "2", '"2": allowed are true, false'),
+    ("healthz-ip", "localhost", '"localhost" is no IP address'),
+    ("healthz-port", "65536", '"65536" is not allowed; allowed are 0 to 65535'),
+    ("v", "-1", '"-1" is not allowed; allowed are 0 to 100'),
+    ("kube-subnet-mgr", "true", "Kubernetes is not supported yet"),
+    ("kube-api-url", "http://x", "Kubernetes is not supported yet"),
+    ("kubeconfig-file", "/x", "Kubernetes is not supported yet"),
+    ("kube-annotation-prefix", "x", "Kubernetes is not supported yet"),
+    ("net-config-path", "/x", "Kubernetes is not supported yet"),
+    ("set-node-network-unavailable", "true", "Kubernetes is not supported yet"),
     ("store", "kube", f"kube is not supported yet; {STORES}"),
     ("store", "sqlite://x.db", f'"sqlite://x.db" {NO_STORE}'),
     ("store", "sqlite:///x/", f'"sqlite:///x/" {NO_STORE}'),
@@ -103,7 +145,6 @@ INVALID = (
     ("subnet-lease-renew-margin", "1h", '"1h" is not allowed'),
     ("subnet-lease-ttl", "1", '"1" is not allowed; allowed are 2 to 31536000 seconds'),
     ("subnet-lease-ttl", "9" * 5000, "is not allowed"),
-    ("kube-subnet-mgr", "yes", '"yes": allowed are true, false'),
 )
 
 
@@ -128,9 +169,8 @@ def test_defaults() -> None:
 def test_every_flag_is_tried() -> None:
     """The tables of this file leave out no flag."""
     names = {flag.name for flag in FLAGS}
-    assert {name for name, _, _ in VALID} == names - SELECTORS
-    takes_anything = {flag.name for flag in FLAGS if flag.selects == "etcd"}
-    assert {name for name, _, _ in INVALID} == names - takes_anything
+    assert {name for name, _, _ in VALID} == names - MEANINGLESS
+    assert {name for name, _, _ in INVALID} == names - ANYTHING
 
 
 @pytest.mark.parametrize(("name", "texts", "value"), VALID, ids=by_flag(VALID))
@@ -165,12 +205,45 @@ def test_variable_is_refused(name: str, text: str, reason: str) -> None:
     assert str(caught.value).startswith(f"{flag.variable}: ")
 
 
-@pytest.mark.parametrize("name", [flag.name for flag in FLAGS if not flag.is_repeatable])
+OURS = [flag.name for flag in FLAGS if not flag.is_repeatable and not flag.is_flannels]
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_once_is_allowed(name: str) -> None:
-    """A flag that has one value is refused when it is given twice, even with the same value."""
-    text = next((texts[0] for known, texts, _ in VALID if known == name), "true")
+    """A flag of ours that has one value is refused when it is given twice, even with the same value."""
+    text = next(texts[0] for known, texts, _ in VALID if known == name)
     with pytest.raises(ConfigError, match=f"^--{name} is given 2 times; once is allowed$"):
         parse((name, text), (name, text))
+
+
+def test_last_one_counts() -> None:
+    """Of flannel's flags the last one counts, as flannel has it."""
+    assert parse(("healthz-port", "1"), ("healthz-port", "2")).healthz_port == 2
+
+
+FLANNELS = [row for row in VALID if row[0] in {flag.name for flag in FLAGS if flag.is_flannels}]
+
+
+@pytest.mark.parametrize(("name", "texts", "value"), FLANNELS, ids=by_flag(tuple(FLANNELS)))
+def test_flannels_variable_is_read(name: str, texts: list[str], value: object) -> None:
+    """FLANNELD_ and the name means the same; our variable beats it, and an empty one is none."""
+    flag = next(flag for flag in FLAGS if flag.name == name)
+    assert getattr(parse(**{flag.flannel_variable: ",".join(texts)}), flag.field) == value
+    other = {flag.variable: ",".join(texts), flag.flannel_variable: "\0"}
+    assert getattr(parse(**other), flag.field) == value
+    assert parse(**{flag.flannel_variable: ""}) == RunConfig(store=STORE)
+
+
+def test_flannels_verbosity() -> None:
+    """From --v 2 on everything is logged, unless --log-level says otherwise."""
+    assert parse(("v", "1")).log_level == "info"
+    assert parse(("v", "2")).log_level == "debug"
+    assert parse(("v", "2"), ("log-level", "error")).log_level == "error"
+
+
+def test_password_is_not_shown() -> None:
+    """However a configuration is printed, the password is not in it."""
+    assert "hunter2" not in repr(parse(("etcd-password", "hunter2")))
 
 
 def test_flag_beats_variable() -> None:
@@ -217,39 +290,22 @@ def test_store_auto_is_sqlite(given: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "environ", "reason"),
+    ("given", "environ", "source"),
     [
-        *(
-            pytest.param({name: ["x"]}, {}, f"--{name} asks for etcd", id=name)
-            for name in sorted(SELECTORS - {"kube-subnet-mgr"})
-        ),
-        pytest.param({"kube-subnet-mgr": ["true"]}, {}, "--kube-subnet-mgr asks for kube", id="kube"),
-        pytest.param(
-            {"kube-subnet-mgr": ["true"], "etcd-prefix": ["x"]}, {}, "asks for kube", id="kube before etcd"
-        ),
-        pytest.param(
-            {}, {"FLANNELD_ETCD_ENDPOINTS": "x"}, "FLANNELD_ETCD_ENDPOINTS asks for etcd", id="FLANNELD_ETCD"
-        ),
-        pytest.param(
-            {},
-            {"FLANNELD_KUBE_SUBNET_MGR": "true"},
-            "FLANNELD_KUBE_SUBNET_MGR asks for kube",
-            id="FLANNELD_KUBE",
-        ),
-        pytest.param({}, {"OVERLAYD_ETCD_CAFILE": "x"}, "--etcd-cafile asks for etcd", id="OVERLAYD_ETCD"),
+        pytest.param({"etcd-prefix": ["/x"]}, {}, "--etcd-prefix", id="flag"),
+        pytest.param({}, {"FLANNELD_ETCD_USERNAME": "x"}, "FLANNELD_ETCD_USERNAME", id="flannel's variable"),
+        pytest.param({}, {"OVERLAYD_ETCD_CAFILE": "/x"}, "OVERLAYD_ETCD_CAFILE", id="our variable"),
     ],
 )
-def test_store_auto_asks_for_another(
-    given: dict[str, list[str]], environ: dict[str, str], reason: str
-) -> None:
-    """What asks for etcd or Kubernetes is refused by its name, as long as they are not there."""
-    with pytest.raises(ConfigError, match=f"{reason}, which is not supported yet; {STORES}"):
-        config.parse(given, environ)
+def test_store_auto_is_etcd(given: dict[str, list[str]], environ: dict[str, str], source: str) -> None:
+    """Whatever is said of etcd asks for it."""
+    found = config.parse(given, environ)
+    assert (found.store, found.store_reason) == ("etcd", f"auto: {source} is given")
 
 
-def test_store_told_beats_selectors() -> None:
+def test_store_told_beats_flannels_flags() -> None:
     """Who names a store gets it, whatever flannel's flags say; and a switch that is off asks for nothing."""
-    assert parse(("etcd-endpoints", "x"), ("store", "sqlite:///s.db")).store == "sqlite:///s.db"
+    assert parse(("etcd-endpoints", "http://x"), ("store", "sqlite:///s.db")).store == "sqlite:///s.db"
     found = config.parse({"kube-subnet-mgr": ["false"]}, {})
     assert found.store == "sqlite:///var/lib/overlayd/store.db"
 

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
 from dataplane.lease import Identity
-from dataplane.model import Encap, HostFacts, Interface, NetworkConfig
-from dataplane.underlay import find_identity
+from dataplane.model import Encap, HostFacts, Interface, NetworkConfig, Way
+from dataplane.underlay import find_identity, find_told
 from tests.leases import CONFIG, DUAL, IP1, IP1_6, IP2, IP2_6, LO, NET, NET6, mac
 
 LOCAL6 = IPv6Address("fe80::1")
@@ -20,6 +20,7 @@ ETH1 = Interface("eth1", 3, 1500, (IP2, IP2_6))
 CNI0 = Interface("cni0", 4, 1500, (IPv4Address("10.244.1.1"),))
 BARE = Interface("eth2", 5, 1500, (LOCAL6,))
 FACTS = HostFacts((LO, ETH0, ETH1, CNI0, BARE), ("eth0",))
+THERE = "there are: lo, eth0, eth1, cni0, eth2"
 V4 = Identity(IP1, None, Encap.VXLAN, mac(7), None, 1)
 
 
@@ -27,10 +28,10 @@ V4 = Identity(IP1, None, Encap.VXLAN, mac(7), None, 1)
     ("told", "network", "expected"),
     [
         pytest.param({}, NET, V4, id="default route"),
-        pytest.param({"iface": "eth1"}, NET, replace(V4, public_ip=IP2), id="--iface"),
+        pytest.param({"iface": ("eth1",)}, NET, replace(V4, public_ip=IP2), id="--iface"),
         pytest.param({"public_ip": IP2}, NET, replace(V4, public_ip=IP2), id="--public-ip"),
         pytest.param(
-            {"public_ip": IPv4Address("203.0.113.9"), "iface": "eth0"},
+            {"public_ip": IPv4Address("203.0.113.9"), "iface": ("eth0",)},
             *(NET, replace(V4, public_ip=IPv4Address("203.0.113.9"))),
             id="--public-ip behind NAT",
         ),
@@ -67,19 +68,25 @@ def test_one_candidate() -> None:
             " (there are: eth0, eth1)",
             id="no default route",
         ),
-        pytest.param({"iface": "eth9"}, FACTS, NET, "there is no interface eth9", id="no such interface"),
+        pytest.param(
+            {"iface": ("eth9",)},
+            FACTS,
+            NET,
+            "no interface is as told by --iface eth9 (there are: lo, eth0, eth1, cni0, eth2)",
+            id="no such interface",
+        ),
         pytest.param(
             *({"public_ip": IPv4Address("192.0.2.77")}, FACTS, NET),
             "no interface of this host has the address 192.0.2.77",
             id="no such address",
         ),
         pytest.param(
-            *({"iface": "eth2"}, FACTS, NET),
+            *({"iface": ("eth2",)}, FACTS, NET),
             "interface eth2 has no address that other nodes could reach; give --iface",
             id="no address",
         ),
         pytest.param(
-            *({"iface": "cni0"}, FACTS, NET),
+            *({"iface": ("cni0",)}, FACTS, NET),
             "interface cni0 has no address that other nodes could reach; give --iface",
             id="only an overlay address",
         ),
@@ -98,3 +105,43 @@ def test_one_candidate() -> None:
 def test_no_identity(told: dict[str, Any], facts: HostFacts, network: NetworkConfig, reason: str) -> None:
     """Where it is not clear, the reason says what to do."""
     assert find_identity(replace(CONFIG, **told), facts, network, mac(7)) == reason
+
+
+WAYS = (
+    Way(IPv4Network("0.0.0.0/0"), 0, 2, IPv4Address("192.0.2.254")),
+    Way(IPv4Network("198.51.100.0/24"), 100, 2, None),
+    Way(IPv4Network("198.51.100.0/24"), 50, 3, None),
+    Way(IPv6Network("::/0"), 1024, 4, IPv6Address("fe80::1")),
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        pytest.param({"iface": ("eth9", "eth1")}, "eth1", id="the first that is there"),
+        pytest.param({"iface": ("10.244.1.1",)}, "cni0", id="by its address"),
+        pytest.param({"iface_regex": (r"^10\.244\.",)}, "cni0", id="pattern of an address"),
+        pytest.param({"iface_regex": ("nothing", "th1$")}, "eth1", id="pattern of a name"),
+        pytest.param({"iface_regex": ("^eth1",), "iface": ("eth2",)}, "eth2", id="names before patterns"),
+        pytest.param({"iface_can_reach": IPv4Address("203.0.113.9")}, "eth0", id="by the default route"),
+        pytest.param({"iface_can_reach": IPv4Address("198.51.100.9")}, "eth1", id="by the lower metric"),
+        pytest.param(
+            {"iface_can_reach": IPv4Address("198.51.100.9"), "iface_regex": ("^eth0$",)},
+            "eth0",
+            id="patterns before reaching",
+        ),
+    ],
+)
+def test_interface_is_found(told: dict[str, Any], name: str) -> None:
+    """Names come before patterns, patterns before what can reach an address; of each the first that fits."""
+    found = find_told(replace(CONFIG, **told), replace(FACTS, ways=WAYS))
+    assert isinstance(found, Interface)
+    assert found.name == name
+
+
+def test_nothing_reaches() -> None:
+    """An address that no route leads to is a reason, which lists what was told."""
+    config = replace(CONFIG, iface=("eth9",), iface_can_reach=IPv6Address("2001:db8::9"))
+    found = find_told(config, FACTS)
+    assert found == (f"no interface is as told by --iface eth9, --iface-can-reach 2001:db8::9 ({THERE})")
+    assert find_told(CONFIG, FACTS) is None

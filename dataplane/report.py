@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running control says of itself: whether the node is ready, its store, its peers, its warnings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from dataplane.backend import Settings
+from dataplane.backend.userspace import UserspaceBackend
+from dataplane.config import RunConfig
+from dataplane.figures import Node, PeerRow, describe
+from dataplane.leasing import Leasing
+from dataplane.native import ENCAP_NAMES
+from dataplane.netlink import Host
+from dataplane.peers import PeerView
+from dataplane.reconcile import Reconciler
+from dataplane.rundir import RunDir
+
+
+class Report:
+    """Holds how far the daemon is; the daemon writes it, and whoever asks reads it here."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, host: Host, backend: UserspaceBackend) -> None:
+        """Know nothing yet but where to look."""
+        self._config = config
+        self._run_dir = run_dir
+        self._host = host
+        self._backend = backend
+        self._started_s = time.monotonic()
+        self._facts: dict[str, object] = {
+            "node": socket.gethostname(),
+            "tun": config.tun_name,
+            "store": {"url": config.store},
+        }
+        self.reconciler: Reconciler | None = None
+        self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
+        self.is_carrying = False
+        self.trouble: str | None = None
+        self.revision: int | None = None  # of the store, in force
+        self.store_error: str | None = None
+        self.network_problem: str | None = None
+        self.store_heard_s: float | None = None
+
+    def leave_facts(self, settings: Settings) -> None:
+        """Write down what `status` and `down` must know when nobody answers."""
+        own = None if self.reconciler is None else self.reconciler.own
+        facts: dict[str, object] = {
+            **self._facts,
+            "encap": ENCAP_NAMES[settings.network.encap],
+            "subnet": None if own is None else str(own.key),
+            "mtu": settings.mtu,
+            "underlay": {
+                "iface": settings.underlay.name,
+                "address": str(settings.underlay4 or settings.underlay6),
+                "mtu": settings.underlay.mtu,
+            },
+            "tier_wanted": self._backend.tier_wanted,
+            "selftest": self._backend.selftest,
+            "offloads_off": self._backend.offloads_off,
+        }
+        if facts != self._facts:
+            self._run_dir.write_facts(facts)
+            self._facts = facts
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether everything is as it must be, and what is not."""
+        dataplane = self._backend.describe()
+        if self.trouble is not None:
+            return False, self.trouble
+        if self.reconciler is None:
+            return False, "starting"
+        problem = self.reconciler.reason
+        if problem is None and self.leasing is not None:
+            problem = self.leasing.reason()
+        if problem is not None:
+            return False, problem
+        if not dataplane.is_alive:
+            return False, "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
+        if not self.is_carrying or dataplane.state != "running":
+            return False, f"starting, forwarder is {dataplane.state}"
+        return True, "ok"
+
+    def describe(self) -> dict[str, object]:
+        """Return what `overlayd status --json` shows."""
+        ready, reason = self.readiness()
+        age_s = None if self.store_heard_s is None else round(time.monotonic() - self.store_heard_s, 3)
+        store = {
+            "url": self._config.store,
+            "revision": self.revision,
+            "age_s": age_s,
+            "error": self.store_error,
+        }
+        warnings = [*self._backend.warnings(), *self._host.warnings()]
+        if self.leasing is not None:
+            warnings[:0] = self.leasing.warnings()
+        for problem in (self.network_problem, self.store_error):
+            if problem is not None:
+                warnings.insert(0, f"store: {problem}")
+        node = Node(
+            ready=ready,
+            reason=reason,
+            facts={**self._facts, "store": store},
+            lease=None if self.leasing is None else self.leasing.describe(),
+            control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
+            warnings=tuple(warnings),
+            rows=self._rows(),
+        )
+        return describe(node, self._backend.describe())
+
+    def _rows(self) -> tuple[PeerRow, ...]:
+        if self.reconciler is None:
+            return ()
+        now = time.monotonic()
+        return tuple(_row(view, now) for view in self.reconciler.peers())
+
+
+def _row(view: PeerView, now: float) -> PeerRow:
+    entry, lease = view.entry, view.entry.lease
+    expires_s = entry.expires_s
+    return PeerRow(
+        view.id,
+        entry.title if lease is None else str(lease.key),
+        None if lease is None else lease.public_ips()[0],
+        None if lease is None else lease.vtep_mac or lease.vtep_mac6,
+        None if lease is None else ENCAP_NAMES[lease.encap],
+        view.refused,
+        None if expires_s is None else round(expires_s - now, 3),
+    )
