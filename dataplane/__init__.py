@@ -32,7 +32,8 @@ Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
     P1 flags config flannel alloc     | parse at the edge: our flags, flannel's JSON; which subnets are free
     P1 kernels                        | which kernels are known to be broken
-    P2 lease underlay gate peers      | sans-IO: our own lease; our addresses; which leases become peers
+    P2 known lease underlay           | sans-IO: all leases; our own; our addresses
+    P2 gate peers                     | sans-IO: which leases become peers
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.alloc import Choose, belongs, claims, fits, pick_key
-from dataplane.flannel import format_key, parse_key
+from dataplane.flannel import format_key
+from dataplane.known import Known, key_of
 from dataplane.model import (
     Address,
     Encap,
@@ -112,7 +113,7 @@ class Lessee:
         self._previous = previous
         self._ttl_s = ttl_s
         self._margin_s = min(margin_s, ttl_s / 2)
-        self._entries: dict[str, Entry] = {}
+        self._entries = Known()
         self._store = ""  # identity
         self._heard = 0  # revision: what is newer was written by us, and is still to be heard of
         self._rival: str | None = None
@@ -203,20 +204,20 @@ class Lessee:
         elif isinstance(event, LeaseDeleted):
             known = self._entries.get(event.name)
             if known is not None and known.changed < event.revision:
-                del self._entries[event.name]
+                self._entries.drop(event.name)
 
     def _take_list(self, event: Listed) -> None:
         """Take a whole list; what we wrote since it was made stays, unless this is another store."""
         # Revisions that go back are those of an older copy: what we knew of the newer one is not there.
         is_same = event.identity == self._store and event.revision >= self._heard
         newer = [entry for entry in self._entries.values() if is_same and entry.changed > event.revision]
-        self._entries = {entry.name: entry for entry in (*event.entries, *newer)}
+        self._entries = Known((*event.entries, *newer))
         self._store, self._heard = event.identity, event.revision
 
     def _note(self, entry: Entry) -> None:
         known = self._entries.get(entry.name)
         if known is None or known.changed < entry.changed:
-            self._entries[entry.name] = entry
+            self._entries.put(entry)
 
     # --- what became of an operation ----------------------------------------------------------------------
 
@@ -230,7 +231,7 @@ class Lessee:
 
     def dropped(self, name: str) -> None:
         """Take that a lease is deleted."""
-        self._entries.pop(name, None)
+        self._entries.drop(name)
         self._settle()
         if self._own is not None and self._own.name == name:
             self._own = None
@@ -239,10 +240,10 @@ class Lessee:
         """Take that nothing was written, and what stands in the way: maybe nothing any more."""
         others = list(found)
         if name not in [entry.name for entry in others]:
-            self._entries.pop(name, None)
+            self._entries.drop(name)
         for entry in others:
             # One of which we have heard may have ended since: then we know it no more.
-            if entry.changed > self._heard or entry.name in self._entries:
+            if entry.changed > self._heard or self._entries.get(entry.name) is not None:
                 self._note(entry)
         if self._own is None:
             self._sent.clear()
@@ -335,7 +336,7 @@ class Lessee:
         return PutLease(lease, None if entry.expires_s is None else self._ttl_s, entry.changed)
 
     def _claimed(self, network: NetworkConfig) -> set[Network]:
-        keys = (_key_of(entry) for entry in self._entries.values())
+        keys = (key_of(entry) for entry in self._entries.values())
         return {subnet for key in keys if key is not None for subnet in claims(key, network)}
 
     def _others(self) -> set[Network]:
@@ -381,8 +382,8 @@ class Lessee:
         if holder is not None and holder not in (own.lease, wanted, *self._sent):
             return f"its lease was rewritten for {holder.public_ips()[0]}; see overlayd lease ls"
         ours = set(own.lease.key.subnets())
-        for entry in self._entries.values():
-            key = _key_of(entry)
+        for entry in self._entries.claimants(ours):
+            key = key_of(entry)
             if key is None or entry.name == own.name or ours.isdisjoint(claims(key, network)):
                 continue
             if entry.lease is None and current is None:
@@ -390,14 +391,4 @@ class Lessee:
             is_older = current is None or (entry.created, entry.name) < (current.created, current.name)
             if entry.lease is not None and is_older:
                 return f"{entry.lease.public_ips()[0]} has it too, by the lease {entry.name}"
-        return None
-
-
-def _key_of(entry: Entry) -> SubnetKey | None:
-    """Return what a lease claims by its key, also if its value is rubbish; None if the key is, too."""
-    if entry.lease is not None:
-        return entry.lease.key
-    try:
-        return parse_key(entry.name)
-    except ValueError:
         return None
