@@ -40,6 +40,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
+    P5 takeover                       | where flannel was before us
     P5 report                         | what control says of itself
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P6 cli __main__                   | the command line

@@ -59,6 +59,7 @@ class RunConfig:
     queues: int | None = None
     source_ports: int | None = None
     forwarder: str = "spawn"
+    takeover: tuple[str, ...] = ()  # flannel's devices
     ip_masq: bool = False
     masq_plain: bool = False  # source ports of masqueraded packets are not drawn at random
     rules_resync_s: int = 5
@@ -218,6 +219,12 @@ FLAGS = (
         *("forwarder", "forwarder", "spawn|wait"),
         "start a forwarder, or wait for one that somebody else runs (default: spawn)",
         read.one_of("spawn", "wait"),
+    ),
+    Flag(
+        *("takeover", "takeover", "NAME"),
+        "take over from this device of flannel's, with its MAC address; repeatable (flannel.1)",
+        read.device,
+        is_repeatable=True,
     ),
     Flag(
         *("ip-masq", "ip_masq", "true|false", "masquerade what leaves the overlay network (default: false)"),

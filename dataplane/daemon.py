@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
-from dataplane import journal, subnetfile, vtep
+from dataplane import journal, subnetfile, takeover, vtep
 from dataplane.backend import Settings
 from dataplane.backend.sockets import Holders
 from dataplane.backend.userspace import Place, UserspaceBackend
@@ -86,6 +86,7 @@ class Daemon:
         self._reconciler: Reconciler | None = None
         self._released = asyncio.Event()
         self._leasing: Leasing | None = None  # None: a person wrote down who has which subnet
+        self._takeover: takeover.Takeover | None = None
         # What must be.
         self._table: Table | None = None
         self._plan: HostPlan | None = None
@@ -107,6 +108,7 @@ class Daemon:
             stack.callback(self._remove_socket, self._run_dir.control_socket.stat().st_ino)
             stack.callback(server.close)
 
+            self._takeover = await takeover.begin(self._config, self._host)
             known_peers = await self._backend.adopt()
             facts = await self._host.facts()
             is_leased = isinstance(store, LeaseStore)
@@ -272,6 +274,12 @@ class Daemon:
         if settings is None or self._plan is None or self._table is None:
             return
         self.report.leave_facts(settings)
+        if self._takeover is not None:
+            self._takeover.check(settings)
+            await self._backend.warm(settings)
+            await self._host.apply(self._plan)
+            await self._takeover.finish()
+            self._takeover = None
         await self._backend.prepare(settings)
         self.report.leave_facts(settings)
         for change in await self._host.apply(self._plan):
@@ -291,9 +299,9 @@ class Daemon:
         if own is None or network is None or underlay is None or self._plan is None:
             return None
         encaps = frozenset({network.encap, *self._config.encap})
-        mac = own.vtep_mac or own.vtep_mac6
+        mac = mac6 = own.vtep_mac or own.vtep_mac6
         if mac is None and Encap.VXLAN in encaps:
-            mac = vtep.load(self._config.state_dir)
+            mac, mac6 = vtep.load(self._config.state_dir), vtep.load6(self._config.state_dir)
         return Settings(
             network=network,
             encaps=encaps,
@@ -303,7 +311,7 @@ class Daemon:
             underlay4=own.public_ip,
             underlay6=own.public_ip6,
             vtep_mac4=own.vtep_mac or mac,
-            vtep_mac6=own.vtep_mac6 or mac,
+            vtep_mac6=own.vtep_mac6 or mac6,
         )
 
     # --- what is told -----------------------------------------------------------------------------

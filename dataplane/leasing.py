@@ -44,7 +44,7 @@ class Leasing:
         self._told: tuple[Lease | None, str | None] = (None, None)
         self._network: NetworkConfig | None = None
         self._facts = HostFacts()
-        self._mac: MacAddress | None = None
+        self._macs: tuple[MacAddress, MacAddress] | None = None  # for IPv4 and for IPv6 pods
         self._wake = asyncio.Event()
         self._has_taken = False  # a subnet that was free before
 
@@ -112,10 +112,11 @@ class Leasing:
     def _identify(self) -> None:
         if self._network is None or not self._facts.interfaces:
             return
-        if self._mac is None and self._network.encap is Encap.VXLAN:
-            self._mac = vtep.load(self._config.state_dir)
+        if self._macs is None and self._network.encap is Encap.VXLAN:
+            state_dir = self._config.state_dir
+            self._macs = vtep.load(state_dir), vtep.load6(state_dir)
         current = self._lessee.find_own(self._facts.held())
-        found = find_identity(self._config, self._facts, self._network, self._mac, current)
+        found = find_identity(self._config, self._facts, self._network, self._macs, current)
         if isinstance(found, str):
             self._lessee.identify(None, found)
         else:

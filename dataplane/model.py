@@ -323,6 +323,17 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class VxlanDevice:
+    """A VXLAN device of the kernel on this host."""
+
+    name: str
+    mac: MacAddress
+    vni: int
+    port: int
+    local: Address | None  # outer source; None: whichever the route prefers
+
+
+@dataclass(frozen=True, slots=True)
 class Way:
     """A unicast route of the host's main table; our own are none of them."""
 

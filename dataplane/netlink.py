@@ -24,7 +24,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dataplane.errors import KernelError, RuntimeFailure
-from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, Way
+from dataplane.model import Address, HostFacts, HostPlan, Interface, MacAddress, Network, VxlanDevice, Way
 
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
@@ -311,6 +311,30 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
     return changed
 
 
+# --- VXLAN devices that are not ours ----------------------------------------------------------------------
+
+
+def _read_vxlan(ipr: IPRoute, name: str) -> VxlanDevice | None:
+    link = _find_link(ipr, name)
+    if link is None or _kind(link) != "vxlan":
+        return None
+    data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    local = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6")
+    return VxlanDevice(
+        name,
+        MacAddress(bytes.fromhex(_attr(link, "IFLA_ADDRESS").replace(":", ""))),
+        data.get_attr("IFLA_VXLAN_ID"),
+        data.get_attr("IFLA_VXLAN_PORT"),
+        None if local is None else ip_address(local),
+    )
+
+
+def _remove_vxlan(ipr: IPRoute, name: str) -> None:
+    link = _find_link(ipr, name)
+    if link is not None and _kind(link) == "vxlan":
+        ipr.link("del", index=link["index"])
+
+
 # --- who holds a port ---------------------------------------------------------------------------------------
 
 
@@ -394,6 +418,14 @@ class Host:
         """Make the host as planned; return what was changed. The device must be there."""
         self._has_ipv6 = any(net.version == 6 for net in plan.networks)
         return await self._call(_apply, plan)
+
+    async def vxlan(self, name: str) -> VxlanDevice | None:
+        """Return a VXLAN device; None if there is none of that name."""
+        return await self._call(_read_vxlan, name)
+
+    async def remove_vxlan(self, name: str) -> None:
+        """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
+        await self._call(_remove_vxlan, name)
 
     async def remove(self, tun_name: str) -> list[str]:
         """Remove our routes, and the device if it is a TUN; return what was removed."""

@@ -101,12 +101,12 @@ def find_identity(
     config: RunConfig,
     facts: HostFacts,
     network: NetworkConfig,
-    mac: MacAddress | None,
+    macs: tuple[MacAddress, MacAddress] | None,
     current: Lease | None = None,
 ) -> Identity | str:
     """Return what our lease is to say of us, or why that is not known yet.
 
-    `mac` is our VTEP MAC; `current` is our lease as it is, or that of our last run.
+    `macs` are our VTEP MACs for IPv4 and IPv6 pods; `current` is our lease as it is, or that of our last run.
     """
     link = find_interface(config, facts, current)
     if isinstance(link, str):
@@ -119,11 +119,12 @@ def find_identity(
         return f"interface {link.name} has no address that other nodes could reach; give --iface"
     if network.encap is Encap.IPIP and ip4 is None:
         return f"ipip needs an IPv4 underlay, and interface {link.name} has no IPv4 address; give --iface"
-    if network.encap is not Encap.VXLAN:
+    if network.encap is not Encap.VXLAN or macs is None:
         return Identity(ip4, ip6, network.encap)
+    mac4, mac6 = macs
     return Identity(
         *(ip4, ip6, network.encap),
-        vtep_mac=mac if network.network is not None else None,
-        vtep_mac6=mac if network.network6 is not None else None,
+        vtep_mac=mac4 if network.network is not None else None,
+        vtep_mac6=mac6 if network.network6 is not None else None,
         vni=network.vni,
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VTEP MAC address of this node: chosen once, kept in the state directory.
+"""The VTEP MAC addresses of this node: one, chosen once, kept in the state directory.
 
-It is random and not derived from a machine id, which clones of an image share.
+It is random and not derived from a machine id, which clones of an image share. A node that took over from
+flannel has those of flannel's devices, of which IPv6 pods have another.
 """
 
 from __future__ import annotations
@@ -35,21 +36,40 @@ def choose(randomness: bytes) -> MacAddress:
 
 def load(state_dir: Path) -> MacAddress:
     """Return the address kept in the state directory, chosen now if there is none yet."""
-    path = state_dir / "vtep-mac"
-    try:
-        text = path.read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
-        mac = choose(os.urandom(6))
-    except OSError as err:
-        raise failure("read", path, err) from None
-    else:
-        known = parse(text)
-        if known is None:
-            raise RuntimeFailure(f"{path} holds no unicast MAC address. Fix: remove it to get a new one")
-        return known
+    known = _read(state_dir, 4)
+    if known is None:
+        known = choose(os.urandom(6))
+        keep(state_dir, 4, known)
+    return known
+
+
+def load6(state_dir: Path) -> MacAddress:
+    """Return the address that IPv6 pods are reached by: the same, unless another one is kept."""
+    return _read(state_dir, 6) or load(state_dir)
+
+
+def keep(state_dir: Path, version: int, mac: MacAddress) -> None:
+    """Have this address from now on, for pods of one IP version."""
     try:
         state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as err:
         raise failure("make state directory", state_dir, err) from None
-    write_atomically(path, f"{mac}\n")
-    return mac
+    write_atomically(_path(state_dir, version), f"{mac}\n")
+
+
+def _path(state_dir: Path, version: int) -> Path:
+    return state_dir / ("vtep-mac" if version == 4 else "vtep-mac6")
+
+
+def _read(state_dir: Path, version: int) -> MacAddress | None:
+    path = _path(state_dir, version)
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise failure("read", path, err) from None
+    known = parse(text)
+    if known is None:
+        raise RuntimeFailure(f"{path} holds no unicast MAC address. Fix: remove it to get a new one")
+    return known

@@ -37,6 +37,10 @@ class Backend(Protocol):
         """Take over what an earlier control left running, untouched; return the peers in its table."""
         ...
 
+    async def warm(self, settings: Settings) -> None:
+        """Do of prepare() what can be done while somebody else still carries the packets."""
+        ...
+
     async def prepare(self, settings: Settings) -> None:
         """Open what is needed and not there yet; raises, with everything as before, if it cannot be had."""
         ...

@@ -130,27 +130,40 @@ class UserspaceBackend:
 
     # --- opening ------------------------------------------------------------------------------------
 
+    async def warm(self, settings: Settings) -> None:
+        """Be ready but for the underlay sockets: who holds their ports can go on until then."""
+        async with self._lock:
+            await self._open(settings, {})
+            if self._client is None and self._place.config.forwarder == "spawn":
+                client = await self._find_forwarder()
+                reply = await asyncio.get_running_loop().run_in_executor(None, client.hello)
+                self._watch(client, reply.state)
+
     async def prepare(self, settings: Settings) -> None:
         """Open TUN, counters and sockets as far as they are missing or depend on what changed."""
         async with self._lock:
-            await asyncio.get_running_loop().run_in_executor(None, self._offloads.prove)
-            if self._needs_other_tier():
-                await self._stop_forwarder()
-                close_all(self._take_queues())
-            opened: Fds = {}
-            try:
-                config = self._open_tun(settings, opened)
-                keys = wanted_sockets(config)
-                for slot, key in keys.items():
-                    if slot not in self._fds or self._keys.get(slot) != key:
-                        opened[slot] = open_socket(slot, config, settings.underlay.name, self._holders)
-                if Fd.COUNTERS not in self._fds:
-                    opened[Fd.COUNTERS] = native.counters_create(config.threads)
-                    self._counters = Counters(opened[Fd.COUNTERS])
-            except BaseException:
-                close_all(opened)
-                raise
-            self._commit(config, keys, opened)
+            await self._open(settings)
+
+    async def _open(self, settings: Settings, keys: dict[int, Key] | None = None) -> None:
+        """Open what is missing; of sockets those of `keys`, or all that are wanted."""
+        await asyncio.get_running_loop().run_in_executor(None, self._offloads.prove)
+        if self._needs_other_tier():
+            await self._stop_forwarder()
+            close_all(self._take_queues())
+        opened: Fds = {}
+        try:
+            config = self._open_tun(settings, opened)
+            keys = wanted_sockets(config) if keys is None else keys
+            for slot, key in keys.items():
+                if slot not in self._fds or self._keys.get(slot) != key:
+                    opened[slot] = open_socket(slot, config, settings.underlay.name, self._holders)
+            if Fd.COUNTERS not in self._fds:
+                opened[Fd.COUNTERS] = native.counters_create(config.threads)
+                self._counters = Counters(opened[Fd.COUNTERS])
+        except BaseException:
+            close_all(opened)
+            raise
+        self._commit(config, keys, opened)
 
     def _needs_other_tier(self) -> bool:
         # A TUN keeps the flags it was first attached with as long as anybody holds it.

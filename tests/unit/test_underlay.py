@@ -51,12 +51,12 @@ V4 = Identity(IP1, None, Encap.VXLAN, mac(7), None, 1)
 )
 def test_identity(told: dict[str, Any], network: NetworkConfig, expected: Identity) -> None:
     """A node publishes what it was told, else the addresses of the interface that faces the others."""
-    assert find_identity(replace(CONFIG, **told), FACTS, network, mac(7)) == expected
+    assert find_identity(replace(CONFIG, **told), FACTS, network, (mac(7), mac(7))) == expected
 
 
 def test_one_candidate() -> None:
     """Without a default route the one interface with an address is taken."""
-    assert find_identity(CONFIG, HostFacts((LO, ETH0, BARE)), NET, mac(7)) == V4
+    assert find_identity(CONFIG, HostFacts((LO, ETH0, BARE)), NET, (mac(7), mac(7))) == V4
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_one_candidate() -> None:
 )
 def test_no_identity(told: dict[str, Any], facts: HostFacts, network: NetworkConfig, reason: str) -> None:
     """Where it is not clear, the reason says what to do."""
-    assert find_identity(replace(CONFIG, **told), facts, network, mac(7)) == reason
+    assert find_identity(replace(CONFIG, **told), facts, network, (mac(7), mac(7))) == reason
 
 
 WAYS = (

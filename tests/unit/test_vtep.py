@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataplane import vtep
 from dataplane.errors import RuntimeFailure
+from dataplane.model import MacAddress
 
 
 @given(st.binary(min_size=6, max_size=6))
@@ -27,6 +28,15 @@ def test_address_is_kept(tmp_path: Path) -> None:
     first = vtep.load(tmp_path / "a" / "state")
     assert vtep.load(tmp_path / "a" / "state") == first
     assert vtep.load(tmp_path / "b") != first
+
+
+def test_addresses_that_were_taken_over(tmp_path: Path) -> None:
+    """Both families have one address, until another one is kept for IPv6 pods."""
+    first, other = MacAddress(bytes.fromhex("020000000001")), MacAddress(bytes.fromhex("020000000006"))
+    vtep.keep(tmp_path / "state", 4, first)
+    assert (vtep.load(tmp_path / "state"), vtep.load6(tmp_path / "state")) == (first, first)
+    vtep.keep(tmp_path / "state", 6, other)
+    assert (vtep.load(tmp_path / "state"), vtep.load6(tmp_path / "state")) == (first, other)
 
 
 @pytest.mark.parametrize(
