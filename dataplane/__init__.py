@@ -37,10 +37,11 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 reconcile                      | sans-IO: (events, host facts, now) -> actions
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
+    P3 vxlan                          | devices of the kernel, as flannel sets them up
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
-    P5 takeover                       | where flannel was before us
+    P5 takeover handover              | where flannel was before us, or will be after us
     P5 report                         | what control says of itself
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P6 cli __main__                   | the command line

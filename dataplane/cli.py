@@ -191,7 +191,7 @@ def _lease_release(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> int:
     from dataplane import teardown
 
-    return teardown.down(args.run_dir, args.tun_name)
+    return teardown.down(args.run_dir, args.tun_name, tuple(args.hand_over))
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -369,6 +369,15 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
         default=TUN_NAME,
         metavar="NAME",
         help=f"if no overlayd run left word of it (default: {TUN_NAME})",
+    )
+    down.add_argument(
+        "--hand-over",
+        type=_device,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave this VXLAN device of the kernel to carry on, as flannel would make it (flannel.1); "
+        "twice with pods of both IP versions",
     )
     return parser, tuple(commands.choices)
 

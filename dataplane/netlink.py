@@ -14,7 +14,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from dataplane import vxlan
 from dataplane.errors import KernelError, RuntimeFailure
-from dataplane.model import Address, HostFacts, HostPlan, Interface, MacAddress, Network, VxlanDevice, Way
+from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice, Way
 
 ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
@@ -160,26 +161,17 @@ def _default_interface(ipr: IPRoute, family: int) -> int | None:
     return None if best is None else best[1]
 
 
-def _kind(link: Any) -> str | None:
-    info = _attr(link, "IFLA_LINKINFO")
-    return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
-
-
 def _is_tun(link: Any) -> bool:
     # A TAP is of kind "tun" too, and never ours.
-    if _kind(link) != "tun":
+    if vxlan.kind(link) != "tun":
         return False
     data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
     return data is not None and data.get_attr("IFLA_TUN_TYPE") == IFF_TUN
 
 
 def _has_carrier(ipr: IPRoute, name: str) -> bool:
-    link = _find_link(ipr, name)
+    link = vxlan.find_link(ipr, name)
     return link is not None and _is_tun(link) and bool(_attr(link, "IFLA_CARRIER"))
-
-
-def _find_link(ipr: IPRoute, name: str) -> Any | None:
-    return next((link for link in ipr.get_links() if _attr(link, "IFLA_IFNAME") == name), None)
 
 
 def _set_link(ipr: IPRoute, link: Any, plan: HostPlan) -> list[str]:
@@ -291,7 +283,7 @@ def _set_routes(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
 
 
 def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
-    link = _find_link(ipr, plan.tun_name)
+    link = vxlan.find_link(ipr, plan.tun_name)
     if link is None:
         raise RuntimeFailure(f"device {plan.tun_name} is gone")
     changed = _set_link(ipr, link, plan)
@@ -301,7 +293,7 @@ def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
 
 def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
     changed = []
-    link = _find_link(ipr, tun_name)
+    link = vxlan.find_link(ipr, tun_name)
     if link is not None and _is_tun(link):
         ipr.link("del", index=link["index"])
         changed.append(f"no {tun_name}")
@@ -311,37 +303,13 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
     return changed
 
 
-# --- VXLAN devices that are not ours ----------------------------------------------------------------------
-
-
-def _read_vxlan(ipr: IPRoute, name: str) -> VxlanDevice | None:
-    link = _find_link(ipr, name)
-    if link is None or _kind(link) != "vxlan":
-        return None
-    data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-    local = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6")
-    return VxlanDevice(
-        name,
-        MacAddress(bytes.fromhex(_attr(link, "IFLA_ADDRESS").replace(":", ""))),
-        data.get_attr("IFLA_VXLAN_ID"),
-        data.get_attr("IFLA_VXLAN_PORT"),
-        None if local is None else ip_address(local),
-    )
-
-
-def _remove_vxlan(ipr: IPRoute, name: str) -> None:
-    link = _find_link(ipr, name)
-    if link is not None and _kind(link) == "vxlan":
-        ipr.link("del", index=link["index"])
-
-
 # --- who holds a port ---------------------------------------------------------------------------------------
 
 
 def _find_vxlan(ipr: IPRoute, port: int) -> str | None:
     for link in ipr.get_links():
         # One that is down has no socket.
-        if _kind(link) != "vxlan" or not link["flags"] & IFF_UP:
+        if vxlan.kind(link) != "vxlan" or not link["flags"] & IFF_UP:
             continue
         data = _attr(link, "IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
         if data.get_attr("IFLA_VXLAN_PORT") == port:
@@ -421,11 +389,23 @@ class Host:
 
     async def vxlan(self, name: str) -> VxlanDevice | None:
         """Return a VXLAN device; None if there is none of that name."""
-        return await self._call(_read_vxlan, name)
+        return await self._call(vxlan.read, name)
 
     async def remove_vxlan(self, name: str) -> None:
         """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
-        await self._call(_remove_vxlan, name)
+        await self._call(vxlan.remove, name)
+
+    async def make_vxlan(self, device: VxlanDevice, underlay_index: int, mtu: int, address: Address) -> None:
+        """Make a VXLAN device that is down yet."""
+        await self._call(vxlan.make, device, underlay_index, mtu, address)
+
+    async def set_forwarding(self, name: str, peers: Iterable[SubnetEntry]) -> None:
+        """Tell a VXLAN device which node has which VTEP MAC."""
+        await self._call(vxlan.set_forwarding, name, peers)
+
+    async def go_vxlan(self, name: str, peers: Iterable[SubnetEntry]) -> None:
+        """Set a VXLAN device up, and lead the subnets of peers there."""
+        await self._call(vxlan.go, name, peers)
 
     async def remove(self, tun_name: str) -> list[str]:
         """Remove our routes, and the device if it is a TUN; return what was removed."""

@@ -7,8 +7,10 @@ import asyncio
 import time
 from pathlib import Path
 
+from dataplane import handover
 from dataplane.control import ForwarderClient, ask, newest_epoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.handover import HandOver
 from dataplane.netlink import Host
 from dataplane.rundir import Lock, RunDir
 
@@ -35,14 +37,42 @@ def _stop_control(run_dir: RunDir) -> Lock:
         time.sleep(RETRY_S)
 
 
-def _stop_forwarder(run_dir: RunDir) -> None:
-    epoch = run_dir.next_epoch(newest_epoch(run_dir))
+def _find_forwarder(run_dir: RunDir, epoch: int = 0) -> ForwarderClient | None:
     try:
-        with ForwarderClient(run_dir.forwarder_socket, epoch) as client:
+        return ForwarderClient(run_dir.forwarder_socket, epoch)
+    except NotRunning:
+        return None
+
+
+async def _plan(run_dir: RunDir, tun_name: str, names: tuple[str, ...]) -> list[HandOver]:
+    """Return the kernel devices that are to carry on; raises while nothing is changed."""
+    if not names:
+        return []
+    client = _find_forwarder(run_dir)
+    if client is None:
+        raise RuntimeFailure("there is nothing to hand over: no forwarder is running")
+    host = Host()
+    try:
+        return handover.read(client, names, tun_name, await host.facts())
+    finally:
+        client.close()
+        await host.close()
+
+
+async def _take_down(run_dir: RunDir, tun_name: str, plans: list[HandOver]) -> None:
+    """End the forwarder and remove our part of the host; kernel devices carry on, if there are to be any."""
+    host = Host()
+    try:
+        await handover.prepare(host, plans)
+        client = _find_forwarder(run_dir, run_dir.next_epoch(newest_epoch(run_dir)))
+        if client is not None:
             client.hello()
             client.stop()
-    except NotRunning:
-        pass
+            client.close()
+        await host.remove(tun_name)  # first: IPv6 takes no route by way of what another one leads to
+        await handover.finish(host, plans)
+    finally:
+        await host.close()
 
 
 async def _clean_host(tun_name: str) -> None:
@@ -53,19 +83,24 @@ async def _clean_host(tun_name: str) -> None:
         await host.close()
 
 
-def down(run_dir: Path, tun_name: str) -> int:
+def down(run_dir: Path, tun_name: str, hand_over: tuple[str, ...] = ()) -> int:
     """Stop both processes, remove TUN, routes and run directory; return the exit status.
 
-    `tun_name` counts only if no `overlayd run` has left word of another.
+    `tun_name` counts only if no `overlayd run` has left word of another. `hand_over` names kernel VXLAN
+    devices that are to carry on, for IPv4 and for IPv6 pods.
     """
     where = RunDir(run_dir)
     if not where.path.exists():
+        if hand_over:
+            raise NotRunning(f"there is nothing to hand over: overlayd is not running in {run_dir}")
         asyncio.run(_clean_host(tun_name))
         return 0
     where.prepare()
+    left = where.read_facts().get("tun")
+    name = left if isinstance(left, str) else tun_name
+    asyncio.run(_plan(where, name, hand_over))  # before anything ends
     with _stop_control(where):
-        left = where.read_facts().get("tun")
-        _stop_forwarder(where)
-        asyncio.run(_clean_host(left if isinstance(left, str) else tun_name))
+        plans = asyncio.run(_plan(where, name, hand_over))  # once the table does not change any more
+        asyncio.run(_take_down(where, name, plans))
         where.remove()
     return 0

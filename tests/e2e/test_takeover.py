@@ -21,6 +21,7 @@ import pytest
 from bench.lab import Kernel, Lab, wait_for
 from tests.e2e.leased import LeasedDaemon
 from tests.e2e.stream import Stream
+from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
 
 STALL_S = 2.0
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
@@ -29,15 +30,20 @@ NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxla
 class Taken:
     """The drawing above, before the take-over."""
 
-    def __init__(self, directory: Path, *flags: str) -> None:
+    def __init__(self, directory: Path, *, is_dual: bool = False) -> None:
         """Build it; nothing of ours runs yet."""
         self.lab = Lab(f"e2etake{os.getpid() % 100000}", names=("a", "b"))
         self.a, self.b = self.lab.nodes["a"], self.lab.nodes["b"]
         for node, peer in ((self.a, self.b), (self.b, self.a)):
             node.program_kernel([peer], Kernel())
+            if is_dual:
+                program_kernel6(node, peer)
         leases = {node.subnet(): node.lease() for node in (self.a, self.b)}
-        peers = {"network": NETWORK, "leases": leases}
-        flags = ("--takeover", "flannel.1", "--public-ip", self.a.address, *flags)
+        peers = peers_file([self.a, self.b]) if is_dual else {"network": NETWORK, "leases": leases}
+        devices = "flannel.1,flannel-v6.1" if is_dual else "flannel.1"
+        flags = ["--takeover", devices, "--public-ip", self.a.address]
+        if is_dual:
+            flags += ["--public-ipv6", self.a.address6]
         self.daemon = LeasedDaemon(self.a.host, directory / "node", peers, flags)
         (self.daemon.directory / "state" / "vtep-mac").unlink()
         self.daemon.subnet_file.write_text(
@@ -49,9 +55,16 @@ class Taken:
         found = self.a.host.run("ip", "-json", "link", "show").stdout
         return {link["ifname"] for link in json.loads(found)}
 
-    def stream(self) -> Stream:
+    def stream(self, family: int = 4) -> Stream:
         """Return a connection from pod b to pod a."""
-        return Stream(self.b.pod, self.a.pod, self.a.pod_ip())
+        return Stream(self.b.pod, self.a.pod, self.a.pod_ip6 if family == 6 else self.a.pod_ip())
+
+    def close(self) -> None:
+        """Take it all down."""
+        try:
+            self.daemon.close()
+        finally:
+            self.lab.close()
 
 
 @pytest.fixture
@@ -61,10 +74,7 @@ def taken(tmp_path: Path) -> Iterator[Taken]:
     try:
         yield built
     finally:
-        try:
-            built.daemon.close()
-        finally:
-            built.lab.close()
+        built.close()
 
 
 def test_take_over(taken: Taken) -> None:
@@ -84,6 +94,75 @@ def test_take_over(taken: Taken) -> None:
     status = taken.daemon.status()
     assert (status["subnet"], status["mtu"]) == (taken.a.subnet(), 1450)
     assert "FLANNEL_SUBNET=10.244.1.1/24\n" in taken.daemon.subnet_file.read_text()
+
+
+def kernel_state(taken: Taken) -> list[list[str]]:
+    """Return all the kernel knows of flannel.1, without indexes and counters."""
+    shown = (
+        ("bridge", "fdb", "show", "dev", "flannel.1"),
+        ("ip", "neigh", "show", "dev", "flannel.1", "nud", "permanent"),
+        ("ip", "route", "show", "dev", "flannel.1"),
+        ("ip", "-brief", "address", "show", "dev", "flannel.1", "scope", "global"),
+    )
+    texts = [taken.a.host.run(*command).stdout for command in shown]
+    link = json.loads(taken.a.host.run("ip", "-json", "-details", "link", "show", "flannel.1").stdout)[0]
+    data = {key: value for key, value in link["linkinfo"]["info_data"].items() if key != "port_range"}
+    texts.append(f"{link['address']} {link['mtu']} {link['flags']} {sorted(data.items(), key=str)}")
+    return [sorted(line.strip() for line in text.splitlines()) for text in texts]
+
+
+def test_way_back(taken: Taken) -> None:
+    """Handed over, the kernel is as flannel had left it, to the last entry, and the connection lives."""
+    before = kernel_state(taken)
+    with taken.stream() as stream:
+        taken.daemon.start()
+        assert stream.longest_s() < STALL_S
+        assert taken.daemon.say("down", "--hand-over", "flannel.1") == ""
+        assert stream.longest_s() < STALL_S
+    assert kernel_state(taken) == before
+    assert "overlay0" not in taken.devices()
+    assert taken.daemon.find("subnets/10.244.1.0-24") is not None
+
+
+def test_both_families(tmp_path: Path) -> None:
+    """With IPv6 pods both devices are taken over and handed back, each with its own MAC address."""
+    taken = Taken(tmp_path, is_dual=True)
+    devices = {"flannel.1", "flannel-v6.1"}
+    try:
+        before = taken.daemon.find("subnets/10.244.1.0-24&fd00:244:0:1::-64")
+        with taken.stream(4) as one, taken.stream(6) as other:
+            taken.daemon.start()
+            assert max(one.longest_s(), other.longest_s()) < STALL_S
+            assert not devices & taken.devices()
+            assert taken.daemon.say("down", "--hand-over", "flannel.1", "--hand-over", "flannel-v6.1") == ""
+            assert max(one.longest_s(), other.longest_s()) < STALL_S
+        assert devices <= taken.devices()
+        found = taken.a.host.run("ip", "link", "show", "flannel-v6.1").stdout
+        assert mac6(taken.a) in found
+        after = taken.daemon.find("subnets/10.244.1.0-24&fd00:244:0:1::-64")
+        assert before is not None
+        assert after is not None
+        assert json.loads(str(after.value)) == json.loads(str(before.value))
+    finally:
+        taken.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        pytest.param(("flannel.1", "flannel-v6.1"), "give 1, one for pods of each IP version", id="too many"),
+        pytest.param(("cni0",), "cannot hand over to cni0: there is such a device", id="name is taken"),
+    ],
+)
+def test_no_way_back(taken: Taken, names: tuple[str, ...], reason: str) -> None:
+    """Where nothing can be handed over, all goes on as it is."""
+    taken.daemon.start()
+    words = [word for name in names for word in ("--hand-over", name)]
+    with taken.stream() as stream:
+        assert reason in taken.daemon.say("down", *words)
+        assert stream.longest_s() < STALL_S
+    assert taken.daemon.status()["ready"]
+    assert "overlay0" in taken.devices()
 
 
 def test_take_over_again(taken: Taken) -> None:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VXLAN devices of the kernel, set up as flannel sets up its own. Runs in the thread of netlink.Host.
+
+Per peer: a forwarding entry VTEP MAC -> node, a permanent neighbour (where its subnet begins) -> VTEP MAC,
+and an onlink route of its subnet by way of that neighbour. So nobody ever asks who has an address.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
+from dataplane.model import Address, MacAddress, SubnetEntry, VxlanDevice
+
+NUD_PERMANENT = 0x80
+NTF_SELF = 0x02
+RTNH_F_ONLINK = 4
+RTPROT_BOOT = 3  # as flannel's own, which it replaces
+
+
+def find_link(ipr: Any, name: str) -> Any | None:
+    """Return the link of that name, if there is one."""
+    return next((link for link in ipr.get_links() if link.get_attr("IFLA_IFNAME") == name), None)
+
+
+def kind(link: Any) -> str | None:
+    """Return what sort of device a link is, if it is a virtual one."""
+    info = link.get_attr("IFLA_LINKINFO")
+    return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def read(ipr: Any, name: str) -> VxlanDevice | None:
+    """Return a VXLAN device; None if there is none of that name."""
+    link = find_link(ipr, name)
+    if link is None or kind(link) != "vxlan":
+        return None
+    data = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    local = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6")
+    return VxlanDevice(
+        name,
+        MacAddress(bytes.fromhex(link.get_attr("IFLA_ADDRESS").replace(":", ""))),
+        data.get_attr("IFLA_VXLAN_ID"),
+        data.get_attr("IFLA_VXLAN_PORT"),
+        None if local is None else ip_address(local),
+    )
+
+
+def remove(ipr: Any, name: str) -> None:
+    """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
+    link = find_link(ipr, name)
+    if link is not None and kind(link) == "vxlan":
+        ipr.link("del", index=link["index"])
+
+
+def make(ipr: Any, device: VxlanDevice, underlay_index: int, mtu: int, address: Address) -> None:
+    """Make a device that is down yet: its UDP port may still be another's. `mtu` in bytes."""
+    local = {} if device.local is None else {_local_name(device.local): str(device.local)}
+    ipr.link(
+        "add",
+        ifname=device.name,
+        kind="vxlan",
+        address=str(device.mac),
+        mtu=mtu,
+        vxlan_id=device.vni,
+        vxlan_link=underlay_index,
+        vxlan_port=device.port,
+        vxlan_learning=0,
+        **local,
+    )
+    index = _index(ipr, device.name)
+    ipr.addr("add", index=index, address=str(address), prefixlen=address.max_prefixlen)
+
+
+def _local_name(local: Address) -> str:
+    return "vxlan_local" if local.version == 4 else "vxlan_local6"
+
+
+def set_forwarding(ipr: Any, name: str, peers: Iterable[SubnetEntry]) -> None:
+    """Say which node has which VTEP MAC."""
+    index = _index(ipr, name)
+    for mac, node in {(str(peer.vtep_mac), str(peer.vtep)) for peer in peers}:
+        ipr.fdb("append", ifindex=index, lladdr=mac, dst=node, state=NUD_PERMANENT, flags=NTF_SELF)
+
+
+def go(ipr: Any, name: str, peers: Iterable[SubnetEntry]) -> None:
+    """Set the device up, and lead the subnets of peers there."""
+    index = _index(ipr, name)
+    ipr.link("set", index=index, state="up")
+    for peer in peers:
+        family = socket.AF_INET if peer.prefix.version == 4 else socket.AF_INET6
+        gateway = str(peer.prefix.network_address)
+        ipr.neigh(
+            "replace",
+            family=family,
+            ifindex=index,
+            dst=gateway,
+            lladdr=str(peer.vtep_mac),
+            state=NUD_PERMANENT,
+        )
+        ipr.route(
+            "replace",
+            family=family,
+            dst=str(peer.prefix),
+            gateway=gateway,
+            oif=index,
+            flags=RTNH_F_ONLINK,
+            proto=RTPROT_BOOT,
+        )
+
+
+def _index(ipr: Any, name: str) -> int:
+    link = find_link(ipr, name)
+    assert link is not None
+    index: int = link["index"]
+    return index
