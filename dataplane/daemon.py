@@ -90,6 +90,7 @@ class Daemon:
         # What must be.
         self._table: Table | None = None
         self._plan: HostPlan | None = None
+        self._applied: HostPlan | None = None  # last time
         self._retry: asyncio.TimerHandle | None = None
         self.report = Report(config, run_dir, self._host, self._backend)
 
@@ -224,10 +225,10 @@ class Daemon:
                 self.report.trouble = str(err)
                 self._retry_later()
 
-    def _retry_later(self) -> None:
+    def _retry_later(self, pause_s: float = RETRY_S) -> None:
         if self._retry is not None:
             self._retry.cancel()
-        self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._inputs.put_nowait, Retry())
+        self._retry = asyncio.get_running_loop().call_later(pause_s, self._inputs.put_nowait, Retry())
 
     async def _take(self, inputs: list[Input]) -> None:
         """Let the reconciler say what must be done, once for all that has arrived."""
@@ -280,10 +281,10 @@ class Daemon:
             await self._host.apply(self._plan)
             await self._takeover.finish()
             self._takeover = None
-        await self._backend.prepare(settings)
-        self.report.leave_facts(settings)
-        for change in await self._host.apply(self._plan):
-            log.info("host changed", change=change)
+        if not self._must_wait(self._plan):
+            await self._backend.prepare(settings)
+            self.report.leave_facts(settings)
+            await self._set_up_host(self._plan)
         await self._backend.carry(self._table)
         self.report.is_carrying = True
         own = self._own()
@@ -291,6 +292,22 @@ class Daemon:
             self._config.subnet_file, settings.network, own.key, settings.mtu
         ):
             log.info("subnet file written", path=self._config.subnet_file)
+
+    def _must_wait(self, plan: HostPlan) -> bool:
+        """Return whether somebody undoes what we do, and had his turn too lately."""
+        wait_s = self.report.repairs.wait_s(time.monotonic()) if plan == self._applied else 0.0
+        if wait_s > 0:
+            self._retry_later(wait_s)
+        return wait_s > 0
+
+    async def _set_up_host(self, plan: HostPlan) -> None:
+        changes = await self._host.apply(plan)
+        for change in changes:
+            log.info("host changed", change=change)
+        if plan == self._applied:
+            for alarm in self.report.repairs.note(changes, time.monotonic()):
+                log.warning(alarm)
+        self._applied = plan
 
     def _settings(self) -> Settings | None:
         reconciler = self._reconciler

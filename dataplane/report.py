@@ -16,6 +16,7 @@ from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.peers import PeerView
 from dataplane.reconcile import Reconciler
+from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
 
 
@@ -36,6 +37,7 @@ class Report:
         }
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
+        self.repairs = Repairs()
         self.is_carrying = False
         self.trouble: str | None = None
         self.revision: int | None = None  # of the store, in force
@@ -92,7 +94,11 @@ class Report:
             "age_s": age_s,
             "error": self.store_error,
         }
-        warnings = [*self._backend.warnings(), *self._host.warnings()]
+        warnings = [
+            *self._backend.warnings(),
+            *self._host.warnings(),
+            *self.repairs.warnings(time.monotonic()),
+        ]
         if self.leasing is not None:
             warnings[:0] = self.leasing.warnings()
         for problem in (self.network_problem, self.store_error):

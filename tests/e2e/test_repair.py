@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from bench.lab import wait_for
+from dataplane.repairs import PAUSE_S, REPAIRS_MAX
 from tests.e2e.pair import START_S, Load, Pair, is_ready, is_replaced, peers_file
+
+REPAIR_S = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +24,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Yield the pair; at the end each side must have accounted for every packet."""
     with Pair(tmp_path_factory.mktemp("pair")) as built:
         yield built
+
+
+@pytest.fixture
+def fresh(pair: Pair) -> None:
+    """Let control begin anew, so that repairs of earlier tests are forgotten."""
+    daemon = pair.daemons["a"]
+    daemon.stop()
+    daemon.start()
 
 
 def show(pair: Pair, *args: str) -> list[dict[str, Any]]:
@@ -53,17 +65,36 @@ BREAKAGE = {
 }
 
 
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("command", BREAKAGE.values(), ids=BREAKAGE.keys())
 def test_what_is_ours_is_put_right(pair: Pair, command: str) -> None:
     """Whatever is done to our device, addresses and routes is undone, and packets flow as before."""
     before = look(pair)
     pair.spaces["a"].ip(f"{command}\n")
-    wait_for(lambda: look(pair) == before, f"repair after {command}", START_S)
+    wait_for(lambda: look(pair) == before, f"repair after {command}", REPAIR_S)
     with Load(pair) as load:
         pass
     assert load.lost() == 0
 
 
+@pytest.mark.usefixtures("fresh")
+def test_fight_is_told_and_slowed_down(pair: Pair) -> None:
+    """Who undoes the same thing again and again is named; it is put right only now and then from then on."""
+    daemon, space = pair.daemons["a"], pair.spaces["a"]
+    before, command = look(pair), BREAKAGE["route"] + "\n"
+    for _ in range(REPAIRS_MAX):
+        space.ip(command)
+        wait_for(lambda: look(pair) == before, "repair", START_S)
+    fought = "something on this host undoes what we set up: route 10.244.0.0/16 overlay0"
+    wait_for(lambda: fought in daemon.status()["warnings"], "the warning", START_S)
+    begun_s = time.monotonic()
+    space.ip(command)
+    wait_for(lambda: look(pair) == before, "the next repair", START_S)
+    assert time.monotonic() - begun_s > PAUSE_S / 2
+    assert daemon.log().count("route 10.244.0.0/16 overlay0): put right 3 times") == 1
+
+
+@pytest.mark.usefixtures("fresh")
 def test_deleted_device_comes_back(pair: Pair) -> None:
     """Somebody deletes the TUN: it is made again with address and routes, and the same forwarder goes on."""
     daemon = pair.daemons["a"]
