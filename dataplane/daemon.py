@@ -170,6 +170,8 @@ class Daemon:
             await self._leasing.undo()
         if await self._backend.undo():
             await self._host.remove(self._config.tun_name)
+        if self._takeover is not None:
+            await self._takeover.undo()
 
     # --- what arrives -----------------------------------------------------------------------------
 
@@ -275,12 +277,11 @@ class Daemon:
         if settings is None or self._plan is None or self._table is None:
             return
         self.report.leave_facts(settings)
-        if self._takeover is not None:
+        if self._takeover is not None and not self.report.is_carrying:
             self._takeover.check(settings)
             await self._backend.warm(settings)
             await self._host.apply(self._plan)
-            await self._takeover.finish()
-            self._takeover = None
+            await self._takeover.finish(settings, self._plan, self._table)
         if not self._must_wait(self._plan):
             await self._backend.prepare(settings)
             self.report.leave_facts(settings)

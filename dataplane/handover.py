@@ -27,7 +27,6 @@ class HandOver:
 
     device: VxlanDevice
     underlay_index: int
-    mtu: int  # bytes
     address: Address  # of the node in the overlay: where its subnet begins
     peers: tuple[SubnetEntry, ...]
 
@@ -64,13 +63,18 @@ def read(client: ForwarderClient, names: tuple[str, ...], tun_name: str, facts: 
     return [_plan(name, config, ip, table.subnets) for name, ip in zip(names, ours, strict=True)]
 
 
-def _plan(name: str, config: ForwarderConfig, address: Address, subnets: tuple[SubnetEntry, ...]) -> HandOver:
-    is6 = isinstance(address, IPv6Address)
-    peers = tuple(
+def find_peers(subnets: tuple[SubnetEntry, ...], version: int) -> tuple[SubnetEntry, ...]:
+    """Return those whose pods are of an IP version and behind VXLAN."""
+    return tuple(
         entry
         for entry in subnets
-        if entry.prefix.version == address.version and entry.encap is Encap.VXLAN and entry.vtep_mac
+        if entry.prefix.version == version and entry.encap is Encap.VXLAN and entry.vtep_mac
     )
+
+
+def _plan(name: str, config: ForwarderConfig, address: Address, subnets: tuple[SubnetEntry, ...]) -> HandOver:
+    is6 = isinstance(address, IPv6Address)
+    peers = find_peers(subnets, address.version)
     # IPv6 pods are behind IPv6 nodes, with flannel; where they are not, the device has the nodes' family.
     versions = {entry.vtep.version for entry in peers} or {address.version}
     if len(versions) > 1:
@@ -79,8 +83,8 @@ def _plan(name: str, config: ForwarderConfig, address: Address, subnets: tuple[S
     mac = config.vtep_mac6 if is6 else config.vtep_mac4
     if mac is None:
         raise RuntimeFailure("cannot hand over: the node has no VTEP MAC address")
-    device = VxlanDevice(name, mac, config.vni, config.vxlan_port, local)
-    return HandOver(device, config.underlay_ifindex, config.tun_mtu, address, peers)
+    device = VxlanDevice(name, mac, config.vni, config.vxlan_port, local, config.tun_mtu)
+    return HandOver(device, config.underlay_ifindex, address, peers)
 
 
 async def prepare(host: Host, plans: list[HandOver]) -> None:
@@ -88,7 +92,7 @@ async def prepare(host: Host, plans: list[HandOver]) -> None:
     made = []
     try:
         for plan in plans:
-            await host.make_vxlan(plan.device, plan.underlay_index, plan.mtu, plan.address)
+            await host.make_vxlan(plan.device, plan.underlay_index, plan.address)
             made.append(plan.device.name)
             await host.set_forwarding(plan.device.name, plan.peers)
     except BaseException:

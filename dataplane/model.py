@@ -331,6 +331,7 @@ class VxlanDevice:
     vni: int
     port: int
     local: Address | None  # outer source; None: whichever the route prefers
+    mtu: int  # bytes
 
 
 @dataclass(frozen=True, slots=True)

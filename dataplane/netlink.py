@@ -395,9 +395,9 @@ class Host:
         """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
         await self._call(vxlan.remove, name)
 
-    async def make_vxlan(self, device: VxlanDevice, underlay_index: int, mtu: int, address: Address) -> None:
+    async def make_vxlan(self, device: VxlanDevice, underlay_index: int, address: Address) -> None:
         """Make a VXLAN device that is down yet."""
-        await self._call(vxlan.make, device, underlay_index, mtu, address)
+        await self._call(vxlan.make, device, underlay_index, address)
 
     async def set_forwarding(self, name: str, peers: Iterable[SubnetEntry]) -> None:
         """Tell a VXLAN device which node has which VTEP MAC."""

@@ -7,12 +7,13 @@ go when everything else is ready: only then is the UDP port free that both of us
 
 from __future__ import annotations
 
-from dataplane import vtep
+from dataplane import handover, vtep
 from dataplane.backend import Settings
 from dataplane.config import RunConfig
 from dataplane.errors import RuntimeFailure
+from dataplane.handover import HandOver
 from dataplane.journal import Journal
-from dataplane.model import VxlanDevice
+from dataplane.model import HostPlan, Table, VxlanDevice
 from dataplane.netlink import Host
 
 log = Journal("takeover")
@@ -25,6 +26,7 @@ class Takeover:
         """Take over from these."""
         self._host = host
         self._devices = devices
+        self._plans: list[HandOver] = []  # of those that are gone, to have them back
 
     def check(self, settings: Settings) -> None:
         """Raise if what the devices carry is not what we are about to."""
@@ -44,11 +46,29 @@ class Takeover:
                     f"{settings.underlay4 or settings.underlay6}. Give --public-ip {device.local}"
                 )
 
-    async def finish(self) -> None:
+    async def finish(self, settings: Settings, plan: HostPlan, table: Table) -> None:
         """Remove the devices."""
         for device in self._devices:
+            version = _version(device)
+            address = next((ip for ip in plan.addresses if ip.version == version), None)
+            if address is not None:
+                peers = handover.find_peers(table.subnets, version)
+                index = settings.underlay.index
+                self._plans.append(HandOver(device, index, address, peers))
             await self._host.remove_vxlan(device.name)
             log.info("took over", device=device.name, mac=device.mac)
+
+    async def undo(self) -> None:
+        """Make the devices that we removed again: the start failed after all."""
+        await handover.prepare(self._host, self._plans)
+        await handover.finish(self._host, self._plans)
+        for plan in self._plans:
+            log.warning("gave back", device=plan.device.name)
+
+
+def _version(device: VxlanDevice) -> int:
+    """Return the IP version of the pods that a device of flannel's carries: that of its node's address."""
+    return 4 if device.local is None else device.local.version
 
 
 async def begin(config: RunConfig, host: Host) -> Takeover | None:
@@ -59,7 +79,6 @@ async def begin(config: RunConfig, host: Host) -> Takeover | None:
         if device is None:
             log.info("nothing to take over", device=name)
             continue
-        version = 4 if device.local is None else device.local.version
-        vtep.keep(config.state_dir, version, device.mac)
+        vtep.keep(config.state_dir, _version(device), device.mac)
         devices.append(device)
     return Takeover(host, tuple(devices)) if devices else None

@@ -44,6 +44,7 @@ def read(ipr: Any, name: str) -> VxlanDevice | None:
         data.get_attr("IFLA_VXLAN_ID"),
         data.get_attr("IFLA_VXLAN_PORT"),
         None if local is None else ip_address(local),
+        link.get_attr("IFLA_MTU"),
     )
 
 
@@ -54,15 +55,15 @@ def remove(ipr: Any, name: str) -> None:
         ipr.link("del", index=link["index"])
 
 
-def make(ipr: Any, device: VxlanDevice, underlay_index: int, mtu: int, address: Address) -> None:
-    """Make a device that is down yet: its UDP port may still be another's. `mtu` in bytes."""
+def make(ipr: Any, device: VxlanDevice, underlay_index: int, address: Address) -> None:
+    """Make a device that is down yet: its UDP port may still be another's."""
     local = {} if device.local is None else {_local_name(device.local): str(device.local)}
     ipr.link(
         "add",
         ifname=device.name,
         kind="vxlan",
         address=str(device.mac),
-        mtu=mtu,
+        mtu=device.mtu,
         vxlan_id=device.vni,
         vxlan_link=underlay_index,
         vxlan_port=device.port,

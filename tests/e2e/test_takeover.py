@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bench.lab import Kernel, Lab, wait_for
+from bench.lab import Kernel, Lab
 from tests.e2e.leased import LeasedDaemon
 from tests.e2e.stream import Stream
 from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
@@ -202,11 +203,28 @@ def test_device_of_another_network(taken: Taken, device: str, reason: str) -> No
     assert "overlay0" not in taken.devices()
 
 
-def test_port_is_held_by_another(taken: Taken) -> None:
-    """When the start fails before the device would go, flannel's datapath carries on."""
+def test_start_fails_before(taken: Taken) -> None:
+    """When the start fails before the device would go, flannel's datapath carries on, untouched."""
+    before = kernel_state(taken)
     taken.daemon.flags += ["--tun-name", "cni0"]
     with taken.stream() as stream:
         found = subprocess.run(taken.daemon.run_command(), capture_output=True, text=True, timeout=20)
         assert found.returncode == 1
         assert stream.longest_s() < STALL_S
-    wait_for(lambda: "flannel.1" in taken.devices(), "flannel.1 is there")
+    assert kernel_state(taken) == before
+
+
+def test_start_fails_after(taken: Taken) -> None:
+    """When the port cannot be had although the device went, the device is made again as it was."""
+    before = kernel_state(taken)
+    taken.daemon.flags += ["--public-ipv6", taken.a.address6]
+    with taken.a.host.socket(socket.AF_INET6, socket.SOCK_DGRAM) as holder, taken.stream() as stream:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind(("::", 8472))
+        found = subprocess.run(taken.daemon.run_command(), capture_output=True, text=True, timeout=20)
+        assert found.returncode == 1
+        assert "UDP port 8472 is held by" in found.stderr
+        assert "gave back device=flannel.1" in found.stderr
+        assert stream.longest_s() < STALL_S
+    assert kernel_state(taken) == before
+    assert "overlay0" not in taken.devices()
