@@ -20,7 +20,7 @@
 enum { SCRATCH_PORT = 40001, SCRATCH_FAR_PORT = 40002 };
 
 /* How long to wait for one packet: none has a way of more than some microseconds. */
-#define SCRATCH_STEP_NS 150000000ULL
+#define SCRATCH_STEP_NS 100000000ULL
 
 /* What is sent: so many segments of that size, the last one short or not. */
 enum { SCRATCH_SIZE = 1000, SCRATCH_SEGMENTS = 4, SCRATCH_TOTAL = 3 * SCRATCH_SIZE + SCRATCH_SIZE / 2 };

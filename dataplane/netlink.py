@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -394,6 +395,16 @@ class Host:
     async def remove_vxlan(self, name: str) -> None:
         """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
         await self._call(vxlan.remove, name)
+
+    async def vxlan_obstacle(self) -> str | None:
+        """Say why the kernel makes no VXLAN devices; None if it does."""
+        try:
+            await self._call(vxlan.probe)
+        except KernelError as err:
+            if err.errno in (errno.EOPNOTSUPP, errno.ENODEV):
+                return "the kernel has no VXLAN devices; try: modprobe vxlan"
+            return f"the kernel makes no VXLAN device: {os.strerror(err.errno)}"
+        return None
 
     async def make_vxlan(self, device: VxlanDevice, underlay_index: int, address: Address) -> None:
         """Make a VXLAN device that is down yet."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from dataplane.model import Address, MacAddress, SubnetEntry, VxlanDevice
 
+PROBE, PROBE_VNI = "ovl-probe", (1 << 24) - 2
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 RTNH_F_ONLINK = 4
@@ -53,6 +54,13 @@ def remove(ipr: Any, name: str) -> None:
     link = find_link(ipr, name)
     if link is not None and kind(link) == "vxlan":
         ipr.link("del", index=link["index"])
+
+
+def probe(ipr: Any) -> None:
+    """Make and remove a device, to see whether the kernel can; netlink's error says why not."""
+    remove(ipr, PROBE)  # of a probe that was interrupted
+    ipr.link("add", ifname=PROBE, kind="vxlan", vxlan_id=PROBE_VNI, vxlan_port=9, vxlan_learning=0)
+    remove(ipr, PROBE)
 
 
 def make(ipr: Any, device: VxlanDevice, underlay_index: int, address: Address) -> None:

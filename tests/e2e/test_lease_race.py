@@ -26,6 +26,7 @@ from tests.e2e.warm import Warm
 
 NODES = 50
 ROUNDS = 20
+SHORT = 4  # of them in every run of the suite
 ROUND_S = 120.0  # at most; about 10 s is usual
 NETWORK = (
     '{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.50.0",'
@@ -109,7 +110,9 @@ def read_leases(database: Database) -> dict[str, IPv4Network]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(ROUND_S + 30)
-@pytest.mark.parametrize("turn", range(ROUNDS))
+@pytest.mark.parametrize(
+    "turn", [pytest.param(turn, marks=[pytest.mark.soak] if turn >= SHORT else []) for turn in range(ROUNDS)]
+)
 def test_fifty_nodes_race(warm: Warm, hosts: list[Namespace], tmp_path: Path, turn: int) -> None:
     """Each of 50 nodes that start at once gets one of exactly 50 subnets: none twice, none fails."""
     database = Database(tmp_path / "store.db")

@@ -55,7 +55,7 @@ def run_traffic(rig: Rig, seconds: float) -> int:
     return rig.daemon.counters.header().generation - first
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.soak)])
 def test_workers_ask_for_no_memory(rig: Rig, tmp_path: Path, seconds: float) -> None:
     """During traffic and publishes no worker thread calls brk, mmap or munmap; the control thread does."""
     pid = rig.daemon.forwarder_pid()
