@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which datapath carries the packets where --datapath auto leaves the choice to us: the kernel's, if it can."""
+"""Which datapath carries the packets where --datapath auto leaves it to us: the kernel's, if it can."""
 
 from __future__ import annotations
 

@@ -13,9 +13,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dataplane.errors import ConfigError, OverlaydError, one_line
+
+if TYPE_CHECKING:
+    from dataplane.config import RunConfig
 
 VERSION = "0.1.0"
 RUN_DIR = "/run/overlayd"
@@ -137,17 +140,17 @@ def _peers(args: argparse.Namespace) -> int:
     return _show(args, lambda answer: status.peers_text(answer, has_all=args.all))
 
 
-def _store(args: argparse.Namespace) -> str:
-    """Return the URL of the store that flags and environment name."""
+def _config(args: argparse.Namespace) -> RunConfig:
+    """Return what flags and environment say, of which commands for the store use that part."""
     from dataplane import config
 
-    return config.parse(args.given, os.environ).store
+    return config.parse(args.given, os.environ)
 
 
 def _network_get(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
-    _print(ledger.network_get(_store(args), as_json=args.json))
+    _print(ledger.network_get(_config(args), as_json=args.json))
     return 0
 
 
@@ -155,14 +158,14 @@ def _network_set(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
     text = sys.stdin.read() if args.config == "-" else args.config
-    _print(ledger.network_set(_store(args), text, is_forced=args.force))
+    _print(ledger.network_set(_config(args), text, is_forced=args.force))
     return 0
 
 
 def _lease_ls(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
-    _print(ledger.lease_ls(_store(args), as_json=args.json))
+    _print(ledger.lease_ls(_config(args), as_json=args.json))
     return 0
 
 
@@ -170,21 +173,21 @@ def _lease_put(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
     wish = ledger.Wish(args.subnet, args.public_ip, args.public_ip6, args.backend, args.vtep_mac, args.ttl)
-    _print(ledger.lease_put(_store(args), wish, is_forced=args.force, as_json=args.json))
+    _print(ledger.lease_put(_config(args), wish, is_forced=args.force, as_json=args.json))
     return 0
 
 
 def _lease_rm(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
-    _print(ledger.lease_rm(_store(args), args.subnet, as_json=args.json))
+    _print(ledger.lease_rm(_config(args), args.subnet, as_json=args.json))
     return 0
 
 
 def _lease_release(args: argparse.Namespace) -> int:
     from dataplane import ledger
 
-    _print(ledger.lease_release(args.run_dir, as_json=args.json))
+    _print(ledger.lease_release(args.run_dir, _config(args), as_json=args.json))
     return 0
 
 
@@ -269,7 +272,10 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-STORE_FLAGS = ("store", "state-dir")
+STORE_FLAGS = (
+    *("store", "state-dir", "etcd-endpoints", "etcd-prefix", "etcd-keyfile", "etcd-certfile"),
+    *("etcd-cafile", "etcd-username", "etcd-password"),
+)
 
 
 def _add_group(commands: Any, name: str, text: str) -> Any:
@@ -302,7 +308,7 @@ def _add_lease(commands: Any, argv: Sequence[str]) -> None:
     put.add_argument("--vtep-mac", metavar="MAC", help="of the node's VXLAN device")
     put.add_argument("--ttl", type=_seconds, metavar="SECONDS", help="(default: it never expires)")
     put.add_argument("--force", action="store_true", help="even if another node has this subnet")
-    for parser in (ls, put, rm):
+    for parser in (ls, put, rm, release):
         _add_flags(parser, argv, "lease", STORE_FLAGS)
     _add_run_dir(release)
     for parser in (ls, put, rm, release):

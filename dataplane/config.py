@@ -25,6 +25,19 @@ ETCD_ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
 
 
 @dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """Where etcd is, and as whom we speak to it."""
+
+    endpoints: tuple[str, ...] = ETCD_ENDPOINTS
+    prefix: str = "/coreos.com/network"
+    keyfile: Path | None = None
+    certfile: Path | None = None
+    cafile: Path | None = None
+    username: str = ""
+    password: str = field(default="", repr=False)  # never shown
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig:
     """What `overlayd run` was told."""
 
@@ -70,6 +83,19 @@ class RunConfig:
     log_level: str = "info"
     log_format: str = "text"
     verbosity: int = 0
+
+    @property
+    def etcd(self) -> EtcdConfig:
+        """What was told of etcd."""
+        return EtcdConfig(
+            self.etcd_endpoints,
+            self.etcd_prefix,
+            self.etcd_keyfile,
+            self.etcd_certfile,
+            self.etcd_cafile,
+            self.etcd_username,
+            self.etcd_password,
+        )
 
 
 KUBE = "Kubernetes"
@@ -329,6 +355,18 @@ def _check_store(text: str, source: str) -> None:
         raise ConfigError(f'{source}: "{text}" is no store; allowed are {STORES}')
 
 
+def _check_etcd(config: RunConfig) -> None:
+    if (config.etcd_keyfile is None) != (config.etcd_certfile is None):
+        raise ConfigError("--etcd-keyfile and --etcd-certfile belong together: give both or neither")
+    plain = next((url for url in config.etcd_endpoints if url.startswith("http://")), None)
+    if plain is not None and (config.etcd_cafile or config.etcd_certfile):
+        raise ConfigError(
+            f"--etcd-endpoints: {plain} is not encrypted, and there are TLS files; write https://"
+        )
+    if config.etcd_password and not config.etcd_username:
+        raise ConfigError("--etcd-password is given without --etcd-username")
+
+
 def parse(words: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> RunConfig:
     """Read flags (name -> texts, in order) and environment; a flag beats its variable, ours flannel's."""
     given = read.read_given(FLAGS, words, environ)
@@ -346,6 +384,8 @@ def parse(words: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> Run
     if fields.get("verbosity", 0) >= CHATTY:
         fields.setdefault("log_level", "debug")
     config = RunConfig(**fields)
+    if config.store == "etcd":
+        _check_etcd(config)
     if config.tun_name in config.iface:
         raise ConfigError(
             f"--iface and --tun-name are both {config.tun_name}; the overlay needs a device of its own"

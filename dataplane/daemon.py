@@ -101,7 +101,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         async with AsyncExitStack() as stack:
-            store = open_store(self._config.store)
+            store = open_store(self._config)
             stack.push_async_callback(store.close)
             stack.push_async_callback(self._host.close)
             stack.push_async_callback(self._let_go)
@@ -187,13 +187,13 @@ class Daemon:
                     if not isinstance(event, Heard):
                         self._inputs.put_nowait(event)
             except (StoreError, ConfigError) as err:
-                if self.report.store_heard_s is None:
+                if self.report.store_heard_s is None and not store.is_remote:
                     raise
                 if str(err) != self.report.store_error:
                     log.error("store lost", error=err)
                 self.report.store_error = str(err)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_S)
+            pause_s = min(2 * pause_s * random.uniform(0.75, 1.25), RETRY_S)
 
     async def _follow_host(self) -> None:
         """Queue that something on this host changed."""

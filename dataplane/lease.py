@@ -15,6 +15,7 @@ What was ours stays ours for the dataplane in all of this: losing a lease is no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -177,8 +178,8 @@ class Lessee:
     def wake_s(self, now: float) -> float | None:
         """Return when to ask again, even if nothing happens until then."""
         expires_s = None if self._own is None else self._own.expires_s  # then it is to be told
-        times = [at for at in (self._retry_s, self.renews_s(), expires_s) if at is not None and at > now]
-        return min(times, default=None)
+        times = [at for at in (self._retry_s, self.renews_s(), expires_s) if at is not None]
+        return min((at for at in times if now < at < math.inf), default=None)
 
     # --- what arrives -----------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Leasing:
         return {
             "key": entry.name,
             "revision": entry.changed,
-            "expires_in_s": None if entry.expires_s is None else round(entry.expires_s - now, 3),
+            "expires_in_s": entry.left_s(now),
             "renews_in_s": None if renews_s is None else round(renews_s - now, 3),
         }
 

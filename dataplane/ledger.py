@@ -11,12 +11,13 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from dataplane import flannel
 from dataplane.alloc import belongs
+from dataplane.config import RunConfig
 from dataplane.control import ask
 from dataplane.errors import ConfigError, NotRunning, RuntimeFailure
 from dataplane.lease import find_mine
@@ -34,20 +35,22 @@ Json = dict[str, object]
 Result = TypeVar("Result")
 
 
-def _use(url: str, work: Callable[[LeaseStore], Awaitable[Result]], *, may_create: bool = False) -> Result:
+def _use(
+    place: RunConfig, work: Callable[[LeaseStore], Awaitable[Result]], *, may_create: bool = False
+) -> Result:
     """Do something with the store that a URL names; again, when somebody wrote in between."""
 
     async def run() -> Result:
-        store = open_store(url, may_create=may_create)
+        store = open_store(place, may_create=may_create)
         if not isinstance(store, LeaseStore):
-            raise ConfigError(f"{url} is a file for people to edit; overlayd takes it up by itself")
+            raise ConfigError(f"{place.store} is a file for people to edit; overlayd takes it up by itself")
         try:
             for _ in range(TRIES):
                 try:
                     return await work(store)
                 except Conflict:
                     continue
-            raise RuntimeFailure(f"{url} changes all the time; nothing was written")
+            raise RuntimeFailure(f"{place.store} changes all the time; nothing was written")
         finally:
             await store.close()
 
@@ -57,9 +60,9 @@ def _use(url: str, work: Callable[[LeaseStore], Awaitable[Result]], *, may_creat
 # --- network --------------------------------------------------------------------------------------------
 
 
-def network_get(url: str, *, as_json: bool) -> str:
+def network_get(place: RunConfig, *, as_json: bool) -> str:
     """Return the network config as it stands in the store."""
-    text, revision = _use(url, lambda store: store.read_config())
+    text, revision = _use(place, lambda store: store.read_config())
     if text is None:
         raise RuntimeFailure(NO_NETWORK)
     config, problem = read_network(text)
@@ -92,7 +95,7 @@ def _find_cuts(old: NetworkConfig, new: NetworkConfig, listed: Listed) -> list[s
     return cuts
 
 
-def network_set(url: str, text: str, *, is_forced: bool) -> str:
+def network_set(place: RunConfig, text: str, *, is_forced: bool) -> str:
     """Write the network config; one that cuts a live network only if it is forced."""
     config, stored = parse_config(text)
 
@@ -109,7 +112,7 @@ def network_set(url: str, text: str, *, is_forced: bool) -> str:
             await store.put_config(stored, revision)
         return "nothing to change" if stored == before else f"set: {stored}"
 
-    return _use(url, work, may_create=True)
+    return _use(place, work, may_create=True)
 
 
 # --- leases ---------------------------------------------------------------------------------------------
@@ -125,13 +128,20 @@ def _describe(entry: Entry, now: float) -> Json:
         "vtep_mac": None if lease is None or lease.vtep_mac is None else str(lease.vtep_mac),
         "created": entry.created,
         "changed": entry.changed,
-        "expires_in_s": None if entry.expires_s is None else round(entry.expires_s - now, 3),
+        "expires_in_s": entry.left_s(now),
         "problem": entry.problem,
     }
 
 
 def _line(entry: Entry, now: float) -> tuple[str, ...]:
-    life = "never" if entry.expires_s is None else f"in {span(max(0.0, entry.expires_s - now))}"
+    left_s = entry.left_s(now)
+    life = (
+        "never"
+        if entry.expires_s is None
+        else "some time"
+        if left_s is None
+        else f"in {span(max(0.0, left_s))}"
+    )
     lease = entry.lease
     if lease is None:
         return entry.title, "-", "-", "-", life, str(entry.changed), f"unusable: {entry.problem}"
@@ -140,9 +150,9 @@ def _line(entry: Entry, now: float) -> tuple[str, ...]:
     return entry.name, node, lease.encap.name.lower(), str(mac), life, str(entry.changed), ""
 
 
-def lease_ls(url: str, *, as_json: bool) -> str:
+def lease_ls(place: RunConfig, *, as_json: bool) -> str:
     """List the leases, in the order of their keys."""
-    listed = _use(url, lambda store: store.read())
+    listed = _use(place, lambda store: store.read())
     now = time.monotonic()
     entries = sorted(listed.entries, key=lambda entry: _order(entry))
     if as_json:
@@ -224,7 +234,7 @@ def _find_expected(lease: Lease, listed: Listed, *, is_forced: bool) -> int:
     return current.changed
 
 
-def lease_put(url: str, wish: Wish, *, is_forced: bool, as_json: bool) -> str:
+def lease_put(place: RunConfig, wish: Wish, *, is_forced: bool, as_json: bool) -> str:
     """Write a lease for a node that does not do so itself."""
 
     async def work(store: LeaseStore) -> Entry:
@@ -235,13 +245,13 @@ def lease_put(url: str, wish: Wish, *, is_forced: bool, as_json: bool) -> str:
         expected = _find_expected(lease, listed, is_forced=is_forced)
         return await store.put(lease, wish.ttl_s, expected)
 
-    entry, now = _use(url, work), time.monotonic()
+    entry, now = _use(place, work), time.monotonic()
     if as_json:
         return json.dumps(_describe(entry, now), indent=2)
     return f"{entry.name} is leased to {wish.public_ip or wish.public_ip6}, revision {entry.changed}"
 
 
-def lease_rm(url: str, key: str, *, as_json: bool) -> str:
+def lease_rm(place: RunConfig, key: str, *, as_json: bool) -> str:
     """Delete a lease, whoever has it; a node that runs takes it again."""
 
     async def work(store: LeaseStore) -> tuple[str, int]:
@@ -252,16 +262,16 @@ def lease_rm(url: str, key: str, *, as_json: bool) -> str:
             raise RuntimeFailure(f"there is no lease {key}; see overlayd lease ls")
         return name, await store.delete(name, names[name].changed)
 
-    name, revision = _use(url, work)
+    name, revision = _use(place, work)
     return json.dumps({"key": name, "revision": revision}) if as_json else f"{name} is free"
 
 
-def lease_release(run_dir: Path, *, as_json: bool) -> str:
+def lease_release(run_dir: Path, place: RunConfig, *, as_json: bool) -> str:
     """Give back the lease of this node, which leaves; `overlayd run` ends, if it runs."""
     try:
         answer = ask(run_dir, {"cmd": "release"}, RELEASE_TIMEOUT_S)
     except NotRunning:
-        released = _release_left(run_dir)
+        released = _release_left(run_dir, place)
     else:
         if "error" in answer:
             raise RuntimeFailure(str(answer["error"]))
@@ -270,7 +280,7 @@ def lease_release(run_dir: Path, *, as_json: bool) -> str:
     return json.dumps({"released": released}) if as_json else text
 
 
-def _release_left(run_dir: Path) -> str:
+def _release_left(run_dir: Path, place: RunConfig) -> str:
     """Delete the lease that an `overlayd run` which is gone has left, and that is still ours."""
     facts = RunDir(run_dir).read_facts()
     subnet, store, underlay = (facts.get(name) for name in ("subnet", "store", "underlay"))
@@ -285,5 +295,5 @@ def _release_left(run_dir: Path) -> str:
             raise RuntimeFailure(f"the lease {name} is not ours any more; see overlayd lease ls")
         await registry.delete(name, entry.changed)
 
-    _use(str(store["url"]), work)
+    _use(replace(place, store=str(store["url"])), work)
     return subnet

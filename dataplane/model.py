@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -178,7 +179,12 @@ class Entry:
     problem: str | None = None  # why there is no lease
     created: int = 0  # revision that made it: of two that collide, the older one counts
     changed: int = 0  # revision that changed or renewed it last
-    expires_s: float | None = None  # CLOCK_MONOTONIC of this process; None: never
+    expires_s: float | None = None  # CLOCK_MONOTONIC of this process; None: never, inf: some time
+
+    def left_s(self, now: float) -> float | None:
+        """Return what it has to live, in seconds; None if it lives for ever, or nobody knows how long."""
+        is_known = self.expires_s is not None and math.isfinite(self.expires_s)
+        return round(self.expires_s - now, 3) if self.expires_s is not None and is_known else None
 
     @property
     def title(self) -> str:

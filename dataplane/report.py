@@ -124,7 +124,6 @@ class Report:
 
 def _row(view: PeerView, now: float) -> PeerRow:
     entry, lease = view.entry, view.entry.lease
-    expires_s = entry.expires_s
     return PeerRow(
         view.id,
         entry.title if lease is None else str(lease.key),
@@ -132,5 +131,5 @@ def _row(view: PeerView, now: float) -> PeerRow:
         None if lease is None else lease.vtep_mac or lease.vtep_mac6,
         None if lease is None else ENCAP_NAMES[lease.encap],
         view.refused,
-        None if expires_s is None else round(expires_s - now, 3),
+        entry.left_s(now),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
+from dataplane.config import RunConfig
 from dataplane.errors import ConfigError
 from dataplane.model import Entry, Event, Heard, Lease, Listed
 
@@ -22,6 +23,11 @@ class Store(Protocol):
         Raises StoreError if the store cannot be used; may be called again then. It may go on from where it
         was instead of listing, and says so (Heard). Revisions only grow.
         """
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is elsewhere, and may be out of reach when we start."""
         ...
 
     async def close(self) -> None:
@@ -57,10 +63,14 @@ class LeaseStore(Store, Protocol):
         ...
 
 
-def open_store(url: str, *, may_create: bool = True) -> Store:
-    """Open the store that a URL names; nothing is read or made before the first call."""
+def open_store(config: RunConfig, *, may_create: bool = True) -> Store:
+    """Open the store that a configuration names; nothing is read or made before the first call."""
+    url = config.store
     if url == "etcd":
-        raise ConfigError("store etcd is not supported yet; allowed are sqlite:///path and file:///path")
+        from dataplane.store.etcd import EtcdKeyValue
+        from dataplane.store.registry import Registry
+
+        return Registry(EtcdKeyValue(config.etcd), is_remote=True)
     scheme, _, rest = url.partition("://")
     path = Path(os.fsdecode(unquote_to_bytes(rest)))
     if scheme not in ("sqlite", "file") or not path.is_absolute():

@@ -225,6 +225,8 @@ def parse_peers(text: str, name: str = "peers.json") -> Peers:
 class FileStore:
     """The store behind file:///path."""
 
+    is_remote = False
+
     def __init__(self, path: Path) -> None:
         """Name the file; it is read by events()."""
         self._path = path

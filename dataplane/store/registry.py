@@ -111,9 +111,12 @@ def read_change(record: Record, now: float) -> Event | None:
 class Registry:
     """A lease store (store.LeaseStore) on top of any key-value store."""
 
-    def __init__(self, keys: KeyValue, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, keys: KeyValue, clock: Callable[[], float] = time.monotonic, *, is_remote: bool = False
+    ) -> None:
         """Work on `keys`, which is ours from now on; nothing is read yet."""
         self._keys = keys
+        self.is_remote = is_remote
         self._clock = clock
         self._revision: int | None = None  # everything up to here has been told
 

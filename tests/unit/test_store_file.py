@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.config import RunConfig
 from dataplane.errors import ConfigError, StoreError
 from dataplane.model import Encap, Event, Lease, Listed, MacAddress, Rejected, SubnetKey
 from dataplane.store import LeaseStore, open_store
@@ -249,7 +250,7 @@ def test_leases_are_an_object(leases: str) -> None:
 
 def test_open_store(tmp_path: Path) -> None:
     """A store is opened by its URL, before anything is read; its subnets are assigned already."""
-    store = open_store(f"file://{tmp_path}/none%20such.json")
+    store = open_store(RunConfig(store=f"file://{tmp_path}/none%20such.json"))
     assert isinstance(store, FileStore)
     assert not isinstance(store, LeaseStore)
     with pytest.raises(StoreError, match="No such file"):
@@ -262,7 +263,7 @@ def test_open_store_refuses(url: str) -> None:
     with pytest.raises(
         ConfigError, match=re.escape(f'store "{url}": allowed are sqlite:///path and file:///path')
     ):
-        open_store(url)
+        open_store(RunConfig(store=url))
 
 
 # --- FileStore ------------------------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real etcd of one member or more on the loopback device, for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.lab import wait_for
+
+START_S = 20.0
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody has now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Member:
+    """One etcd process. It can be stopped, frozen and started again on its data."""
+
+    def __init__(self, name: str, directory: Path, flags: Sequence[str], *, scheme: str = "http") -> None:
+        """Choose its ports; nothing is started."""
+        self.name = name
+        self.url = f"{scheme}://127.0.0.1:{free_port()}"
+        self.peer_url = f"http://127.0.0.1:{free_port()}"
+        self.flags = list(flags)
+        self.cluster = ""
+        self._directory = directory / name
+        self._log = directory / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it may take a while until it answers."""
+        command = [
+            *("etcd", "--name", self.name, "--data-dir", str(self._directory), "--log-level", "error"),
+            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
+            *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
+            *("--initial-cluster", self.cluster or f"{self.name}={self.peer_url}", "--unsafe-no-fsync"),
+            *("--heartbeat-interval", "20", "--election-timeout", "200", *self.flags),
+        ]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """End it at once."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def log(self) -> str:
+        """Return what it wrote."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+
+class Etcd:
+    """A cluster of members."""
+
+    def __init__(
+        self, directory: Path, members: int = 1, flags: Sequence[str] = (), *, scheme: str = "http"
+    ) -> None:
+        """Start it, and wait until it is healthy; `flags` are etcd's."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.control_flags: list[str] = []  # of etcdctl
+        self.members = [Member(f"m{turn}", directory, flags, scheme=scheme) for turn in range(members)]
+        cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+        with ExitStack() as stack:
+            for member in self.members:
+                member.cluster = cluster
+                stack.callback(member.stop)
+                member.start()
+            self._stack = stack.pop_all()
+
+    def wait_healthy(self) -> None:
+        """Wait until it takes writes."""
+        wait_for(lambda: self.run("endpoint", "health").returncode == 0, "etcd is healthy", START_S)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where its members listen."""
+        return tuple(member.url for member in self.members)
+
+    def run(self, *args: str, urls: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run etcdctl."""
+        command = ["etcdctl", "--endpoints", ",".join(urls or self.urls), *self.control_flags, *args]
+        environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+
+    def ctl(self, *args: str) -> str:
+        """Run etcdctl; return what it prints."""
+        done = self.run(*args)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, key: str) -> str | None:
+        """Return the value of a key."""
+        found = self.ctl("get", "--print-value-only", key).rstrip("\n")
+        return found or None
+
+    def put(self, key: str, value: str) -> None:
+        """Write a key that never expires."""
+        self.ctl("put", "--", key, value)
+
+    def close(self) -> None:
+        """End it."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        self.wait_healthy()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
