@@ -52,6 +52,16 @@ class Member:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
 
+    def wait_listening(self) -> None:
+        """Wait until it takes connections, whatever becomes of them."""
+        port = int(self.url.rpartition(":")[2])
+
+        def is_listening() -> bool:
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_for(is_listening, "etcd listens", START_S)
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         assert self.process is not None

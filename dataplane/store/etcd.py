@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -40,6 +40,10 @@ def subnets_of(name: str) -> tuple[Network, ...]:
         return parse_key(name).subnets()
     except ValueError:
         return ()
+
+
+class OldToken(StoreError):
+    """The server has forgotten who we are; the next call tells it again."""
 
 
 class EtcdKeyValue:
@@ -95,8 +99,20 @@ class EtcdKeyValue:
         revision: int = (await self._range(self._root, count_only=True)).header.revision
         return revision
 
-    async def watch(self, after: int) -> AsyncIterator[Record]:
+    async def watch(self, after: int) -> AsyncGenerator[Record, None]:
         """Yield every change after a revision."""
+        has_new_token = False
+        while True:
+            try:
+                async for record in self._watch(after):
+                    after = record.changed
+                    yield record
+            except OldToken:
+                if has_new_token:
+                    raise
+                has_new_token = True
+
+    async def _watch(self, after: int) -> AsyncGenerator[Record, None]:
         create = rpc.WatchCreateRequest(
             key=self._root, range_end=range_end(self._root), start_revision=after + 1, progress_notify=True
         )
@@ -110,15 +126,18 @@ class EtcdKeyValue:
                     yield record
             raise StoreError(f"etcd {line.server} ended the watch")
         except grpc.aio.AioRpcError as err:
-            if not self._client.forget_token(err):
-                await self._client.drop(line)
-            raise StoreError(self._client.explain(err, line)) from None
+            why = self._client.explain(err, line)
+            if self._client.forget_token(err.details()):
+                raise OldToken(why) from None
+            await self._client.drop(line)
+            raise StoreError(why) from None
 
     def _read_changes(self, response: Any, after: int) -> list[Record]:
         if response.compact_revision:
             raise Compacted(f"etcd has forgotten what was before revision {response.compact_revision}")
         if response.canceled:
-            raise StoreError(f"etcd ended the watch: {response.cancel_reason}")
+            is_old = self._client.forget_token(response.cancel_reason)
+            raise (OldToken if is_old else StoreError)(f"etcd ended the watch: {response.cancel_reason}")
         if response.created and response.header.revision < after:
             raise Compacted("etcd is an older copy of what it was")
         changes = []

@@ -8,11 +8,14 @@ disk, and nothing else has to be told.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write to standard error what we tell in one line
 
 import grpc
 from aetcd import rpc
@@ -55,8 +58,8 @@ OLD_TOKEN = (
 
 def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
     """Say in one line why a server did not do what it was asked, and what to do about it."""
+    said = one_line(err.details() or "").lower()
     detail = one_line(err.details() or "")[:DETAIL_MAX]
-    said = detail.lower()
     who = f"user {etcd.username}" if etcd.username else "nobody"
     if err.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"etcd {server} does not answer within {CALL_S:g} s"
@@ -173,10 +176,9 @@ class EtcdClient:
         """Say what went wrong on a line."""
         return explain(err, line.server, self._etcd)
 
-    def forget_token(self, err: grpc.aio.AioRpcError) -> bool:
-        """Return whether a call failed for an old token; the next metadata() has another."""
-        said = (err.details() or "").lower()
-        is_old = bool(self._etcd.username) and any(text in said for text in OLD_TOKEN)
+    def forget_token(self, said: str | None) -> bool:
+        """Return whether a server said that our token is old; the next metadata() has another."""
+        is_old = bool(self._etcd.username) and any(text in (said or "").lower() for text in OLD_TOKEN)
         if is_old:
             self._token = None
         return is_old
@@ -194,7 +196,7 @@ class EtcdClient:
             try:
                 return await call(line, await self.metadata(line))
             except grpc.aio.AioRpcError as err:
-                if not has_new_token and self.forget_token(err):
+                if not has_new_token and self.forget_token(err.details()):
                     has_new_token = True
                     continue
                 why[line.server] = explain(err, line.server, self._etcd)

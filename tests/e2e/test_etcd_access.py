@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How we get into a real etcd, or are told why we do not: TLS, certificates, users, roles, tokens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from dataplane.config import EtcdConfig
+from dataplane.errors import StoreError
+from dataplane.store.etcd import EtcdKeyValue
+from tests.e2e.test_etcd_store import KEY, ROOT, of, take, use
+from tests.etcd import Etcd
+from tests.pki import Authority
+
+USER, PASSWORD = "node", "correct horse"
+
+
+def secure(directory: Path, authority: Authority, server: tuple[Path, Path], *more: str) -> Etcd:
+    """Return an etcd that speaks TLS, with this key and certificate."""
+    key, certificate = server
+    etcd = Etcd(
+        directory, 1, ["--key-file", str(key), "--cert-file", str(certificate), *more], scheme="https"
+    )
+    etcd.control_flags = ["--cacert", str(authority.certificate)]
+    return etcd
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Return one that all here trust."""
+    return Authority(tmp_path_factory.mktemp("pki"), "authority")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Etcd]:
+    """Yield an etcd that wants no certificate of us."""
+    with secure(tmp_path_factory.mktemp("tls"), authority, authority.issue("server")) as etcd:
+        yield etcd
+
+
+def fails(config: EtcdConfig) -> str:
+    """Return the one line of a store that cannot be read; nothing secret is in it."""
+    with pytest.raises(StoreError) as caught:
+        use(config, EtcdKeyValue.snapshot)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert PASSWORD not in text
+    return text
+
+
+# --- TLS ------------------------------------------------------------------------------------------------
+
+
+def test_authority_alone(tls: Etcd, authority: Authority) -> None:
+    """With nothing but the certificate of the authority a TLS server is read, written and watched."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", None, 0)
+        async with aclosing(keys.watch(made.changed - 1)) as changes:
+            assert await take(changes, 1) == [made]
+
+    use(of(tls, cafile=authority.certificate), work)
+
+
+def test_wrong_authority(tls: Etcd, tmp_path: Path) -> None:
+    """A server that nobody we trust vouches for is told nothing, and the line names what to check."""
+    other = Authority(tmp_path, "other")
+    text = fails(of(tls, cafile=other.certificate))
+    assert text.startswith(f"etcd {tls.urls[0]}: ")
+    assert "nobody we trust vouches for it. Check --etcd-cafile" in text
+
+
+def test_no_authority(tls: Etcd) -> None:
+    """Without --etcd-cafile the authorities of the system decide, which do not know this one."""
+    assert "nobody we trust vouches for it" in fails(of(tls))
+
+
+def test_plain_words_to_a_tls_server(tls: Etcd, authority: Authority) -> None:
+    """http:// to a server that speaks TLS fails with a line that names the server."""
+    plain = tls.urls[0].replace("https", "http")
+    assert f"etcd {plain}" in fails(EtcdConfig(endpoints=(plain,)))
+
+
+def test_expired_certificate(tmp_path: Path) -> None:
+    """A server whose certificate is over is refused, and the line says that it has expired."""
+    authority = Authority(tmp_path / "pki", "authority")
+    etcd = secure(tmp_path / "etcd", authority, authority.issue("server", days=-1))
+    try:
+        etcd.members[0].wait_listening()
+        assert "it has expired" in fails(of(etcd, cafile=authority.certificate))
+    finally:
+        etcd.close()
+
+
+def test_certificate_of_ours(tmp_path: Path) -> None:
+    """A server that wants a certificate of us takes ours; files that are replaced on disk count at once."""
+    authority, stranger = Authority(tmp_path / "pki", "authority"), Authority(tmp_path / "other", "other")
+    trust = ("--client-cert-auth", "--trusted-ca-file", str(authority.certificate))
+    etcd = secure(tmp_path / "etcd", authority, authority.issue("server"), *trust)
+    key, certificate = authority.issue("node")
+    etcd.control_flags += ["--key", str(key), "--cert", str(certificate)]
+    ours = tmp_path / "node.key", tmp_path / "node.crt"
+    config = of(etcd, cafile=authority.certificate, keyfile=ours[0], certfile=ours[1])
+
+    def place(pair: tuple[Path, Path]) -> None:
+        for source, target in zip(pair, ours, strict=True):
+            shutil.copyfile(source, target)
+
+    async def work(keys: EtcdKeyValue) -> None:
+        place(stranger.issue("node"))
+        with pytest.raises(StoreError, match="etcd https"):
+            await keys.snapshot()
+        place((key, certificate))
+        await keys.snapshot()
+        place(authority.issue("renewed"))
+        etcd.members[0].stop()
+        etcd.members[0].start()
+        with pytest.raises(StoreError):
+            await keys.revision()
+        etcd.wait_healthy()
+        await keys.revision()
+
+    try:
+        etcd.wait_healthy()
+        assert "etcd https" in fails(of(etcd, cafile=authority.certificate))
+        use(config, work)
+    finally:
+        etcd.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [pytest.param(None, "No such file or directory", id="missing"), pytest.param("", "etcd", id="empty")],
+)
+def test_unusable_file(tls: Etcd, tmp_path: Path, text: str | None, reason: str) -> None:
+    """A TLS file that cannot be read or holds nothing is one line."""
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
+    assert reason in fails(of(tls, cafile=path))
+
+
+# --- users ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """Yield an etcd with users, whose tokens last a second."""
+    flags = ("--auth-token-ttl", "1")
+    with Etcd(tmp_path_factory.mktemp("users"), 1, flags) as etcd:
+        etcd.ctl("role", "add", "flannel")
+        etcd.ctl("role", "grant-permission", "flannel", "readwrite", f"{ROOT}/", "--prefix=true")
+        etcd.ctl("role", "add", "nothing")
+        for user, role in ((USER, "flannel"), ("guest", "nothing"), ("root", "root")):
+            etcd.ctl("user", "add", f"{user}:{PASSWORD}")
+            etcd.ctl("user", "grant-role", user, role)
+        etcd.ctl("auth", "enable")
+        etcd.control_flags = ["--user", f"root:{PASSWORD}"]
+        yield etcd
+
+
+def test_user(guarded: Etcd) -> None:
+    """A user whose role may do no more than read and write the prefix does all that a node does."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", 60, 0)
+        renewed = await keys.put(KEY, "two", 60, made.changed)
+        async with aclosing(keys.watch(made.changed)) as changes:
+            assert [record.value for record in await take(changes, 1)] == ["two"]
+        await keys.delete(KEY, renewed.changed)
+
+    use(of(guarded, username=USER, password=PASSWORD), work)
+
+
+def test_token_ends(guarded: Etcd) -> None:
+    """A token that the server has forgotten is replaced, by calls and by watches, without a word."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        await keys.snapshot()
+        keys._client._token = "forgotten.1"
+        made = await keys.put(KEY, "one", None, 0)
+        keys._client._token = "forgotten.2"
+        async with aclosing(keys.watch(made.changed - 1)) as changes:
+            assert [record.value for record in await take(changes, 1)] == ["one"]
+        await keys.delete(KEY, made.changed)
+
+    use(of(guarded, username=USER, password=PASSWORD), work)
+
+
+def test_wrong_password(guarded: Etcd) -> None:
+    """A wrong password is told as that, without the password."""
+    text = fails(of(guarded, username=USER, password="wrong"))
+    assert text == f"etcd {guarded.urls[0]} refuses user {USER}: check --etcd-username and --etcd-password"
+
+
+def test_no_user(guarded: Etcd) -> None:
+    """A server that wants a user says so."""
+    assert "wants a user: give --etcd-username and --etcd-password" in fails(of(guarded))
+
+
+def test_no_permission(guarded: Etcd) -> None:
+    """A user whose role does not reach the prefix is told which grant is missing."""
+    text = fails(of(guarded, username="guest", password=PASSWORD))
+    assert text == (
+        f"etcd {guarded.urls[0]}: user guest may not do that; grant readwrite on {ROOT}/ as a prefix"
+    )
+
+
+def test_users_that_nobody_asked_for(tmp_path: Path) -> None:
+    """A user is given, and the server knows none: it is used all the same."""
+    with Etcd(tmp_path / "etcd") as etcd:
+        use(of(etcd, username=USER, password=PASSWORD), EtcdKeyValue.snapshot)

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The etcd store against real servers: what it writes, what it is told, and what it does when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import uvloop
+
+from bench.lab import wait_for
+from dataplane.config import EtcdConfig
+from dataplane.errors import StoreError
+from dataplane.store.etcd import EtcdKeyValue
+from dataplane.store.keyvalue import Compacted, Conflict, Record
+from tests.etcd import Etcd, free_port
+
+ROOT = "/coreos.com/network"
+KEY, OTHER = "subnets/10.244.1.0-24", "subnets/10.244.2.0-24"
+NOTICE_S = 5.0
+Result = TypeVar("Result")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """Yield an etcd of one member, shared by the tests that do it no harm."""
+    with Etcd(tmp_path_factory.mktemp("etcd")) as built:
+        yield built
+
+
+@pytest.fixture
+def etcd(cluster: Etcd) -> Etcd:
+    """Return it without any keys and leases."""
+    cluster.ctl("del", "--prefix", "/")
+    for line in cluster.ctl("lease", "list").splitlines()[1:]:
+        if line.strip():
+            cluster.ctl("lease", "revoke", line.strip())
+    return cluster
+
+
+def leases(etcd: Etcd) -> int:
+    """Return how many etcd leases there are."""
+    return int(etcd.ctl("lease", "list").split()[1])
+
+
+def use(config: EtcdConfig, work: Callable[[EtcdKeyValue], Awaitable[Result]]) -> Result:
+    """Do something with a store, on the loop that control runs on."""
+
+    async def run() -> Result:
+        keys = EtcdKeyValue(config)
+        try:
+            return await work(keys)
+        finally:
+            await keys.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())
+
+
+def of(etcd: Etcd, **more: object) -> EtcdConfig:
+    """Return a configuration for these servers."""
+    return replace(EtcdConfig(endpoints=etcd.urls), **more)  # type: ignore[arg-type]
+
+
+async def take(changes: AsyncIterator[Record], count: int) -> list[Record]:
+    """Return the next changes."""
+    async with asyncio.timeout(NOTICE_S):
+        return [await anext(changes) for _ in range(count)]
+
+
+# --- what is written ------------------------------------------------------------------------------------
+
+
+def test_put_and_delete(etcd: Etcd) -> None:
+    """A key with a time to live hangs on an etcd lease of that life; when it goes, the lease goes too."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", 86400, 0)
+        assert made.created == made.changed
+        assert made.ttl_s == pytest.approx(86400, abs=2)
+        assert etcd.get(f"{ROOT}/{KEY}") == "one"
+        assert leases(etcd) == 1
+        renewed = await keys.put(KEY, "two", 86400, made.changed)
+        assert (renewed.created, renewed.changed > made.changed) == (made.created, True)
+        assert leases(etcd) == 1, "the lease that was replaced is revoked"
+        found = await keys.snapshot()
+        assert [replace(record, ttl_s=0) for record in found.records] == [replace(renewed, ttl_s=0)]
+        assert found.records[0].ttl_s == pytest.approx(86400, abs=2)
+        await keys.delete(KEY, renewed.changed)
+        assert leases(etcd) == 0
+        assert (await keys.snapshot()).records == ()
+
+    use(of(etcd), work)
+
+
+def test_reservation(etcd: Etcd) -> None:
+    """A key without a time to live has no etcd lease, and says so; one of another's has some time."""
+    etcd.put(f"{ROOT}/{OTHER}", "reserved")
+    lease = etcd.ctl("lease", "grant", "100").split()[1]
+    etcd.ctl("put", "--lease", lease, f"{ROOT}/subnets/10.244.3.0-24", "leased")
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "forever", None, 0)
+        assert made.ttl_s is None
+        found = {record.key: record.ttl_s for record in (await keys.snapshot()).records}
+        assert found == {KEY: None, OTHER: None, "subnets/10.244.3.0-24": math.inf}
+        assert leases(etcd) == 1
+
+    use(of(etcd), work)
+
+
+def test_lost_race(etcd: Etcd) -> None:
+    """Who expected something else learns what is there; nothing is written, and no etcd lease is left."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", None, 0)
+        for expected in (0, made.changed + 7):
+            with pytest.raises(Conflict) as caught:
+                await keys.put(KEY, "two", 60, expected)
+            assert caught.value.found == (made,)
+        with pytest.raises(Conflict) as caught:
+            await keys.put(OTHER, "two", 60, made.changed)
+        assert caught.value.found == ()
+        with pytest.raises(Conflict) as caught:
+            await keys.delete(KEY, made.changed + 1)
+        assert caught.value.found == (made,)
+        assert leases(etcd) == 0
+        assert etcd.get(f"{ROOT}/{KEY}") == "one"
+
+    use(of(etcd), work)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["10.244.1.0-24&fd00:1::-64", "10.244.0.0-23", "10.244.1.128-25"],
+    ids=["dual", "around", "inside"],
+)
+def test_shared_subnet(etcd: Etcd, name: str) -> None:
+    """A new lease under another name that claims a part of an older one is taken back at once."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", None, 0)
+        with pytest.raises(Conflict) as caught:
+            await keys.put(f"subnets/{name}", "two", 60, 0)
+        assert caught.value.found == (made,)
+        assert (await keys.snapshot()).records == (made,)
+        assert leases(etcd) == 0
+
+    use(of(etcd), work)
+
+
+def test_lease_that_others_hang_on(etcd: Etcd) -> None:
+    """An etcd lease on which somebody hung more than our key is left to its end."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", 60, 0)
+        lease = etcd.ctl("lease", "list").split()[-1]
+        etcd.ctl("put", "--lease", lease, "/elsewhere", "x")
+        await keys.put(KEY, "two", 60, made.changed)
+        assert leases(etcd) == 2
+        assert etcd.get("/elsewhere") == "x"
+
+    use(of(etcd), work)
+
+
+def test_other_prefixes_are_nothing_to_us(etcd: Etcd) -> None:
+    """Keys outside the prefix are neither listed nor told; what is no text under it is passed over."""
+    etcd.put("/coreos.com/network2/subnets/10.244.9.0-24", "x")
+    etcd.put("/coreos.com/networ", "x")
+    etcd.put(f"{ROOT}/{KEY}", "one")
+
+    async def work(keys: EtcdKeyValue) -> None:
+        found = await keys.snapshot()
+        assert [record.key for record in found.records] == [KEY]
+        async with aclosing(keys.watch(found.revision)) as changes:
+            first = asyncio.ensure_future(anext(changes))
+            etcd.put("/coreos.com/network2/config", "x")
+            etcd.put(f"{ROOT}/{OTHER}", "two")
+            async with asyncio.timeout(NOTICE_S):
+                assert (await first).key == OTHER
+
+    use(of(etcd), work)
+
+
+# --- what is told ---------------------------------------------------------------------------------------
+
+
+def test_changes_are_told_in_order(etcd: Etcd) -> None:
+    """A watch goes on right after a revision: every change of every key, in order, once."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        start = (await keys.snapshot()).revision
+        one = await keys.put(KEY, "one", None, 0)
+        two = await keys.put(OTHER, "two", None, 0)
+        async with aclosing(keys.watch(start)) as changes:
+            assert await take(changes, 2) == [one, two]
+            gone = await keys.delete(KEY, one.changed)
+            assert await take(changes, 1) == [Record(KEY, None, 0, gone)]
+            again = await keys.put(KEY, "again", None, 0)
+            assert await take(changes, 1) == [again]
+        async with aclosing(keys.watch(one.changed)) as changes:
+            assert [record.changed for record in await take(changes, 3)] == [two.changed, gone, again.changed]
+
+    use(of(etcd), work)
+
+
+def test_end_of_a_lease_is_told(etcd: Etcd) -> None:
+    """A lease that nobody renews ends by etcd's clock, and everybody who watches hears of it."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", 1, 0)
+        async with aclosing(keys.watch(made.changed)) as changes:
+            (end,) = await take(changes, 1)
+        assert (end.key, end.value) == (KEY, None)
+
+    use(of(etcd), work)
+
+
+def test_compaction(etcd: Etcd) -> None:
+    """Changes that etcd has forgotten are an error of their own: list anew."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", None, 0)
+        for turn in range(3):
+            made = await keys.put(KEY, str(turn), None, made.changed)
+        etcd.ctl("compact", str(made.changed))
+        with pytest.raises(Compacted):
+            await take(keys.watch(made.changed - 3), 1)
+
+    use(of(etcd), work)
+
+
+def test_older_copy(etcd: Etcd) -> None:
+    """A cluster that does not have our revision yet is an older copy, and does not keep us waiting for it."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        with pytest.raises(Compacted):
+            await take(keys.watch(10_000_000), 1)
+
+    use(of(etcd), work)
+
+
+# --- when servers fail ----------------------------------------------------------------------------------
+
+
+def test_first_server_is_not_there(etcd: Etcd) -> None:
+    """The next endpoint is taken when one refuses, for reading and for all that follows."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+
+    async def work(keys: EtcdKeyValue) -> None:
+        await keys.snapshot()
+        made = await keys.put(KEY, "one", None, 0)
+        async with aclosing(keys.watch(made.changed - 1)) as changes:
+            assert await take(changes, 1) == [made]
+
+    use(of(etcd, endpoints=(nobody, *etcd.urls)), work)
+
+
+def test_no_server_is_there() -> None:
+    """Where nobody listens, one line names each server and what is wrong with it."""
+    urls = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    with pytest.raises(StoreError) as caught:
+        use(EtcdConfig(endpoints=urls), EtcdKeyValue.snapshot)
+    assert str(caught.value) == "; ".join(f"etcd {url} cannot be reached: connection refused" for url in urls)
+
+
+def test_restart(tmp_path: Path) -> None:
+    """A watch ends with the server, goes on where it was when that is back, and misses nothing."""
+    with Etcd(tmp_path / "etcd") as etcd:
+
+        async def work(keys: EtcdKeyValue) -> None:
+            made = await keys.put(KEY, "one", None, 0)
+            async with aclosing(keys.watch(made.changed)) as changes:
+                waiting = asyncio.ensure_future(anext(changes))
+                await asyncio.sleep(0)
+                etcd.members[0].stop()
+                with pytest.raises(StoreError, match="etcd http"):
+                    async with asyncio.timeout(NOTICE_S):
+                        await waiting
+            etcd.members[0].start()
+            etcd.wait_healthy()
+            etcd.put(f"{ROOT}/{KEY}", "two")
+            etcd.put(f"{ROOT}/{KEY}", "three")
+            async with aclosing(keys.watch(made.changed)) as changes:
+                assert [record.value for record in await take(changes, 2)] == ["two", "three"]
+
+        use(of(etcd), work)
+
+
+def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is frozen is given up, for the next one, by calls and by watches alike."""
+    monkeypatch.setattr("dataplane.store.etcd_client.CALL_S", 0.5)
+    monkeypatch.setattr("dataplane.store.etcd.CALL_S", 0.5)
+    with Etcd(tmp_path / "etcd") as etcd:
+
+        async def work(keys: EtcdKeyValue) -> None:
+            await keys.snapshot()
+            etcd.members[0].signal(signal.SIGSTOP)
+            begun_s = time.monotonic()
+            with pytest.raises(StoreError, match="does not answer within"):
+                await keys.snapshot()
+            assert time.monotonic() - begun_s < NOTICE_S
+            etcd.members[0].signal(signal.SIGCONT)
+            await keys.snapshot()
+
+        use(of(etcd), work)
+
+
+def test_leader_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster of three, the loss of any one member costs nothing; that of two is said to be one."""
+    monkeypatch.setattr("dataplane.store.etcd.CALL_S", 0.5)
+    with Etcd(tmp_path / "etcd", 3) as etcd:
+
+        async def work(keys: EtcdKeyValue) -> None:
+            made = await keys.put(KEY, "0", None, 0)
+            for turn in range(3):
+                etcd.members[turn].stop()
+                made = await eventually(keys, str(turn), made)
+                etcd.members[turn].start()
+                wait_for(lambda: etcd.run("endpoint", "health").returncode == 0, "three members", 20)
+            etcd.members[0].stop()
+            etcd.members[1].stop()
+            with pytest.raises(StoreError):
+                await keys.revision()
+            etcd.members[0].start()
+            await eventually(keys, "back", made)
+
+        async def eventually(keys: EtcdKeyValue, value: str, made: Record) -> Record:
+            """Write until it is written: a write that failed may have been done."""
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        return await keys.put(KEY, value, None, made.changed)
+                    except Conflict as conflict:
+                        made = conflict.found[0]
+                        if made.value == value:
+                            return made
+                    except StoreError:
+                        await asyncio.sleep(0.05)
+
+        use(of(etcd), work)
