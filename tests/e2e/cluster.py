@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Host:
 class Cluster:
     """The drawing above."""
 
-    def __init__(self, directory: Path, network: dict[str, Any], flags: dict[str, Sequence[str]]) -> None:
+    def __init__(self, directory: Path, network: dict[str, Any], flags: Mapping[str, Sequence[str]]) -> None:
         """Build it, start etcd, flannel on d and e, overlayd with these flags on the nodes named there."""
         self.directory = directory
         self.prefix = f"clu{os.getpid() % 100000}"

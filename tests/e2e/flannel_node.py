@@ -219,4 +219,6 @@ class FlannelNode:
             self._watch.wait()
         if self._thread is not None:
             self._thread.join()
+        if self._watch is not None and self._watch.stdout is not None:
+            self._watch.stdout.close()
         self._watch = self._thread = None

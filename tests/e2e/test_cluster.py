@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes of different kinds in one cluster on a real etcd: drawn at cluster.py."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+
+from bench.lab import wait_for
+from tests.e2e.cluster import NETWORK, SEATS, START_S, Cluster
+from tests.e2e.flannel_node import PREFIX
+from tests.e2e.rig import risen
+from tests.e2e.stream import Stream
+
+PAIRS = list(permutations(SEATS, 2))
+FAMILIES = (4, 6)
+LARGE = (1, 1000, 1372, 20000)  # bytes of a ping: the largest that crosses in one piece, and one in fragments
+UDP_BYTES = 1200
+OURS: dict[str, tuple[str, ...]] = {"a": (), "b": (), "c": ()}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield the cluster, in which everybody reaches everybody."""
+    built = Cluster(tmp_path_factory.mktemp("cluster"), NETWORK, OURS)
+    try:
+        built.settle()
+        yield built
+    finally:
+        built.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("sender", "receiver"), PAIRS, ids=lambda name: name)
+def test_matrix(cluster: Cluster, sender: str, receiver: str, family: int) -> None:
+    """Pings of all sizes, UDP and TCP cross between every two pods, in both families; nothing is dropped."""
+    near, far = cluster.hosts[sender], cluster.hosts[receiver]
+    before = {name: daemon.settled() for name, daemon in cluster.daemons.items()}
+    for size in LARGE:
+        assert cluster.can_ping(near, far, family, size), size
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    with (
+        far.pod.socket(kind, socket.SOCK_DGRAM) as receiving,
+        near.pod.socket(kind, socket.SOCK_DGRAM) as sending,
+    ):
+        receiving.bind((far.pod_of(family), 0))
+        receiving.settimeout(START_S)
+        sending.sendto(bytes(UDP_BYTES), receiving.getsockname())
+        data, (source, *_) = receiving.recvfrom(65536)
+        assert (len(data), source) == (UDP_BYTES, near.pod_of(family))
+    with Stream(near.pod, far.pod, far.pod_of(family)) as stream:
+        assert stream.longest_s() < START_S
+    assert {name: risen(was, cluster.daemons[name].settled()) for name, was in before.items()} == {
+        name: {} for name in before
+    }
+
+
+def test_each_writes_its_own_key_alone(cluster: Cluster) -> None:
+    """What etcd has kept of all that was written shows one writer a key, in flannel's own words."""
+    found = cluster.etcdctl("get", "--prefix", f"{PREFIX}/subnets", "-w", "json")
+    keys = json.loads(found)["kvs"]
+    assert len(keys) == len(SEATS)
+    assert [key["version"] for key in keys] == [1] * len(SEATS)
+    assert all(int(key["lease"]) != 0 for key in keys)
+
+
+def test_node_leaves_and_comes_back(cluster: Cluster) -> None:
+    """A flannel node that leaves is forgotten; with a new MAC address it is found again by all."""
+    leaver = cluster.flannels["d"]
+    leaver.leave()
+    for name, daemon in cluster.daemons.items():
+        subnets = leaver.key.rpartition("/")[2].replace("-", "/")
+        wait_for(
+            lambda d=daemon, s=subnets: s not in {p["subnet"] for p in d.status()["peers"]},  # type: ignore[misc]
+            f"{name} forgets d",
+            START_S,
+        )
+    leaver.put()
+    cluster.settle()
