@@ -34,12 +34,13 @@ Python, dataplane/ (x/ is a package, with all in it):
     P1 kernels                        | which kernels are known to be broken
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peers                     | sans-IO: which leases become peers
+    P2 entries                        | what the kernel must know of peers, as netlink messages
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
-    P3 vxlan                          | devices of the kernel, as flannel sets them up
+    P3 vxlan netbatch                 | devices of the kernel, as flannel sets them up
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
-    P4 backend/                       | carries out actions: userspace
+    P4 backend/                       | carries out actions: userspace, kernel
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 report                         | what control says of itself

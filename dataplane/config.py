@@ -71,6 +71,7 @@ class RunConfig:
     threads: int | None = None  # None: by the number of processors, as the next ones
     queues: int | None = None
     source_ports: int | None = None
+    datapath: str = "userspace"
     forwarder: str = "spawn"
     takeover: tuple[str, ...] = ()  # flannel's devices
     ip_masq: bool = False
@@ -240,6 +241,11 @@ FLAGS = (
         *("source-ports", "source_ports", "COUNT"),
         f"spread flows over that many, 1 to {SOURCES_MAX} (default: 4 on up to 2 processors, else 16)",
         read.number(1, SOURCES_MAX, "ports"),
+    ),
+    Flag(
+        *("datapath", "datapath", "userspace|kernel"),
+        "what carries the packets: our forwarder, or VXLAN devices of the kernel (default: userspace)",
+        read.one_of("userspace", "kernel"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -19,8 +19,8 @@ from contextlib import AsyncExitStack
 import uvloop
 
 from dataplane import journal, subnetfile, takeover, vtep
-from dataplane.backend import Settings
-from dataplane.backend.sockets import Holders
+from dataplane.backend import Backend, Settings
+from dataplane.backend.kernel import KernelBackend
 from dataplane.backend.userspace import Place, UserspaceBackend
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
@@ -79,9 +79,8 @@ class Daemon:
         self._config = config
         self._run_dir = run_dir
         self._host = Host()
-        holders = Holders(self._host.port_holder, self._host.is_tun_held)
-        self._backend = UserspaceBackend(Place(config, run_dir, epoch), holders, self._fail)
         self._inputs: asyncio.Queue[Input] = asyncio.Queue()
+        self._backend = self._choose_backend(Place(config, run_dir, epoch))
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reconciler: Reconciler | None = None
         self._released = asyncio.Event()
@@ -93,6 +92,11 @@ class Daemon:
         self._applied: HostPlan | None = None  # last time
         self._retry: asyncio.TimerHandle | None = None
         self.report = Report(config, run_dir, self._host, self._backend)
+
+    def _choose_backend(self, place: Place) -> Backend:
+        if self._config.datapath == "kernel":
+            return KernelBackend(place, self._host, lambda: self._inputs.put_nowait(HostChanged()))
+        return UserspaceBackend(place, self._host, self._fail)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -279,8 +283,7 @@ class Daemon:
         self.report.leave_facts(settings)
         if self._takeover is not None and not self.report.is_carrying:
             self._takeover.check(settings)
-            await self._backend.warm(settings)
-            await self._host.apply(self._plan)
+            await self._backend.warm(settings, self._plan)
             await self._takeover.finish(settings, self._plan, self._table)
         if not self._must_wait(self._plan):
             await self._backend.prepare(settings)
@@ -302,7 +305,7 @@ class Daemon:
         return wait_s > 0
 
     async def _set_up_host(self, plan: HostPlan) -> None:
-        changes = await self._host.apply(plan)
+        changes = await self._backend.set_up_host(plan)
         for change in changes:
             log.info("host changed", change=change)
         if plan == self._applied:

@@ -49,6 +49,7 @@ class Dataplane:
     pid: int | None = None
     is_alive: bool = False
     state: str = "none"
+    kind: str = "userspace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +192,9 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "offloads": None if config is None else _describe_offloads(config.tier, refused, facts),
         "workers": None if config is None else _describe_workers(config),
         "encap": facts.get("encap"),
-        "vni": None if config is None else config.vni,
-        "port": None if config is None else config.vxlan_port,
+        "datapath": dataplane.kind,
+        "vni": facts.get("vni") if config is None else config.vni,
+        "port": facts.get("port") if config is None else config.vxlan_port,
         "subnet": facts.get("subnet"),
         "lease": node.lease,
         "mtu": facts.get("mtu") if config is None else config.tun_mtu,

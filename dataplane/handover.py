@@ -26,7 +26,6 @@ class HandOver:
     """One device to be, and who is behind it."""
 
     device: VxlanDevice
-    underlay_index: int
     address: Address  # of the node in the overlay: where its subnet begins
     peers: tuple[SubnetEntry, ...]
 
@@ -83,8 +82,10 @@ def _plan(name: str, config: ForwarderConfig, address: Address, subnets: tuple[S
     mac = config.vtep_mac6 if is6 else config.vtep_mac4
     if mac is None:
         raise RuntimeFailure("cannot hand over: the node has no VTEP MAC address")
-    device = VxlanDevice(name, mac, config.vni, config.vxlan_port, local, config.tun_mtu)
-    return HandOver(device, config.underlay_ifindex, address, peers)
+    device = VxlanDevice(
+        name, mac, config.vni, config.vxlan_port, local, config.tun_mtu, config.underlay_ifindex
+    )
+    return HandOver(device, address, peers)
 
 
 async def prepare(host: Host, plans: list[HandOver]) -> None:
@@ -92,7 +93,7 @@ async def prepare(host: Host, plans: list[HandOver]) -> None:
     made = []
     try:
         for plan in plans:
-            await host.make_vxlan(plan.device, plan.underlay_index, plan.address)
+            await host.make_vxlan(plan.device, plan.address)
             made.append(plan.device.name)
             await host.set_forwarding(plan.device.name, plan.peers)
     except BaseException:

@@ -338,6 +338,8 @@ class VxlanDevice:
     port: int
     local: Address | None  # outer source; None: whichever the route prefers
     mtu: int  # bytes
+    link: int = 0  # index of the interface that its packets leave by
+    index: int = field(default=0, compare=False)  # its own; 0: it is not there yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,12 +242,12 @@ def _own_routes(ipr: IPRoute) -> set[Route]:
     return routes
 
 
-def _wanted_routes(index: int, plan: HostPlan) -> set[Route]:
+def _wanted_routes(index: int | None, plan: HostPlan) -> set[Route]:
     sources = {ip.version: ip for ip in plan.addresses}
     routes: set[Route] = set()
     for net in plan.networks:
         routes.add((net, RTN_UNREACHABLE, None, None, UNREACHABLE_METRIC))
-        if net.version in sources:
+        if index is not None and net.version in sources:
             metric = 0 if net.version == 4 else IPV6_METRIC
             routes.add((net, RTN_UNICAST, index, sources[net.version], metric))
     return routes
@@ -269,7 +269,7 @@ def _route_fields(route: Route) -> dict[str, Any]:
     return fields if source is None else {**fields, "prefsrc": str(source)}
 
 
-def _set_routes(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
+def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan) -> list[str]:
     """Have exactly the planned routes among those of our protocol; the unreachable ones come first."""
     found, wanted = _own_routes(ipr), _wanted_routes(index, plan)
     changed = []
@@ -292,12 +292,40 @@ def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
     return changed + _set_routes(ipr, link["index"], plan)
 
 
-def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
+def _remove_tun(ipr: IPRoute, plan: HostPlan) -> list[str]:
     changed = []
-    link = vxlan.find_link(ipr, tun_name)
+    link = vxlan.find_link(ipr, plan.tun_name)
     if link is not None and _is_tun(link):
         ipr.link("del", index=link["index"])
-        changed.append(f"no {tun_name}")
+        changed.append(f"no {plan.tun_name}")
+    return changed + _set_routes(ipr, None, plan)
+
+
+def _set_up_vxlan(ipr: IPRoute, plan: HostPlan) -> list[str]:
+    link = vxlan.find_link(ipr, plan.tun_name)
+    if link is None:
+        raise RuntimeFailure(f"device {plan.tun_name} is gone")
+    changed = []
+    if _attr(link, "IFLA_MTU") != plan.mtu:
+        ipr.link("set", index=link["index"], mtu=plan.mtu)
+        changed.append(f"{plan.tun_name} mtu {plan.mtu}")
+    has_ipv6 = any(ip.version == 6 for ip in plan.addresses)
+    changed += set_sysctls(device_sysctls(plan.tun_name, has_ipv6=has_ipv6))
+    changed += _set_addresses(ipr, link["index"], plan)
+    if not link["flags"] & IFF_UP:
+        ipr.link("set", index=link["index"], state="up")
+        changed.append(f"{plan.tun_name} up")
+    return changed
+
+
+def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
+    changed = []
+    for link in ipr.get_links():
+        name = str(_attr(link, "IFLA_IFNAME"))
+        is_ours = _is_tun(link) if name == tun_name else vxlan.is_of(link, tun_name)
+        if is_ours:
+            ipr.link("del", index=link["index"])
+            changed.append(f"no {name}")
     for route in _own_routes(ipr):
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
@@ -406,9 +434,18 @@ class Host:
             return f"the kernel makes no VXLAN device: {os.strerror(err.errno)}"
         return None
 
-    async def make_vxlan(self, device: VxlanDevice, underlay_index: int, address: Address) -> None:
+    async def make_vxlan(self, device: VxlanDevice, address: Address | None = None) -> None:
         """Make a VXLAN device that is down yet."""
-        await self._call(vxlan.make, device, underlay_index, address)
+        await self._call(vxlan.make, device, address)
+
+    async def set_up_vxlan(self, plan: HostPlan) -> list[str]:
+        """Give a VXLAN device MTU and addresses, and set it up; return what was changed."""
+        return await self._call(_set_up_vxlan, plan)
+
+    async def remove_tun(self, plan: HostPlan) -> list[str]:
+        """Remove the TUN of a plan, and the routes into it; return what was changed."""
+        self._has_ipv6 = any(net.version == 6 for net in plan.networks)
+        return await self._call(_remove_tun, plan)
 
     async def set_forwarding(self, name: str, peers: Iterable[SubnetEntry]) -> None:
         """Tell a VXLAN device which node has which VTEP MAC."""

@@ -7,8 +7,7 @@ import os
 import socket
 import time
 
-from dataplane.backend import Settings
-from dataplane.backend.userspace import UserspaceBackend
+from dataplane.backend import Backend, Settings
 from dataplane.config import RunConfig
 from dataplane.figures import Node, PeerRow, describe
 from dataplane.leasing import Leasing
@@ -23,7 +22,7 @@ from dataplane.rundir import RunDir
 class Report:
     """Holds how far the daemon is; the daemon writes it, and whoever asks reads it here."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, host: Host, backend: UserspaceBackend) -> None:
+    def __init__(self, config: RunConfig, run_dir: RunDir, host: Host, backend: Backend) -> None:
         """Know nothing yet but where to look."""
         self._config = config
         self._run_dir = run_dir
@@ -52,6 +51,8 @@ class Report:
             **self._facts,
             "encap": ENCAP_NAMES[settings.network.encap],
             "subnet": None if own is None else str(own.key),
+            "vni": settings.network.vni,
+            "port": settings.network.port,
             "mtu": settings.mtu,
             "underlay": {
                 "iface": settings.underlay.name,

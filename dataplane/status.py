@@ -50,11 +50,12 @@ def _head(status: Status) -> str:
         # Known once there is a forwarder that was told.
         has_vni = status["encap"] == "vxlan" and status["vni"] is not None
         wire = f" vni {status['vni']} port {status['port']}" if has_vni else ""
-        parts[0] += f"  userspace {status['encap']}{wire}"
+        parts[0] += f"  {status['datapath']} {status['encap']}{wire}"
     if status["tier"]:
         parts.append(f"tier {status['tier']}{_why(status['offloads'] or {})}")
     forwarder, control, store = status["forwarder"], status["control"], status["store"] or {}
-    parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
+    if status["datapath"] == "userspace":
+        parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
     if forwarder["restarts"]:
         parts[-1] += f" ({forwarder['restarts']} restarts)"
     parts.append("control dead" if control["pid"] is None else f"control {span(control['uptime_s'])}")

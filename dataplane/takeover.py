@@ -53,8 +53,7 @@ class Takeover:
             address = next((ip for ip in plan.addresses if ip.version == version), None)
             if address is not None:
                 peers = handover.find_peers(table.subnets, version)
-                index = settings.underlay.index
-                self._plans.append(HandOver(device, index, address, peers))
+                self._plans.append(HandOver(device, address, peers))
             await self._host.remove_vxlan(device.name)
             log.info("took over", device=device.name, mac=device.mac)
 

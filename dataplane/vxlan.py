@@ -14,6 +14,7 @@ from typing import Any
 
 from dataplane.model import Address, MacAddress, SubnetEntry, VxlanDevice
 
+NAME_MAX = 15  # IFNAMSIZ without its final NUL
 PROBE, PROBE_VNI = "ovl-probe", (1 << 24) - 2
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
@@ -32,6 +33,21 @@ def kind(link: Any) -> str | None:
     return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
 
 
+def device_name(tun_name: str, vni: int, version: int) -> str:
+    """Return what we call a device of ours: overlay0.1, and overlay0-v6.1 for IPv6 pods."""
+    suffix = f".{vni}" if version == 4 else f"-v6.{vni}"
+    return f"{tun_name[: NAME_MAX - len(suffix)]}{suffix}"
+
+
+def is_of(link: Any, tun_name: str) -> bool:
+    """Return whether a link is a VXLAN device that we have made."""
+    if kind(link) != "vxlan":
+        return False
+    vni = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA").get_attr("IFLA_VXLAN_ID")
+    name = link.get_attr("IFLA_IFNAME")
+    return name in (device_name(tun_name, vni, 4), device_name(tun_name, vni, 6))
+
+
 def read(ipr: Any, name: str) -> VxlanDevice | None:
     """Return a VXLAN device; None if there is none of that name."""
     link = find_link(ipr, name)
@@ -46,6 +62,8 @@ def read(ipr: Any, name: str) -> VxlanDevice | None:
         data.get_attr("IFLA_VXLAN_PORT"),
         None if local is None else ip_address(local),
         link.get_attr("IFLA_MTU"),
+        data.get_attr("IFLA_VXLAN_LINK") or 0,
+        link["index"],
     )
 
 
@@ -63,7 +81,7 @@ def probe(ipr: Any) -> None:
     remove(ipr, PROBE)
 
 
-def make(ipr: Any, device: VxlanDevice, underlay_index: int, address: Address) -> None:
+def make(ipr: Any, device: VxlanDevice, address: Address | None) -> None:
     """Make a device that is down yet: its UDP port may still be another's."""
     local = {} if device.local is None else {_local_name(device.local): str(device.local)}
     ipr.link(
@@ -73,13 +91,14 @@ def make(ipr: Any, device: VxlanDevice, underlay_index: int, address: Address) -
         address=str(device.mac),
         mtu=device.mtu,
         vxlan_id=device.vni,
-        vxlan_link=underlay_index,
+        vxlan_link=device.link,
         vxlan_port=device.port,
         vxlan_learning=0,
         **local,
     )
-    index = _index(ipr, device.name)
-    ipr.addr("add", index=index, address=str(address), prefixlen=address.max_prefixlen)
+    if address is not None:
+        index = _index(ipr, device.name)
+        ipr.addr("add", index=index, address=str(address), prefixlen=address.max_prefixlen)
 
 
 def _local_name(local: Address) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What carries the packets, behind one small protocol; `userspace` is the forwarder.
+"""What carries the packets, behind one small protocol; `userspace` is the forwarder, `kernel` devices of
+the kernel.
 
-The daemon calls adopt() once, and then, at start and whenever something changed, prepare(), its own host
-plumbing, carry(), in this order: what can be missing or taken is found out before anything is changed.
+The daemon calls adopt() once, and then, at start and whenever something changed, prepare(), set_up_host(),
+carry(), in this order: what can be missing or taken is found out before anything is changed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from dataplane.figures import Dataplane
-from dataplane.model import Encap, Interface, MacAddress, NetworkConfig, Peer, Table
+from dataplane.model import Encap, HostPlan, Interface, MacAddress, NetworkConfig, Peer, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,35 @@ class Backend(Protocol):
         """Take over what an earlier control left running, untouched; return the peers in its table."""
         ...
 
-    async def warm(self, settings: Settings) -> None:
-        """Do of prepare() what can be done while somebody else still carries the packets."""
+    async def warm(self, settings: Settings, plan: HostPlan) -> None:
+        """Do of prepare() and set_up_host() what can be done while somebody else still carries packets."""
         ...
 
     async def prepare(self, settings: Settings) -> None:
         """Open what is needed and not there yet; raises, with everything as before, if it cannot be had."""
         ...
 
+    async def set_up_host(self, plan: HostPlan) -> list[str]:
+        """Make the host as planned; return what was changed."""
+        ...
+
     async def carry(self, table: Table) -> None:
         """Put settings and table in force; what already is in force is not touched."""
+        ...
+
+    @property
+    def tier_wanted(self) -> int | None:
+        """The rungs that were allowed when the TUN was opened; the next control wants to know."""
+        ...
+
+    @property
+    def selftest(self) -> dict[str, object]:
+        """What the self-test of offloads found; the next control wants to know."""
+        ...
+
+    @property
+    def offloads_off(self) -> dict[str, str]:
+        """Which offloads are not used, and why."""
         ...
 
     def describe(self) -> Dataplane:

@@ -39,8 +39,9 @@ from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
-from dataplane.model import Peer, Table, tier_text
+from dataplane.model import HostPlan, Peer, Table, tier_text
 from dataplane.native import Counters, ForwarderConfig, State
+from dataplane.netlink import Host
 from dataplane.rundir import RunDir
 from dataplane.slots import Fd, Fds, role_of, slot_of
 
@@ -69,10 +70,11 @@ class Place:
 class UserspaceBackend:
     """Opens, keeps and hands over what the forwarder works with, and keeps a forwarder running."""
 
-    def __init__(self, place: Place, holders: Holders, on_fatal: Callable[[RuntimeFailure], None]) -> None:
+    def __init__(self, place: Place, host: Host, on_fatal: Callable[[RuntimeFailure], None]) -> None:
         """Work in `place`; `on_fatal` is told when another control has taken over."""
         self._place = place
-        self._holders = holders
+        self._host = host
+        self._holders = Holders(host.port_holder, host.is_tun_held)
         self._on_fatal = on_fatal
         self._lock = asyncio.Lock()
         self._client: ForwarderClient | None = None
@@ -130,7 +132,7 @@ class UserspaceBackend:
 
     # --- opening ------------------------------------------------------------------------------------
 
-    async def warm(self, settings: Settings) -> None:
+    async def warm(self, settings: Settings, plan: HostPlan) -> None:
         """Be ready but for the underlay sockets: who holds their ports can go on until then."""
         async with self._lock:
             await self._open(settings, {})
@@ -138,6 +140,11 @@ class UserspaceBackend:
                 client = await self._find_forwarder()
                 reply = await asyncio.get_running_loop().run_in_executor(None, client.hello)
                 self._watch(client, reply.state)
+        await self.set_up_host(plan)
+
+    async def set_up_host(self, plan: HostPlan) -> list[str]:
+        """Give the TUN its addresses and routes."""
+        return await self._host.apply(plan)
 
     async def prepare(self, settings: Settings) -> None:
         """Open TUN, counters and sockets as far as they are missing or depend on what changed."""

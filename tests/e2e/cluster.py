@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab import Namespace, remove_lab, skip_dad, wait_for
+from dataplane.native import Totals
 from tests.e2e.flannel_node import PREFIX, FlannelNode, Side
 from tests.e2e.rig import Daemon, hasten
 
@@ -204,6 +205,10 @@ class Cluster:
     def close(self) -> None:
         """Take it all down."""
         self._stack.close()
+
+    def totals(self) -> dict[str, Totals]:
+        """Return what the forwarders of the cluster have counted, once all is accounted for."""
+        return {name: node.settled() for name, node in self.daemons.items() if not node.is_kernel}
 
     # --- what pods do
 
