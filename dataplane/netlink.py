@@ -420,6 +420,10 @@ class Host:
         """Return a VXLAN device; None if there is none of that name."""
         return await self._call(vxlan.read, name)
 
+    async def own_vxlan(self, tun_name: str) -> list[str]:
+        """Return the names of the VXLAN devices that we have made."""
+        return await self._call(vxlan.list_own, tun_name)
+
     async def remove_vxlan(self, name: str) -> None:
         """Remove a VXLAN device, and with it all the kernel knows of peers behind it."""
         await self._call(vxlan.remove, name)

@@ -2,7 +2,8 @@
 """Takes over from flannel, whose VXLAN devices still carry the packets: --takeover flannel.1.
 
 Their MAC addresses become ours, so that our lease says what it said before and no peer notices. The devices
-go when everything else is ready: only then is the UDP port free that both of us need.
+go when everything else is ready: only then is the UDP port free that both of us need. The same is done with
+our own devices where the kernel datapath was before.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ log = Journal("takeover")
 class Takeover:
     """The devices that are taken over from, until they are gone."""
 
-    def __init__(self, host: Host, devices: tuple[VxlanDevice, ...]) -> None:
-        """Take over from these."""
+    def __init__(
+        self, host: Host, devices: tuple[VxlanDevice, ...], own: tuple[VxlanDevice, ...] = ()
+    ) -> None:
+        """Take over from these; from our own whatever they carried."""
         self._host = host
         self._devices = devices
+        self._own = own
         self._plans: list[HandOver] = []  # of those that are gone, to have them back
 
     def check(self, settings: Settings) -> None:
@@ -48,7 +52,7 @@ class Takeover:
 
     async def finish(self, settings: Settings, plan: HostPlan, table: Table) -> None:
         """Remove the devices."""
-        for device in self._devices:
+        for device in (*self._devices, *self._own):
             version = _version(device)
             address = next((ip for ip in plan.addresses if ip.version == version), None)
             if address is not None:
@@ -80,4 +84,8 @@ async def begin(config: RunConfig, host: Host) -> Takeover | None:
             continue
         vtep.keep(config.state_dir, _version(device), device.mac)
         devices.append(device)
-    return Takeover(host, tuple(devices)) if devices else None
+    # Ours are of another datapath, before this start; the kernel's own keeps them.
+    names = await host.own_vxlan(config.tun_name) if config.datapath == "userspace" else []
+    found = [await host.vxlan(name) for name in names if name not in config.takeover]
+    own = tuple(device for device in found if device is not None)
+    return Takeover(host, tuple(devices), own) if devices or own else None

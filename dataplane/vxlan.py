@@ -48,6 +48,11 @@ def is_of(link: Any, tun_name: str) -> bool:
     return name in (device_name(tun_name, vni, 4), device_name(tun_name, vni, 6))
 
 
+def list_own(ipr: Any, tun_name: str) -> list[str]:
+    """Return the names of the VXLAN devices that we have made."""
+    return [str(link.get_attr("IFLA_IFNAME")) for link in ipr.get_links() if is_of(link, tun_name)]
+
+
 def read(ipr: Any, name: str) -> VxlanDevice | None:
     """Return a VXLAN device; None if there is none of that name."""
     link = find_link(ipr, name)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--datapath kernel on a live node: it starts, is meddled with, restarted, changed and taken down.
+
+pod a ─ host a: overlayd, kernel datapath        host b: flannel.1 ─ pod b      (drawn at bench/lab.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.lab import Kernel, Lab, wait_for
+from dataplane.native import Counters
+from tests.e2e.leased import LeasedDaemon
+from tests.e2e.rig import START_S
+from tests.e2e.stream import Stream
+from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
+
+REPAIR_S = 1.0
+STALL_S = 2.0
+DEVICES = {"overlay0.1", "overlay0-v6.1"}
+
+
+class KernelDaemon(LeasedDaemon):
+    """An overlayd that may have no forwarder."""
+
+    def _open_counters(self) -> tuple[Counters, int]:
+        return None  # type: ignore[return-value]
+
+
+class Live:
+    """The drawing above."""
+
+    def __init__(self, directory: Path, datapath: str) -> None:
+        """Build it, and start overlayd on host a."""
+        self.lab = Lab(f"e2ekern{os.getpid() % 100000}", names=("a", "b"))
+        self.a, self.b = self.lab.nodes["a"], self.lab.nodes["b"]
+        for node in (self.a, self.b):
+            node.set_pod_mtu(1430)
+        self.b.program_kernel([self.a], Kernel())
+        program_kernel6(self.b, self.a)
+        leases = peers_file([self.a, self.b])
+        own = leases["leases"][f"{self.a.subnet()}&fd00:244:0:1::/64"]
+        own["BackendV6Data"]["VtepMAC"] = mac6(self.a)
+        self.flags = ["--public-ip", self.a.address, "--public-ipv6", self.a.address6]
+        self.daemon = KernelDaemon(self.a.host, directory / "node", leases, [])
+        state = self.daemon.directory / "state"
+        (state / "vtep-mac").write_text(f"{self.a.mac}\n")
+        (state / "vtep-mac6").write_text(f"{mac6(self.a)}\n")
+        self.start(datapath)
+
+    def start(self, datapath: str) -> None:
+        """Start overlayd on a datapath."""
+        self.daemon.flags = [*self.flags, "--datapath", datapath]
+        self.daemon.start()
+
+    def stream(self, family: int = 4) -> Stream:
+        """Return a connection from pod b to pod a."""
+        return Stream(self.b.pod, self.a.pod, self.a.pod_ip6 if family == 6 else self.a.pod_ip())
+
+    def show(self, *args: str) -> list[dict[str, Any]]:
+        """Return what `ip -j ARGS` says on host a."""
+        shown: list[dict[str, Any]] = json.loads(self.a.host.run("ip", "-j", *args).stdout or "[]")
+        return shown
+
+    def devices(self) -> set[str]:
+        """Return the names of the devices of host a."""
+        return {link["ifname"] for link in self.show("link")}
+
+    def look(self) -> object:
+        """Return all that overlayd has told the kernel, without indexes."""
+        commands = [
+            *(("ip", "-6", "route", "show", "proto", number) for number in ("111", "112")),
+            *(("ip", "route", "show", "proto", number) for number in ("111", "112")),
+        ]
+        for name in sorted(DEVICES):
+            commands += [
+                ("ip", "neigh", "show", "dev", name, "nud", "permanent"),
+                ("bridge", "fdb", "show", "dev", name),
+                ("ip", "-brief", "address", "show", "dev", name),
+            ]
+        runs = [self.a.host.run(*command, check=False) for command in commands]
+        return [sorted(line.strip() for line in run.stdout.splitlines()) for run in runs]
+
+    def close(self) -> None:
+        """Take it down."""
+        try:
+            self.daemon.close()
+        finally:
+            self.lab.close()
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    """Yield the node on the kernel datapath."""
+    built = Live(tmp_path, "kernel")
+    try:
+        yield built
+    finally:
+        built.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_carries(live: Live, family: int) -> None:
+    """Pods of both families talk, by devices of the kernel and without a forwarder; status says so."""
+    with live.stream(family) as stream:
+        assert stream.longest_s() < STALL_S
+    assert live.devices() >= DEVICES
+    assert "overlay0" not in live.devices()
+    assert live.daemon.forwarder_pid() == 0
+    status = live.daemon.status()
+    assert (status["datapath"], status["mtu"], status["vni"], status["port"]) == ("kernel", 1430, 1, 8472)
+    text = live.daemon.say("status")
+    assert "READY  kernel vxlan vni 1 port 8472" in text
+    assert "forwarder" not in text
+
+
+def test_down_removes_everything(live: Live) -> None:
+    """`overlayd down` leaves no device and no route."""
+    assert live.daemon.say("down") == ""
+    assert not DEVICES & live.devices()
+    assert live.show("route", "show", "proto", "112") == live.show("route", "show", "proto", "111") == []
+    assert live.daemon.process is not None
+    live.daemon.process.wait(START_S)
+    live.daemon.process = None
+
+
+BREAKAGE = {
+    "route": "route del 10.244.2.0/24 dev overlay0.1",
+    "route6": "-6 route del fd00:244:0:2::/64 dev overlay0-v6.1",
+    "flush": "route flush proto 112",
+    "neighbour": "neigh del 10.244.2.0 dev overlay0.1",
+    "forwarding": "bridge fdb del {b} dev overlay0.1 dst 192.0.2.6 self",
+    "address": "addr del 10.244.1.0/32 dev overlay0.1",
+    "mtu": "link set overlay0.1 mtu 1280",
+    "down": "link set overlay0.1 down",
+    "device": "link del overlay0.1",
+    "device6": "link del overlay0-v6.1",
+}
+
+
+@pytest.mark.parametrize("command", BREAKAGE.values(), ids=BREAKAGE.keys())
+def test_what_is_ours_is_put_right(live: Live, command: str) -> None:
+    """Whatever somebody removes is there again within a second, as it was, and connections live."""
+    before = live.look()
+    words = command.format(b=live.b.mac).split()
+    with live.stream(4) as one, live.stream(6) as other:
+        live.a.host.run(*(words if words[0] == "bridge" else ["ip", *words]))
+        wait_for(lambda: live.look() == before, f"repair after {command}: {live.daemon.log()}", REPAIR_S)
+        assert max(one.longest_s(), other.longest_s()) < STALL_S
+
+
+def test_restart_changes_nothing(live: Live) -> None:
+    """Control may end and come back: the kernel is not told anything anew."""
+    before, index = live.look(), live.show("link", "show", "overlay0.1")[0]["ifindex"]
+    with live.stream() as stream:
+        live.daemon.stop()
+        assert live.look() == before
+        live.start("kernel")
+        assert stream.longest_s() < STALL_S
+    assert live.look() == before
+    assert live.show("link", "show", "overlay0.1")[0]["ifindex"] == index
+    assert live.daemon.log().count("told the kernel") == 2
+
+
+def test_peer_changes(live: Live) -> None:
+    """A peer that gets another MAC address, leaves, or comes is told to the kernel, and nothing else is."""
+    subnet = f"{live.b.subnet()}&fd00:244:0:2::/64"
+    key = subnet.replace("/", "-")
+    found = live.daemon.find(f"subnets/{key}")
+    assert found is not None
+    lease = json.loads(str(found.value))
+    before = live.look()
+    live.daemon.put(key, {**lease, "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:99"}})
+    live.daemon.sync()
+    neighbour = live.show("neigh", "show", "10.244.2.0", "dev", "overlay0.1")
+    assert neighbour[0]["lladdr"] == "02:00:00:00:00:99"
+    live.daemon.delete(key)
+    live.daemon.sync()
+    assert live.show("route", "show", "proto", "112") == []
+    live.daemon.put(key, lease)
+    live.daemon.sync()
+    assert live.look() == before
+
+
+def test_datapath_changes_and_back(live: Live) -> None:
+    """From the kernel to userspace and back, with the same connections; nothing of the other one is left."""
+    before = live.look()
+    with live.stream(4) as one, live.stream(6) as other:
+        for datapath in ("userspace", "kernel", "userspace", "kernel"):
+            live.daemon.stop()
+            live.start(datapath)
+            assert max(one.longest_s(), other.longest_s()) < STALL_S
+            assert live.daemon.status()["datapath"] == datapath
+            assert ("overlay0" in live.devices()) == (datapath == "userspace")
+            assert bool(DEVICES & live.devices()) == (datapath == "kernel")
+    assert live.look() == before
+    assert live.daemon.forwarder_pid() == 0
