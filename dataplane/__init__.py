@@ -34,7 +34,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P1 kernels                        | which kernels are known to be broken
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peers                     | sans-IO: which leases become peers
-    P2 entries                        | what the kernel must know of peers, as netlink messages
+    P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry

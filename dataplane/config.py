@@ -72,6 +72,7 @@ class RunConfig:
     queues: int | None = None
     source_ports: int | None = None
     datapath: str = "userspace"
+    datapath_reason: str = "--datapath"  # what chose it
     forwarder: str = "spawn"
     takeover: tuple[str, ...] = ()  # flannel's devices
     ip_masq: bool = False
@@ -243,9 +244,10 @@ FLAGS = (
         read.number(1, SOURCES_MAX, "ports"),
     ),
     Flag(
-        *("datapath", "datapath", "userspace|kernel"),
-        "what carries the packets: our forwarder, or VXLAN devices of the kernel (default: userspace)",
-        read.one_of("userspace", "kernel"),
+        *("datapath", "datapath", "userspace|kernel|auto"),
+        "what carries the packets: our forwarder, VXLAN devices of the kernel, or those if it has any "
+        "(default: userspace)",
+        read.one_of("userspace", "kernel", "auto"),
     ),
     Flag(
         *("forwarder", "forwarder", "spawn|wait"),

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
-from dataplane import journal, subnetfile, takeover, vtep
+from dataplane import choose, journal, subnetfile, takeover, vtep
 from dataplane.backend import Backend, Settings
 from dataplane.backend.kernel import KernelBackend
 from dataplane.backend.userspace import Place, UserspaceBackend
@@ -50,6 +50,7 @@ from dataplane.store import LeaseStore, Store, open_store
 
 log = journal.Journal("daemon")
 
+TOLD = "--datapath"
 RETRY_S = 5.0
 STORE_RETRY_MIN_S = 0.1
 RELEASE_TIMEOUT_S = 10.0
@@ -91,6 +92,7 @@ class Daemon:
         self._plan: HostPlan | None = None
         self._applied: HostPlan | None = None  # last time
         self._retry: asyncio.TimerHandle | None = None
+        self.is_changing = False  # to another datapath, by an end and a start
         self.report = Report(config, run_dir, self._host, self._backend)
 
     def _choose_backend(self, place: Place) -> Backend:
@@ -135,6 +137,8 @@ class Daemon:
 
     async def _work_until_end(self, store: Store) -> None:
         parts = [self._follow_store(store), self._follow_host(), self._work()]
+        if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
+            parts.append(self._follow_kernel())
         if self._leasing is not None:
             parts.append(self._leasing.run())
         tasks = [asyncio.create_task(part) for part in parts]
@@ -205,6 +209,14 @@ class Daemon:
         asyncio.get_running_loop().call_soon(self._inputs.put_nowait, HostChanged())
         async for _ in self._host.changes():
             self._inputs.put_nowait(HostChanged())
+
+    async def _follow_kernel(self) -> None:
+        """End when the datapath that we would rather have can be had for some time."""
+        await choose.wait_able(self._host.vxlan_obstacle, asyncio.sleep)
+        log.info("the kernel has VXLAN devices by now: changing over")
+        self.is_changing = True
+        self._stop()
+        await asyncio.Future()
 
     async def _work(self) -> None:
         """Turn all that has arrived into one pass, again and again; what failed half-way is taken again."""
@@ -368,12 +380,27 @@ class Daemon:
 
 
 async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
-    daemon = Daemon(config, run_dir, epoch)
+    is_over = False
+    while not is_over:
+        daemon = Daemon(await _choose(config), run_dir, epoch)
+        try:
+            await daemon.run()
+        finally:
+            if not daemon.report.is_carrying:
+                remove_unused(run_dir)
+        is_over = not daemon.is_changing
+
+
+async def _choose(config: RunConfig) -> RunConfig:
+    """Return the configuration with the datapath that can be had."""
+    host = Host()
     try:
-        await daemon.run()
+        obstacle = await host.vxlan_obstacle() if config.datapath == "auto" else None
     finally:
-        if not daemon.report.is_carrying:
-            remove_unused(run_dir)
+        await host.close()
+    chosen = choose.choose(config, obstacle)
+    log.info("datapath", datapath=chosen.datapath, chosen_by=chosen.datapath_reason)
+    return chosen
 
 
 def remove_unused(run_dir: RunDir) -> None:

@@ -193,6 +193,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "workers": None if config is None else _describe_workers(config),
         "encap": facts.get("encap"),
         "datapath": dataplane.kind,
+        "datapath_reason": facts.get("datapath_reason"),
         "vni": facts.get("vni") if config is None else config.vni,
         "port": facts.get("port") if config is None else config.vxlan_port,
         "subnet": facts.get("subnet"),

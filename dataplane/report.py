@@ -51,6 +51,7 @@ class Report:
             **self._facts,
             "encap": ENCAP_NAMES[settings.network.encap],
             "subnet": None if own is None else str(own.key),
+            "datapath_reason": self._config.datapath_reason,
             "vni": settings.network.vni,
             "port": settings.network.port,
             "mtu": settings.mtu,

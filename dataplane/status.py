@@ -46,15 +46,19 @@ def _why(offloads: Status) -> str:
 def _head(status: Status) -> str:
     ready = "READY" if status["ready"] else f"NOT READY ({status['reason']})"
     parts = [f"{status['node'] or 'this node'} {ready}"]
+    datapath = status.get("datapath", "userspace")
     if status["encap"]:
         # Known once there is a forwarder that was told.
         has_vni = status["encap"] == "vxlan" and status["vni"] is not None
         wire = f" vni {status['vni']} port {status['port']}" if has_vni else ""
-        parts[0] += f"  {status['datapath']} {status['encap']}{wire}"
+        parts[0] += f"  {datapath} {status['encap']}{wire}"
+        reason = str(status.get("datapath_reason"))
+        if reason.startswith("auto"):
+            parts[0] += f" ({reason})"
     if status["tier"]:
         parts.append(f"tier {status['tier']}{_why(status['offloads'] or {})}")
     forwarder, control, store = status["forwarder"], status["control"], status["store"] or {}
-    if status["datapath"] == "userspace":
+    if datapath == "userspace":
         parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
     if forwarder["restarts"]:
         parts[-1] += f" ({forwarder['restarts']} restarts)"

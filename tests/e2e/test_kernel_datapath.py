@@ -188,6 +188,20 @@ def test_peer_changes(live: Live) -> None:
     assert live.look() == before
 
 
+def test_auto_takes_the_kernel(live: Live) -> None:
+    """Where nobody tells, the kernel's devices are taken if there are any, and status says why."""
+    before = live.look()
+    live.daemon.stop()
+    live.start("auto")
+    assert live.look() == before
+    status = live.daemon.status()
+    reason = "auto: the kernel has VXLAN devices"
+    assert (status["datapath"], status["datapath_reason"]) == ("kernel", reason)
+    assert f"({reason})" in live.daemon.say("status")
+    assert f'datapath=kernel chosen_by="{reason}"' in live.daemon.log()
+    assert "ovl-probe" not in live.devices()
+
+
 def test_datapath_changes_and_back(live: Live) -> None:
     """From the kernel to userspace and back, with the same connections; nothing of the other one is left."""
     before = live.look()

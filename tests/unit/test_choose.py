@@ -3,35 +3,41 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
-from dataplane.choose import RECHECK_S, STEADY, Choice, Recheck, choose
+from dataplane.choose import RECHECK_S, STEADY, choose, wait_able
+from tests.leases import CONFIG
 
 
 @pytest.mark.parametrize(
-    ("wanted", "obstacle", "choice"),
+    ("wanted", "obstacle", "datapath", "reason"),
     [
-        pytest.param("userspace", None, Choice("userspace", "--datapath"), id="told userspace"),
-        pytest.param("kernel", "it cannot", Choice("kernel", "--datapath"), id="told kernel"),
-        pytest.param("auto", None, Choice("kernel", "auto: the kernel has VXLAN devices"), id="able"),
-        pytest.param("auto", "it cannot", Choice("userspace", "auto: it cannot"), id="unable"),
+        pytest.param("userspace", None, "userspace", "--datapath", id="told userspace"),
+        pytest.param("kernel", "it cannot", "kernel", "--datapath", id="told kernel"),
+        pytest.param("auto", None, "kernel", "auto: the kernel has VXLAN devices", id="able"),
+        pytest.param("auto", "it cannot", "userspace", "auto: it cannot", id="unable"),
     ],
 )
-def test_choice(wanted: str, obstacle: str | None, choice: Choice) -> None:
+def test_choice(wanted: str, obstacle: str | None, datapath: str, reason: str) -> None:
     """What is told is done; otherwise the kernel carries if it can, and the reason says so."""
-    assert choose(wanted, obstacle) == choice
+    found = choose(replace(CONFIG, datapath=wanted), obstacle)
+    assert (found.datapath, found.datapath_reason) == (datapath, reason)
 
 
-def test_recheck_wants_a_steady_kernel() -> None:
-    """One look in three that finds no device begins the count anew."""
-    recheck, now = Recheck(0.0), 0.0
-    assert recheck.wait_s(0.0) == RECHECK_S
-    for _ in range(STEADY - 1):
-        now += RECHECK_S
-        assert not recheck.note(None, now)
-    assert not recheck.note("it cannot", now)
-    for _ in range(STEADY - 1):
-        assert not recheck.note(None, now)
-    assert recheck.note(None, now)
-    assert recheck.wait_s(now + 1) == RECHECK_S - 1
-    assert recheck.wait_s(now + 2 * RECHECK_S) == 0
+def test_kernel_must_be_able_for_some_time() -> None:
+    """One look that finds an obstacle begins the count of good ones anew."""
+    looks = iter([None] * (STEADY - 1) + ["it cannot"] + [None] * STEADY + ["never asked"])
+    paused: list[float] = []
+
+    async def look() -> str | None:
+        return next(looks)
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+
+    asyncio.run(wait_able(look, pause))
+    assert paused == [RECHECK_S] * (2 * STEADY)
+    assert list(looks) == ["never asked"]

@@ -55,6 +55,7 @@ VALID = (
     ("threads", ["2"], 2),
     ("queues", ["15"], 15),
     ("source-ports", ["3"], 3),
+    ("datapath", ["kernel"], "kernel"),
     ("forwarder", ["wait"], "wait"),
     ("takeover", ["flannel.1,flannel-v6.1"], ("flannel.1", "flannel-v6.1")),
     ("log-level", ["debug"], "debug"),
@@ -137,6 +138,7 @@ INVALID = (
     ("threads", "0", '"0" is not allowed; allowed are 1 to 15 threads'),
     ("queues", "x", '"x" is not allowed; allowed are 1 to 15 queues'),
     ("source-ports", "17", '"17" is not allowed; allowed are 1 to 16 ports'),
+    ("datapath", "ebpf", '"ebpf": allowed are userspace, kernel, auto'),
     ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
     ("takeover", "flannel/1", f'"flannel/1" {NO_NAME}'),
     ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
@@ -296,13 +298,32 @@ def test_store_auto_is_sqlite(given: dict[str, list[str]]) -> None:
     [
         pytest.param({"etcd-prefix": ["/x"]}, {}, "--etcd-prefix", id="flag"),
         pytest.param({}, {"FLANNELD_ETCD_USERNAME": "x"}, "FLANNELD_ETCD_USERNAME", id="flannel's variable"),
-        pytest.param({}, {"OVERLAYD_ETCD_CAFILE": "/x"}, "OVERLAYD_ETCD_CAFILE", id="our variable"),
+        pytest.param({}, {"OVERLAYD_ETCD_PREFIX": "/x"}, "OVERLAYD_ETCD_PREFIX", id="our variable"),
     ],
 )
 def test_store_auto_is_etcd(given: dict[str, list[str]], environ: dict[str, str], source: str) -> None:
     """Whatever is said of etcd asks for it."""
     found = config.parse(given, environ)
     assert (found.store, found.store_reason) == ("etcd", f"auto: {source} is given")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        pytest.param(
+            [("etcd-keyfile", "/k")], "--etcd-keyfile and --etcd-certfile belong together", id="key"
+        ),
+        pytest.param(
+            [("etcd-certfile", "/c")], "--etcd-keyfile and --etcd-certfile belong", id="certificate"
+        ),
+        pytest.param([("etcd-cafile", "/c")], "http://127.0.0.1:4001 is not encrypted", id="plain"),
+        pytest.param([("etcd-password", "x")], "--etcd-password is given without", id="nobody"),
+    ],
+)
+def test_etcd_flags_that_contradict(pairs: list[tuple[str, str]], reason: str) -> None:
+    """What cannot be meant together is refused before anybody is asked."""
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        config.parse({name: [text] for name, text in pairs}, {})
 
 
 def test_store_told_beats_flannels_flags() -> None:
