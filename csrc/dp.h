@@ -14,13 +14,14 @@
  */
 #pragma once
 
-#define DP_ABI 3
+#define DP_ABI 4
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 131072
 #define DP_MAX_THREADS 15
 #define DP_MAX_SOURCES 16
 #define DP_MAX_QUEUES 15
+#define DP_MAX_BARE 15 /* sockets that receive bare packets: one worker has a bit for each of its sources */
 #define DP_TEXT_MAX 124
 
 /* How a packet crosses the underlay. Bit (1 << value) in a mask of encapsulations. */
@@ -29,7 +30,7 @@ enum dp_encap {
 	DP_ENCAP_VXLAN,       /* RFC 7348, UDP */
 	DP_ENCAP_IPIP,        /* RFC 2003, IP protocol 4 */
 	DP_ENCAP_DIRECT,      /* plain route, no encapsulation */
-	DP_ENCAP_FLANNEL_UDP, /* bare inner packet in UDP */
+	DP_ENCAP_FLANNEL_UDP, /* flannel's udp: a bare IPv4 packet in UDP over IPv4 */
 	DP_ENCAP_COUNT
 };
 
@@ -116,11 +117,12 @@ enum dp_fd {
 	DP_FD_COUNTERS, /* memfd of dp_counters_create() */
 	DP_FD_FIB,      /* sealed memfd of dp_fib_create() */
 	DP_FD_UDP4,     /* VXLAN over IPv4: receives */
-	DP_FD_UDP4_TX,  /* VXLAN over IPv4: sends, bound to our address, a source port and the device */
+	DP_FD_UDP4_TX,  /* UDP over IPv4: sends, bound to our address, a source port and the device */
 	DP_FD_UDP6,
 	DP_FD_UDP6_TX,
 	DP_FD_RAW4,    /* IPIP: receives */
 	DP_FD_RAW4_TX, /* IPIP: sends; its drop-all filter keeps the kernel from answering protocol unreachable */
+	DP_FD_BARE4,   /* bare packets in UDP over IPv4: receives; sent by DP_FD_UDP4_TX */
 	DP_FD_COUNT
 };
 
@@ -129,10 +131,11 @@ enum dp_fd {
  * are spread, and sending sockets, each with a source port. The one of index i lies in slot
  * role + i * DP_FD_COUNT, so slots of index 0 are the roles themselves. Of the
  * sockets that receive, index 0 gets what is for none of the others; those of
- * index i + 1 are of queue i, if there are several queues.
+ * index i + 1 are of queue i, if there are several queues; of bare packets there
+ * are DP_MAX_BARE at most.
  */
 #define DP_FD_EACH 16
-#define DP_FD_SLOTS 144
+#define DP_FD_SLOTS 160
 
 /* An IP address. family is 4 or 6, or 0 for none; an IPv4 address fills bytes[0..3]. */
 struct dp_addr {
@@ -183,7 +186,7 @@ struct dp_table_spec {
 /* What a forwarder needs to know besides its descriptors. */
 struct dp_config {
 	uint32_t vni;              /* 0 .. 2^24-1 */
-	uint16_t vxlan_port;       /* UDP destination port */
+	uint16_t vxlan_port;       /* UDP destination port of VXLAN */
 	uint16_t threads;          /* workers */
 	uint32_t underlay_ifindex; /* the interface tunnel packets must arrive on */
 	uint32_t tun_mtu;          /* bytes */
@@ -196,12 +199,13 @@ struct dp_config {
 	struct dp_addr underlay6;
 	uint8_t vtep_mac4[6];    /* our VTEP MAC for inner IPv4 */
 	uint8_t vtep_mac6[6];    /* and for inner IPv6 */
+	uint16_t bare_port;      /* UDP destination port of bare packets */
 	uint8_t encaps;          /* mask 1 << enum dp_encap of what is accepted and sent */
 	uint8_t spoof_observe;   /* 1: count spoofed packets, but let them pass */
 	uint8_t queues;          /* of the TUN and, each with a socket, of each family; threads .. DP_MAX_QUEUES */
 	uint8_t sources;         /* source ports of each family, 1 .. DP_MAX_SOURCES */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
-	uint8_t pad[9];
+	uint8_t pad[7];
 };
 
 /*

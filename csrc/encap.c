@@ -141,6 +141,19 @@ enum dp_drop encap_check_ipip(const struct flow *flow)
 }
 
 /**
+ * encap_check_bare() - Is there anything in a UDP datagram that carries a bare packet?
+ * @pkt:	UDP payload
+ *
+ * There is no header to take off: what follows is the inner packet, which is IPv4.
+ *
+ * Return: DP_DROP_NONE, or DP_DROP_SHORT for an empty one
+ */
+enum dp_drop encap_check_bare(const struct pkt *pkt)
+{
+	return pkt->len ? DP_DROP_NONE : DP_DROP_SHORT;
+}
+
+/**
  * encap_ecn() - TOS byte of the outer header
  * @inner_tos:	TOS byte or traffic class of the inner packet
  *

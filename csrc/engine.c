@@ -56,6 +56,7 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOT
 {
 	uint32_t hdr = config->vnet_hdr_len;
 	uint32_t sockets = config->queues > 1 ? config->queues + 1U : 1;
+	uint32_t bare = sockets < DP_MAX_BARE ? sockets : DP_MAX_BARE;
 
 	if (!config->threads || config->threads > config->queues || config->queues > DP_MAX_QUEUES ||
 	    !config->sources || config->sources > DP_MAX_SOURCES || config->vni > VXLAN_VNI_MAX ||
@@ -67,7 +68,7 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOT
 		return -EINVAL;
 	return has_all(fds, DP_FD_TUN, config->queues) && has_all(fds, DP_FD_UDP4, sockets) &&
 			       has_all(fds, DP_FD_UDP6, sockets) && has_all(fds, DP_FD_UDP4_TX, config->sources) &&
-			       has_all(fds, DP_FD_UDP6_TX, config->sources)
+			       has_all(fds, DP_FD_UDP6_TX, config->sources) && has_all(fds, DP_FD_BARE4, bare)
 		       ? 0
 		       : -EINVAL;
 }
@@ -97,13 +98,11 @@ static int take_fds(struct engine *engine, const int fds[DP_FD_SLOTS])
  */
 static void set_gro(const struct engine *engine)
 {
-	for (uint32_t i = 0; i < DP_FD_EACH; i++) {
-		int fd4 = engine->fds[path_slot(DP_FD_UDP4, i)], fd6 = engine->fds[path_slot(DP_FD_UDP6, i)];
+	for (uint32_t slot = 0; slot < DP_FD_SLOTS; slot++) {
+		uint32_t role = slot % DP_FD_COUNT;
 
-		if (fd4 >= 0)
-			underlay_set_gro(fd4, engine->config.tier & DP_TIER_UDP_GRO);
-		if (fd6 >= 0)
-			underlay_set_gro(fd6, engine->config.tier & DP_TIER_UDP_GRO);
+		if (engine->fds[slot] >= 0 && (role == DP_FD_UDP4 || role == DP_FD_UDP6 || role == DP_FD_BARE4))
+			underlay_set_gro(engine->fds[slot], engine->config.tier & DP_TIER_UDP_GRO);
 	}
 }
 

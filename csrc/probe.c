@@ -282,6 +282,19 @@ uint32_t probe_encap_check_ipip(const struct probe_pkt *pkt)
 }
 
 /**
+ * probe_encap_check_bare() - encap_check_bare()
+ * @pkt:	As there
+ *
+ * Return: as there
+ */
+uint32_t probe_encap_check_bare(const struct probe_pkt *pkt)
+{
+	struct pkt view = unwrap(pkt);
+
+	return encap_check_bare(&view);
+}
+
+/**
  * probe_encap_decap_ecn() - parse_inner(), then encap_decap_ecn()
  * @pkt:	Inner packet
  * @outer_tos:	As there

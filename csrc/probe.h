@@ -78,6 +78,7 @@ uint8_t probe_encap_vxlan_push(struct probe_pkt *pkt, uint8_t family, uint32_t v
 uint32_t probe_encap_vxlan_pull(struct probe_pkt *pkt, const struct dp_config *config, uint8_t *family);
 uint32_t probe_encap_ip4_pull(struct probe_pkt *pkt, struct probe_outer *out);
 uint32_t probe_encap_check_ipip(const struct probe_pkt *pkt);
+uint32_t probe_encap_check_bare(const struct probe_pkt *pkt);
 uint32_t probe_encap_decap_ecn(const struct probe_pkt *pkt, uint8_t outer_tos);
 
 /* offload and icmp */

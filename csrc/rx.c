@@ -53,7 +53,9 @@ static enum dp_drop decapsulate(const struct path *path, enum dp_fd role, struct
 	uint8_t family = 4;
 	enum dp_drop drop = DP_DROP_NONE;
 
-	if (role != DP_FD_RAW4)
+	if (role == DP_FD_BARE4)
+		drop = encap_check_bare(pkt);
+	else if (role != DP_FD_RAW4)
 		drop = encap_vxlan_pull(pkt, path->config, &family);
 	if (!drop)
 		drop = parse_inner(pkt, flow);
@@ -71,8 +73,8 @@ static enum dp_drop decapsulate(const struct path *path, enum dp_fd role, struct
  * @flow:	The inner packet, parsed
  * @peer:	Who sent it
  *
- * A peer may send from its subnets and from its node address. Neither VXLAN
- * nor IPIP authenticates anything, so this is all that ties the two headers.
+ * A peer may send from its subnets and from its node address. None of the
+ * encapsulations authenticates anything, so this is all that ties the two headers.
  *
  * Return: true if the source belongs to somebody else, or to nobody
  */
@@ -165,7 +167,7 @@ static void write_apart(struct path *path, struct merge_super *super, struct pat
 		uint8_t *ip =
 			i ? (uint8_t *)super->pieces[i].iov_base - super->headers : super->head.buf + super->head.off;
 		uint32_t len = super->headers + (i ? (uint32_t)super->pieces[i].iov_len : super->size);
-		/* outer headers stood in front, so there is room for the virtio header */
+		/* something stands in front, and will again, so there is room for the virtio header */
 		struct pkt pkt = pkt_init(ip - hdr, hdr + len, hdr, len);
 
 		packet.bytes = len;
@@ -359,6 +361,7 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 /**
  * is_one_datagram() - Is a message with a segment size one datagram nevertheless?
  * @whole:	The message
+ * @push:	Bytes in front of its first inner packet
  *
  * The kernel tells the size of segments for two things: for datagrams that it
  * joined, and for one datagram of a kernel peer on the same machine whose inner
@@ -367,15 +370,15 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
  *
  * Return: true if it is
  */
-static bool is_one_datagram(const struct pkt *whole)
+static bool is_one_datagram(const struct pkt *whole, uint32_t push)
 {
-	const uint8_t *ip = pkt_at(whole, VXLAN_PUSH, IP4_LEN);
+	const uint8_t *ip = pkt_at(whole, push, IP4_LEN);
 	uint32_t len;
 
 	if (!ip)
 		return false;
 	len = ip[0] >> 4 == 4 ? load16(ip + IP4_TOTAL_LEN) : (uint32_t)IP6_LEN + load16(ip + IP6_PAYLOAD_LEN);
-	return whole->len == VXLAN_PUSH + len;
+	return whole->len == push + len;
 }
 
 /**
@@ -390,7 +393,7 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 	uint32_t size = meta->segment ? meta->segment : whole->len, off = 0;
 
 	meta->run = 0;
-	if (size < whole->len && is_one_datagram(whole)) {
+	if (size < whole->len && is_one_datagram(whole, role == DP_FD_BARE4 ? 0 : VXLAN_PUSH)) {
 		meta->run = size;
 		size = whole->len;
 	}
@@ -413,7 +416,7 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 /**
  * receive() - Carry the messages of one system call from a socket to the TUN
  * @path:	The worker's path, with the table in force
- * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
+ * @slot:	Of a DP_FD_UDP4, _UDP6, _RAW4 or _BARE4
  * @most:	Messages to take, at most PATH_BATCH
  *
  * Return: bytes received
@@ -445,7 +448,7 @@ static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
 /**
  * rx_run() - Carry one batch from a socket to the TUN
  * @path:	The worker's path, with the table in force
- * @slot:	Of a DP_FD_UDP4, _UDP6 or _RAW4
+ * @slot:	Of a DP_FD_UDP4, _UDP6, _RAW4 or _BARE4
  * @most_bytes:	Take about that many, if messages are as long as those before
  *
  * Return: bytes received; 0 when the socket is dry

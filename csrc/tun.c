@@ -218,7 +218,7 @@ int tun_read(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, struct vnet_hdr *vn
  * tun_write() - Hand one packet to the kernel as received from the overlay
  * @fd:		The device
  * @vnet_hdr_len:	Bytes of virtio header it expects
- * @pkt:	The packet, with as much headroom, which is overwritten
+ * @pkt:	The packet; what stands in front of it, at least as much, is as before in the end
  * @vnet:	Its virtio header
  *
  * Return: 0; -EIO when the device is down; another -errno
@@ -227,22 +227,27 @@ int tun_write(int fd, uint32_t vnet_hdr_len, struct pkt *pkt, const struct vnet_
 {
 	struct pkt framed = *pkt;
 	uint8_t *at = pkt_push(&framed, vnet_hdr_len);
+	struct vnet_hdr before;
 	ssize_t n;
+	int err;
 
 	if (!at)
 		return -ENOBUFS;
+	memcpy(&before, at, vnet_hdr_len);
 	memcpy(at, vnet, vnet_hdr_len);
 	do
 		n = sys->write(fd, at, framed.len);
 	while (n < 0 && errno == EINTR);
-	return n < 0 ? -errno : 0;
+	err = n < 0 ? -errno : 0;
+	memcpy(at, &before, vnet_hdr_len); /* in a run of bare packets, the end of the one before */
+	return err;
 }
 
 /**
  * tun_write_pieces() - Hand one super-packet to the kernel as received from the overlay
  * @fd:		The device
  * @vnet_hdr_len:	Bytes of virtio header it expects
- * @head:	The first packet with its headers and payload, and headroom, which is overwritten
+ * @head:	The first packet with its headers and payload, as for tun_write()
  * @vnet:	Its virtio header
  * @pieces:	Payload; the first one is @head's and not looked at
  * @count:	How many, 1 .. TUN_PIECES
@@ -255,10 +260,13 @@ int tun_write_pieces(int fd, uint32_t vnet_hdr_len, struct pkt *head, const stru
 	struct iovec iov[TUN_PIECES];
 	struct pkt framed = *head;
 	uint8_t *at = pkt_push(&framed, vnet_hdr_len);
+	struct vnet_hdr before;
 	ssize_t n;
+	int err;
 
 	if (!at || count > TUN_PIECES)
 		return -ENOBUFS;
+	memcpy(&before, at, vnet_hdr_len);
 	memcpy(at, vnet, vnet_hdr_len);
 	iov[0] = (struct iovec){.iov_base = at, .iov_len = framed.len};
 	for (uint32_t i = 1; i < count; i++)
@@ -266,5 +274,7 @@ int tun_write_pieces(int fd, uint32_t vnet_hdr_len, struct pkt *head, const stru
 	do
 		n = sys->writev(fd, iov, (int)count);
 	while (n < 0 && errno == EINTR);
-	return n < 0 ? -errno : 0;
+	err = n < 0 ? -errno : 0;
+	memcpy(at, &before, vnet_hdr_len);
+	return err;
 }

@@ -136,7 +136,7 @@ static void refuse(struct path *path, const struct tx_packet *packet)
  * @path:	The worker's path
  * @packet:	The packet, admitted
  *
- * Of the sockets of VXLAN, each with a source port of its own, a flow always
+ * Of the sockets of UDP, each with a source port of its own, a flow always
  * takes the same one (RFC 7348 section 5), and so do fragments of a datagram.
  *
  * Return: slot of a DP_FD_UDP4_TX, _UDP6_TX or _RAW4_TX; DP_FD_SLOTS if none can
@@ -148,14 +148,30 @@ static uint32_t find_socket(const struct path *path, const struct tx_packet *pac
 
 	if (!(path->config->encaps & 1U << subnet->encap))
 		return DP_FD_SLOTS;
-	if (subnet->encap == DP_ENCAP_VXLAN) {
+	if (subnet->encap != DP_ENCAP_VXLAN && (packet->flow.family != 4 || subnet->vtep.family != 4))
+		return DP_FD_SLOTS;
+	if (subnet->encap == DP_ENCAP_VXLAN || subnet->encap == DP_ENCAP_FLANNEL_UDP) {
 		if (path->config->sources > 1)
 			index = parse_flow_hash(&packet->pkt, &packet->flow) % path->config->sources;
 		slot = path_slot(subnet->vtep.family == 6 ? DP_FD_UDP6_TX : DP_FD_UDP4_TX, index);
-	} else if (subnet->encap == DP_ENCAP_IPIP && packet->flow.family == 4 && subnet->vtep.family == 4) {
+	} else if (subnet->encap == DP_ENCAP_IPIP) {
 		slot = DP_FD_RAW4_TX;
 	}
 	return slot < DP_FD_SLOTS && path->fds[slot] >= 0 ? slot : DP_FD_SLOTS;
+}
+
+/**
+ * find_port() - To which UDP port does a packet go?
+ * @path:	The worker's path
+ * @encap:	How it crosses the underlay
+ *
+ * Return: the port, 0 for IPIP
+ */
+static uint16_t find_port(const struct path *path, enum dp_encap encap)
+{
+	if (encap == DP_ENCAP_VXLAN)
+		return path->config->vxlan_port;
+	return encap == DP_ENCAP_FLANNEL_UDP ? path->config->bare_port : 0;
 }
 
 /**
@@ -197,7 +213,7 @@ static void enqueue(struct path *path, const struct outbox_item *item)
 static void enqueue_segments(struct path *path, const struct tx_packet *packet, struct outbox_item *item)
 {
 	const struct split *split = &packet->split;
-	uint32_t push = item->port ? VXLAN_PUSH : 0;
+	uint32_t push = item->subnet->encap == DP_ENCAP_VXLAN ? VXLAN_PUSH : 0;
 	const uint8_t *payload = packet->pkt.buf + packet->pkt.off + split->headers;
 
 	for (uint32_t i = 0; i < split->count; i++) {
@@ -237,13 +253,13 @@ static enum dp_drop encapsulate(struct path *path, struct tx_packet *packet)
 	if (slot == DP_FD_SLOTS)
 		return DP_DROP_NO_ENCAP;
 	item.fd = path->fds[slot];
-	item.port = slot == DP_FD_RAW4_TX ? 0 : path->config->vxlan_port;
+	item.port = find_port(path, packet->subnet->encap);
 	if (packet->vnet.gso_type != VNET_GSO_NONE) {
 		enqueue_segments(path, packet, &item);
 		return DP_DROP_NONE;
 	}
 	item.bytes = packet->pkt.len;
-	if (item.port)
+	if (packet->subnet->encap == DP_ENCAP_VXLAN)
 		push_vxlan(path, &packet->pkt, packet);
 	item.head = packet->pkt.buf + packet->pkt.off;
 	item.head_len = packet->pkt.len;

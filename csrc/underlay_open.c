@@ -141,7 +141,7 @@ static int bind_source(int fd, const struct dp_addr *addr)
 }
 
 /**
- * bind_sending() - Bind a VXLAN socket that sends to our address on the device
+ * bind_sending() - Bind a UDP socket that sends to our address on the device
  * @fd:		Socket
  * @config:	Our addresses
  * @device:	Underlay interface
@@ -157,11 +157,10 @@ static int bind_sending(int fd, const struct dp_config *config, const char *devi
 }
 
 /**
- * bind_receiving() - Bind a VXLAN socket that receives to the VXLAN port
+ * bind_receiving() - Bind a UDP socket that receives to the port of its encapsulation
  * @fd:		Socket
- * @config:	Port and our addresses
- * @is_v6:	Family
- * @is_first:	Of those that share the port
+ * @slot:	What for, and which of those that share the port
+ * @config:	Ports and our addresses
  *
  * The first one is bound to no address: it gets all that others do not, and so
  * each packet that is not for us, once. It has the port to itself when it is
@@ -170,12 +169,15 @@ static int bind_sending(int fd, const struct dp_config *config, const char *devi
  *
  * Return: 0 or -errno
  */
-static int bind_receiving(int fd, const struct dp_config *config, bool is_v6, bool is_first)
+static int bind_receiving(int fd, uint32_t slot, const struct dp_config *config)
 {
+	uint32_t role = slot % DP_FD_COUNT;
+	bool is_v6 = role == DP_FD_UDP6, is_first = slot == role;
+	uint16_t port = role == DP_FD_BARE4 ? config->bare_port : config->vxlan_port;
 	const struct dp_addr any = {.family = is_v6 ? 6 : 4};
 	const struct dp_addr *own = is_v6 ? &config->underlay6 : &config->underlay4;
 	union underlay_addr to;
-	socklen_t len = underlay_fill_addr(&to, is_first ? &any : own, config->vxlan_port);
+	socklen_t len = underlay_fill_addr(&to, is_first ? &any : own, port);
 	int err = is_v6 ? set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) : 0;
 
 	if (!err && !is_first)
@@ -211,15 +213,14 @@ static int configure(int fd, uint32_t slot, const struct dp_config *config, cons
 	if (granted < 0)
 		return granted;
 	if (!is_raw)
-		err = is_sending ? bind_sending(fd, config, device, is_v6)
-				 : bind_receiving(fd, config, is_v6, slot == role);
+		err = is_sending ? bind_sending(fd, config, device, is_v6) : bind_receiving(fd, slot, config);
 	return err ? err : granted;
 }
 
 /**
  * dp_underlay_open() - Open one of the sockets that tunnel packets cross
- * @slot:	DP_FD_UDP4 .. DP_FD_RAW4_TX, and which of those
- * @config:	VXLAN port and our underlay addresses
+ * @slot:	DP_FD_UDP4 .. DP_FD_BARE4, and which of those
+ * @config:	Ports and our underlay addresses
  * @device:	Underlay interface
  * @buffer_bytes:	Socket buffer wanted
  * @granted_bytes:	Set to the bytes granted

@@ -117,23 +117,20 @@ static int add_slot(struct worker *worker, enum dp_fd role, uint32_t index)
  */
 static int add_sources(struct worker *worker, uint32_t index)
 {
+	static const enum dp_fd sockets[] = {DP_FD_UDP4, DP_FD_UDP6, DP_FD_BARE4, DP_FD_RAW4};
 	const struct dp_config *config = worker->path.config;
 	int err = add_source(worker, worker->wake_fd, DP_FD_SLOTS);
 
 	for (uint32_t i = index; !err && i < config->queues; i += config->threads) {
-		if (config->queues > 1)
-			err = add_slot(worker, DP_FD_UDP4, i + 1);
-		if (!err && config->queues > 1)
-			err = add_slot(worker, DP_FD_UDP6, i + 1);
+		for (uint32_t role = 0; !err && config->queues > 1 && role < 3; role++) {
+			if (sockets[role] != DP_FD_BARE4 || i + 1 < DP_MAX_BARE)
+				err = add_slot(worker, sockets[role], i + 1);
+		}
 		if (!err)
 			err = add_slot(worker, DP_FD_TUN, i);
 	}
-	if (!err && !index)
-		err = add_slot(worker, DP_FD_UDP4, 0);
-	if (!err && !index)
-		err = add_slot(worker, DP_FD_UDP6, 0);
-	if (!err && !index)
-		err = add_slot(worker, DP_FD_RAW4, 0);
+	for (uint32_t role = 0; !err && !index && role < 4; role++)
+		err = add_slot(worker, sockets[role], 0);
 	return err;
 }
 

@@ -14,8 +14,8 @@
 
 enum worker_order { WORKER_RUN, WORKER_PARK, WORKER_EXIT };
 
-/* What a worker may wait for: of the TUN and of each family all there can be, IPIP, its own eventfd. */
-enum { WORKER_SOURCES = 3 * DP_FD_EACH + 2 };
+/* What a worker may wait for: queues of the TUN, sockets of UDP, the one of IPIP, its own eventfd. */
+enum { WORKER_SOURCES = DP_MAX_QUEUES + 2 * (DP_MAX_QUEUES + 1) + DP_MAX_BARE + 2 };
 _Static_assert(WORKER_SOURCES <= 64, "a mask has a bit for each");
 
 /* Something that packets come from. */

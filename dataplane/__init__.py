@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""overlayd: a userspace VXLAN and IPIP overlay dataplane. This file is the map of both its halves.
+"""overlayd: a userspace VXLAN, IPIP and UDP overlay dataplane. This file is the map of both its halves.
 
 Two processes. CONTROL (`overlayd run`, Python, privileged) reads the lease store, decides, opens the TUN
 and the sockets, builds the table and sets up the host. The FORWARDER (`overlayd forwarder`, C behind a few
@@ -56,13 +56,13 @@ Life of a packet, tx (overlay to underlay; tx.c):
        -> larger than the table says that peer takes? too_big, ICMP to the pod
     -> offload_complete() finishes the checksum that the kernel left to us; of a super-packet, split_header()
        writes the headers of each segment, and the payload stays where it was read
-    -> encap_vxlan_push() (IPIP needs nothing: the raw socket writes the outer header)
+    -> encap_vxlan_push() (IPIP and bare UDP need nothing: the socket writes the outer header)
     -> outbox_add(): equal datagrams of one peer become a run that the kernel cuts -> underlay_send()
 Life of a packet, rx (underlay to overlay; rx.c):
     underlay_receive(), whose messages may be runs of datagrams; each one:
     -> arrived on the underlay interface, for our address? wrong_iface, outer_dst
     -> fib_peer(outer source)? unknown_vtep
-    -> encap_vxlan_pull(): flags, VNI, MACs, ethertype, or a named drop
+    -> encap_vxlan_pull(): flags, VNI, MACs, ethertype, or a named drop; bare UDP has nothing to take off
     -> parse_inner() -> encap_decap_ecn(), RFC 6040
     -> inner source is that peer's? spoofed -> inner destination is ours? not_ours
     -> merge_add(): packets that could have been cut from one are that again -> tun_write_pieces()

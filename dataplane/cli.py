@@ -304,7 +304,7 @@ def _add_lease(commands: Any, argv: Sequence[str]) -> None:
         parser.add_argument("subnet", metavar="SUBNET", help="10.244.3.0/24, or the key as `ls` shows it")
     put.add_argument("--public-ip", metavar="ADDRESS", help="the node's underlay address")
     put.add_argument("--public-ipv6", dest="public_ip6", metavar="ADDRESS", help="the same, IPv6")
-    put.add_argument("--backend", metavar="vxlan|ipip", help="(default: the network's)")
+    put.add_argument("--backend", metavar="vxlan|ipip|udp", help="(default: the network's)")
     put.add_argument("--vtep-mac", metavar="MAC", help="of the node's VXLAN device")
     put.add_argument("--ttl", type=_seconds, metavar="SECONDS", help="(default: it never expires)")
     put.add_argument("--force", action="store_true", help="even if another node has this subnet")

@@ -193,7 +193,7 @@ FLAGS = (
     ),
     Flag("tun-name", "tun_name", "NAME", "the overlay device (default: overlay0)", read.device),
     Flag(
-        *("encap", "encap", "vxlan|ipip", "accept and send this encapsulation too; repeatable"),
+        *("encap", "encap", "vxlan|ipip|udp", "accept and send this encapsulation too; repeatable"),
         read.encap,
         is_repeatable=True,
     ),

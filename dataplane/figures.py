@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataplane.model import Address, MacAddress, Offload, Table, tier_text
+from dataplane.model import Address, Encap, MacAddress, Offload, Table, tier_text
 from dataplane.native import (
     ENCAP_NAMES,
     Counters,
@@ -25,6 +25,8 @@ from dataplane.native import (
 from dataplane.slots import Fd
 
 Status = dict[str, object]
+
+RECEIVING = (Fd.UDP4, Fd.UDP6, Fd.RAW4, Fd.BARE4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,9 @@ def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None) -> 
 
 
 def _describe_kernel(totals: Totals | None, tun_name: str) -> Status:
-    overflow = {fd.name.lower(): 0 for fd in (Fd.UDP4, Fd.UDP6, Fd.RAW4)}
+    overflow = {fd.name.lower(): 0 for fd in RECEIVING}
     if totals is not None:
-        overflow = {fd.name.lower(): totals.queue_drops[fd] for fd in (Fd.UDP4, Fd.UDP6, Fd.RAW4)}
+        overflow = {fd.name.lower(): totals.queue_drops[fd] for fd in RECEIVING}
     return {"tun_tx_dropped": count_tun_drops(tun_name) or 0, "rxq_overflow": overflow}
 
 
@@ -177,6 +179,11 @@ def _describe_offloads(tier: int, refused: int, facts: Mapping[str, object]) -> 
     return states
 
 
+def _find_port(config: ForwarderConfig, facts: Mapping[str, object]) -> int:
+    """Return the UDP port of the network's own encapsulation."""
+    return config.bare_port if facts.get("encap") == ENCAP_NAMES[Encap.FLANNEL_UDP] else config.vxlan_port
+
+
 def describe(node: Node, dataplane: Dataplane) -> Status:
     """Put everything together, in the order in which people read it."""
     config, counters, facts = dataplane.config, dataplane.counters, node.facts
@@ -195,7 +202,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "datapath": dataplane.kind,
         "datapath_reason": facts.get("datapath_reason"),
         "vni": facts.get("vni") if config is None else config.vni,
-        "port": facts.get("port") if config is None else config.vxlan_port,
+        "port": facts.get("port") if config is None else _find_port(config, facts),
         "subnet": facts.get("subnet"),
         "lease": node.lease,
         "mtu": facts.get("mtu") if config is None else config.tun_mtu,

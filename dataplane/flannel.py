@@ -15,23 +15,34 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
-from dataplane.model import Encap, Lease, MacAddress, Network, NetworkConfig, SubnetKey, SubnetRange
+from dataplane.model import (
+    PLAIN_ENCAPS,
+    Encap,
+    Lease,
+    MacAddress,
+    Network,
+    NetworkConfig,
+    SubnetKey,
+    SubnetRange,
+)
 
 VNI_MAX = (1 << 24) - 1
 DEFAULT_PORT = 8472  # what flannel and the kernel use; not IANA's 4789
+UDP_PORT = 8285  # of flannel's type udp
 MTU_MIN, MTU_MAX = 576, 65535
 KEY_MAX = 100  # characters of a lease's key; the longest possible one has 65
 
-# Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone.
-OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20}
+# Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone; IPv4 and UDP.
+OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20, (Encap.FLANNEL_UDP, 4): 28}
 
 # What no pod network may touch: this host, every host, one link, groups.
 _SPECIAL4 = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")))
 _SPECIAL6 = tuple(map(IPv6Network, ("::/127", "fe80::/10", "ff00::/8")))
 
-BACKENDS = {"vxlan": Encap.VXLAN, "ipip": Encap.IPIP}
+BACKENDS = {"vxlan": Encap.VXLAN, "ipip": Encap.IPIP, "udp": Encap.FLANNEL_UDP}
+BACKEND_NAMES = {encap: name for name, encap in BACKENDS.items()}
 # Known to flannel, so worth another answer than "unknown".
-OTHER_BACKENDS = ("alloc", "extension", "host-gw", "ipsec", "tencent-vpc", "udp", "wireguard")
+OTHER_BACKENDS = ("alloc", "extension", "host-gw", "ipsec", "tencent-vpc", "wireguard")
 
 _NETWORK_FIELDS = (
     *("Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4"),
@@ -261,8 +272,10 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
     for name in ("GBP", "Learning", "DirectRouting"):
         if read_bool(fields.get(name, False), f"{where}.{name}"):
             raise ValueError(f"{where}.{name}: true is not supported yet")
-    if encap is Encap.IPIP and has_v6:
-        raise ValueError(f"{where}.Type: ipip carries IPv4 only; use vxlan for an IPv6Network")
+    if encap in PLAIN_ENCAPS and has_v6:
+        name = BACKEND_NAMES[encap]
+        raise ValueError(f"{where}.Type: {name} carries IPv4 only; use vxlan for an IPv6Network")
+    usual_port = UDP_PORT if encap is Encap.FLANNEL_UDP else DEFAULT_PORT
     mtu = read_int(fields.get("MTU", 0), f"{where}.MTU", 0, MTU_MAX)
     if 0 < mtu < MTU_MIN:
         raise ValueError(f"{where}.MTU: {mtu} is too small, allowed is {MTU_MIN} to {MTU_MAX}, or 0")
@@ -271,7 +284,7 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
         network6=None,
         encap=encap,
         vni=read_int(fields.get("VNI", 1), f"{where}.VNI", 0, VNI_MAX),
-        port=read_int(fields.get("Port", 0), f"{where}.Port", 0, 65535) or DEFAULT_PORT,
+        port=read_int(fields.get("Port", 0), f"{where}.Port", 0, 65535) or usual_port,
         underlay_mtu=mtu or None,
     )
 
@@ -326,19 +339,22 @@ def _parse_ip(fields: Mapping[str, object], name: str, where: str, kind: type[Ip
 def parse_lease(key: SubnetKey, data: object, where: str = "lease", *, strict: bool = True) -> Lease:
     """Read flannel's lease value. `strict` refuses unknown fields, for files that people write."""
     fields = fold_names(data, _LEASE_FIELDS, where, strict=strict)
-    if "BackendType" not in fields:
+    # flannel's udp says nothing of itself; where that is not enabled, the gate refuses the lease.
+    says_nothing = not strict and fields.keys().isdisjoint(_LEASE_FIELDS[2:])
+    if "BackendType" not in fields and not says_nothing:
         raise ValueError(f'{where}: "BackendType" is missing; allowed are {", ".join(BACKENDS)}')
     public_ip = _parse_ip(fields, "PublicIP", where, IPv4Address)
     public_ip6 = _parse_ip(fields, "PublicIPv6", where, IPv6Address)
     if public_ip is None and public_ip6 is None:
         raise ValueError(f'{where}: "PublicIP" is missing, expected the underlay address of the node')
-    encap = read_encap(fields["BackendType"], f"{where}.BackendType")
+    encap = read_encap(fields.get("BackendType", "udp"), f"{where}.BackendType")
     vni, mac = _parse_data(fields.get("BackendData"), f"{where}.BackendData", strict=strict)
     vni6, mac6 = _parse_data(fields.get("BackendV6Data"), f"{where}.BackendV6Data", strict=strict)
     if vni is not None and vni6 is not None and vni != vni6:
         raise ValueError(f"{where}: BackendData has VNI {vni}, BackendV6Data {vni6}; they must be equal")
-    if encap is Encap.IPIP and (public_ip is None or key.subnet is None or key.subnet6 is not None):
-        raise ValueError(f'{where}: ipip carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet')
+    if encap in PLAIN_ENCAPS and (public_ip is None or key.subnet is None or key.subnet6 is not None):
+        name = BACKEND_NAMES[encap]
+        raise ValueError(f'{where}: {name} carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet')
     return Lease(key, public_ip, public_ip6, encap, mac, mac6, vni if vni is not None else vni6)
 
 
@@ -347,8 +363,9 @@ def lease_value(lease: Lease) -> str:
     value: dict[str, object] = {
         "PublicIP": str(lease.public_ip or "0.0.0.0"),  # null is refused by flannel
         "PublicIPv6": None if lease.public_ip6 is None else str(lease.public_ip6),
-        "BackendType": lease.encap.name.lower(),
     }
+    if lease.encap is not Encap.FLANNEL_UDP:
+        value["BackendType"] = BACKEND_NAMES[lease.encap]
     for name, mac in (("BackendData", lease.vtep_mac), ("BackendV6Data", lease.vtep_mac6)):
         if mac is not None:
             value[name] = {"VNI": 1 if lease.vni is None else lease.vni, "VtepMAC": str(mac)}
@@ -392,7 +409,14 @@ def parse_subnet_env(text: str) -> SubnetKey | None:
     return SubnetKey(subnet, subnet6) if subnet is not None or subnet6 is not None else None
 
 
-# --- MTU ------------------------------------------------------------------------------------------------
+# --- what follows from the network ------------------------------------------------------------------------
+
+
+def find_port(network: NetworkConfig, encap: Encap) -> int:
+    """Return the UDP port of an encapsulation; `Port` is that of the network's own type."""
+    if (encap is Encap.FLANNEL_UDP) == (network.encap is Encap.FLANNEL_UDP):
+        return network.port
+    return UDP_PORT if encap is Encap.FLANNEL_UDP else DEFAULT_PORT
 
 
 def overlay_mtu(encap: Encap, underlay_mtu: int, *, is_underlay6: bool) -> int:

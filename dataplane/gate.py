@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dataplane.alloc import overlap
-from dataplane.model import Address, Encap, Entry, Lease, Network, NetworkConfig
+from dataplane.flannel import BACKEND_NAMES
+from dataplane.model import PLAIN_ENCAPS, Address, Encap, Entry, Lease, Network, NetworkConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,16 @@ def _refuse_node(lease: Lease, scene: Scene) -> str | None:
 
 
 def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
+    if lease.encap is Encap.FLANNEL_UDP and lease.encap not in scene.encaps:
+        return 'its "BackendType" is missing, or udp, which is not enabled here; see --encap'
     if lease.encap not in scene.encaps:
-        return f"its backend {lease.encap.name.lower()} is not enabled here; see --encap"
+        return f"its backend {BACKEND_NAMES[lease.encap]} is not enabled here; see --encap"
     if lease.encap is Encap.VXLAN and lease.vni not in (None, scene.network.vni):
         return f"its VNI {lease.vni} is not the network's VNI {scene.network.vni}"
     if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
         return "it has no VtepMAC"
-    if lease.encap is Encap.IPIP and scene.own.public_ip is None:
-        return "ipip needs an IPv4 underlay, and our lease has no PublicIP"
+    if lease.encap in PLAIN_ENCAPS and scene.own.public_ip is None:
+        return f"{BACKEND_NAMES[lease.encap]} needs an IPv4 underlay, and our lease has no PublicIP"
     return None
 
 

@@ -79,7 +79,7 @@ def _find_cuts(old: NetworkConfig, new: NetworkConfig, listed: Listed) -> list[s
     pairs = (
         ("Network", old.network, new.network),
         ("IPv6Network", old.network6, new.network6),
-        ("Backend.Type", old.encap.name.lower(), new.encap.name.lower()),
+        ("Backend.Type", flannel.BACKEND_NAMES[old.encap], flannel.BACKEND_NAMES[new.encap]),
         ("VNI", old.vni, new.vni),
         ("Port", old.port, new.port),
     )
@@ -124,7 +124,7 @@ def _describe(entry: Entry, now: float) -> Json:
         "key": entry.name,
         "public_ip": None if lease is None or lease.public_ip is None else str(lease.public_ip),
         "public_ipv6": None if lease is None or lease.public_ip6 is None else str(lease.public_ip6),
-        "backend": None if lease is None else lease.encap.name.lower(),
+        "backend": None if lease is None else flannel.BACKEND_NAMES[lease.encap],
         "vtep_mac": None if lease is None or lease.vtep_mac is None else str(lease.vtep_mac),
         "created": entry.created,
         "changed": entry.changed,
@@ -147,7 +147,7 @@ def _line(entry: Entry, now: float) -> tuple[str, ...]:
         return entry.title, "-", "-", "-", life, str(entry.changed), f"unusable: {entry.problem}"
     mac = lease.vtep_mac or lease.vtep_mac6 or "-"
     node = "&".join(map(str, lease.public_ips()))
-    return entry.name, node, lease.encap.name.lower(), str(mac), life, str(entry.changed), ""
+    return entry.name, node, flannel.BACKEND_NAMES[lease.encap], str(mac), life, str(entry.changed), ""
 
 
 def lease_ls(place: RunConfig, *, as_json: bool) -> str:
@@ -182,7 +182,7 @@ class Wish:
 
 def _read_wish(wish: Wish, network: NetworkConfig) -> Lease:
     """Check a wish as if it stood in the store already."""
-    value: Json = {"BackendType": wish.backend or network.encap.name.lower()}
+    value: Json = {"BackendType": wish.backend or flannel.BACKEND_NAMES[network.encap]}
     if wish.public_ip is not None:
         value["PublicIP"] = wish.public_ip
     if wish.public_ip6 is not None:

@@ -38,6 +38,10 @@ class Encap(IntEnum):
     FLANNEL_UDP = 4
 
 
+# These carry IPv4 only, over IPv4 only, and say nothing of a VTEP.
+PLAIN_ENCAPS = frozenset({Encap.IPIP, Encap.FLANNEL_UDP})
+
+
 class Offload(IntFlag):
     """Work that the kernel does for us, or lets us do for it; bits of `enum dp_tier`."""
 

@@ -21,7 +21,7 @@ from dataplane import layout
 from dataplane._native import ffi, lib
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
-from dataplane.slots import SLOTS, Fd, role_of
+from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
@@ -72,7 +72,7 @@ ENCAP_NAMES = _read_names(lib.dp_encap_name, lib.DP_ENCAP_COUNT)  # by enum dp_e
 for _fd in Fd:
     if getattr(lib, f"DP_FD_{_fd.name}") != _fd:
         raise ImportError(f"{_fd!r} of dataplane/slots.py is not what csrc/dp.h says")
-if len(SLOTS) != lib.DP_FD_SLOTS:
+if len(SLOTS) != lib.DP_FD_SLOTS or BARE_MAX != lib.DP_MAX_BARE:
     raise ImportError("dataplane/slots.py counts other slots than csrc/dp.h")
 for _offload in Offload:
     if getattr(lib, f"DP_TIER_{_offload.name}") != _offload:
@@ -118,23 +118,14 @@ class ForwarderConfig:
     vtep_mac4: MacAddress | None = None
     vtep_mac6: MacAddress | None = None
     encaps: frozenset[Encap] = frozenset()
+    bare_port: int = 0
     spoof_observe: bool = False
     reserved_ignore: bool = False
 
 
 _NUMBERS = (
-    "vni",
-    "vxlan_port",
-    "underlay_ifindex",
-    "tun_mtu",
-    "tier",
-    "vnet_hdr_len",
-    "threads",
-    "queues",
-    "sources",
-    "icmp_per_s",
-    "icmp_burst",
-    "spin_us",
+    *("vni", "vxlan_port", "bare_port", "underlay_ifindex", "tun_mtu", "tier", "vnet_hdr_len"),
+    *("threads", "queues", "sources", "icmp_per_s", "icmp_burst", "spin_us"),
 )
 
 

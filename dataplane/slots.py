@@ -18,11 +18,14 @@ class Fd(IntEnum):
     UDP6_TX = 6
     RAW4 = 7
     RAW4_TX = 8
+    BARE4 = 9
 
 
 # Descriptors by slot: a role where there is one of it, slot_of() where there are several.
 Fds = dict[int, int]
-SLOTS = range(16 * len(Fd))
+EACH = 16  # of a role, at most
+BARE_MAX = 15  # of those that receive bare packets: `DP_MAX_BARE`
+SLOTS = range(EACH * len(Fd))
 
 
 def slot_of(role: Fd, index: int) -> int:

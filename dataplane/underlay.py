@@ -7,8 +7,18 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.config import RunConfig
+from dataplane.flannel import BACKEND_NAMES
 from dataplane.lease import Identity
-from dataplane.model import Encap, HostFacts, Interface, Lease, MacAddress, NetworkConfig, can_be_node
+from dataplane.model import (
+    PLAIN_ENCAPS,
+    Encap,
+    HostFacts,
+    Interface,
+    Lease,
+    MacAddress,
+    NetworkConfig,
+    can_be_node,
+)
 
 
 def find_told(config: RunConfig, facts: HostFacts) -> Interface | str | None:
@@ -86,7 +96,7 @@ def find_addresses(
     nodes.sort(key=lambda ip: (str(ip) not in config.iface, ip not in known))
     ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
     ip6 = next((ip for ip in nodes if isinstance(ip, IPv6Address)), None)
-    if network.encap is Encap.IPIP or (network.network6 is None and ip4 is not None):
+    if network.encap in PLAIN_ENCAPS or (network.network6 is None and ip4 is not None):
         ip6 = None
     if network.network is None and ip6 is not None:
         ip4 = None
@@ -117,8 +127,9 @@ def find_identity(
             return f"our address {ip} lies inside the overlay network; give another --public-ip or --iface"
     if ip4 is None and ip6 is None:
         return f"interface {link.name} has no address that other nodes could reach; give --iface"
-    if network.encap is Encap.IPIP and ip4 is None:
-        return f"ipip needs an IPv4 underlay, and interface {link.name} has no IPv4 address; give --iface"
+    if network.encap in PLAIN_ENCAPS and ip4 is None:
+        name = BACKEND_NAMES[network.encap]
+        return f"{name} needs an IPv4 underlay, and interface {link.name} has no IPv4 address; give --iface"
     if network.encap is not Encap.VXLAN or macs is None:
         return Identity(ip4, ip6, network.encap)
     mac4, mac6 = macs

@@ -16,7 +16,7 @@ from dataplane import native
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Encap
 from dataplane.native import ForwarderConfig, TunHandle
-from dataplane.slots import Fd, Fds, role_of, slot_of
+from dataplane.slots import BARE_MAX, EACH, Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
 
@@ -37,17 +37,20 @@ SENDING = (Fd.UDP4_TX, Fd.UDP6_TX, Fd.RAW4_TX)
 
 def wanted_sockets(config: ForwarderConfig) -> dict[int, Key]:
     """List the sockets that a config needs, each with what it depends on."""
+    if config.encaps >= {Encap.VXLAN, Encap.FLANNEL_UDP} and config.vxlan_port == config.bare_port:
+        raise RuntimeFailure(f"UDP port {config.bare_port} is that of vxlan and of udp. Choose another Port")
     keys: dict[int, Key] = {}
-    for receiving, sending, address in (
-        (Fd.UDP4, Fd.UDP4_TX, config.underlay4),
-        (Fd.UDP6, Fd.UDP6_TX, config.underlay6),
+    for encap, receiving, sending, address, port, most in (
+        (Encap.VXLAN, Fd.UDP4, Fd.UDP4_TX, config.underlay4, config.vxlan_port, EACH),
+        (Encap.VXLAN, Fd.UDP6, Fd.UDP6_TX, config.underlay6, config.vxlan_port, EACH),
+        (Encap.FLANNEL_UDP, Fd.BARE4, Fd.UDP4_TX, config.underlay4, config.bare_port, BARE_MAX),
     ):
-        if Encap.VXLAN not in config.encaps or address is None:
+        if encap not in config.encaps or address is None:
             continue
         # The first one gets what is sent to no address of ours; the others share the rest, a queue each.
-        keys[receiving] = (config.vxlan_port,)
-        for index in range(1, config.queues + 1 if config.queues > 1 else 1):
-            keys[slot_of(receiving, index)] = (config.vxlan_port, address)
+        keys[receiving] = (port,)
+        for index in range(1, min(config.queues + 1, most) if config.queues > 1 else 1):
+            keys[slot_of(receiving, index)] = (port, address)
         for index in range(config.sources):
             keys[slot_of(sending, index)] = (address, config.underlay_ifindex)
     if Encap.IPIP in config.encaps and config.underlay4 is not None:
@@ -63,12 +66,13 @@ def open_socket(slot: int, config: ForwarderConfig, device: str, holders: Holder
         fd, _ = native.underlay_open(slot, config, device, BUFFER_BYTES)
         return fd
     except KernelError as err:
-        address = config.underlay4 if role in (Fd.UDP4, Fd.UDP4_TX) else config.underlay6
+        address = config.underlay6 if role in (Fd.UDP6, Fd.UDP6_TX) else config.underlay4
+        port = config.bare_port if role is Fd.BARE4 else config.vxlan_port
         if err.errno == errno.EADDRINUSE and role not in SENDING:
-            holder = holders.port(config.vxlan_port) or "another process"
+            holder = holders.port(port) or "another process"
             step = "Stop flanneld and remove the device" if "kernel" in holder else "Stop it"
             raise RuntimeFailure(
-                f"UDP port {config.vxlan_port} is held by {holder}. {step}, or choose another Port"
+                f"UDP port {port} is held by {holder}. {step}, or choose another Port"
             ) from None
         if err.errno == errno.EADDRNOTAVAIL:
             raise RuntimeFailure(f"{address} is not an address of this host. Check --public-ip") from None

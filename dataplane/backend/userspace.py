@@ -38,8 +38,9 @@ from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
+from dataplane.flannel import find_port
 from dataplane.journal import Journal
-from dataplane.model import HostPlan, Peer, Table, tier_text
+from dataplane.model import Encap, HostPlan, Peer, Table, tier_text
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.netlink import Host
 from dataplane.rundir import RunDir
@@ -204,7 +205,8 @@ class UserspaceBackend:
         room = spread.threads if self._counters is None else self._counters.header().threads
         return ForwarderConfig(
             vni=settings.network.vni,
-            vxlan_port=settings.network.port,
+            vxlan_port=find_port(settings.network, Encap.VXLAN),
+            bare_port=find_port(settings.network, Encap.FLANNEL_UDP),
             underlay_ifindex=settings.underlay.index,
             tun_mtu=settings.mtu,
             tier=0 if old is None else old.tier,

@@ -125,7 +125,7 @@ INVALID = (
     ("run-dir", "run", '"run" is no absolute path'),
     ("state-dir", "./state", '"./state" is no absolute path'),
     ("state-dir", "", '"" is no absolute path'),
-    ("encap", "vxlna", '"vxlna": allowed are vxlan, ipip (did you mean vxlan?)'),
+    ("encap", "vxlna", '"vxlna": allowed are vxlan, ipip, udp (did you mean vxlan?)'),
     ("allow-source", "10.9.0.0/33", '"10.9.0.0/33" is no network, expected for example 10.9.0.0/16'),
     ("allow-source", "10.9.1.0/16", "10.9.1.0/16 has host bits set; did you mean 10.9.0.0/16?"),
     ("allow-source", "fd00::%eth0/64", '"fd00::%eth0/64" is no network'),

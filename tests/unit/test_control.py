@@ -198,9 +198,9 @@ MALFORMED = {
     "descriptor_not_announced": (GOOD, 1),
     "descriptor_with_junk": (b"junk", 1),
     "too_many_descriptors": (GOOD, 20),
-    "more_descriptors_than_slots": (GOOD, 150),
+    "more_descriptors_than_slots": (GOOD, 170),
     "descriptor_missing": (Message(MessageType.HELLO, fd_mask=1).pack(), 0),
-    "descriptor_of_no_role": (Message(MessageType.HELLO, fd_mask=1 << 150).pack(), 1),
+    "descriptor_of_no_role": (Message(MessageType.HELLO, fd_mask=1 << 160).pack(), 1),
 }
 
 

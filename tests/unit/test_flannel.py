@@ -276,7 +276,7 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
         ),
         pytest.param(
             network(Backend={"Type": "vxlna"}),
-            'Backend.Type "vxlna": allowed are vxlan, ipip (did you mean vxlan?)',
+            'Backend.Type "vxlna": allowed are vxlan, ipip, udp (did you mean vxlan?)',
             id="Type with a typing error",
         ),
         pytest.param(

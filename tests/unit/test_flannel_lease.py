@@ -207,7 +207,7 @@ def test_lease_is_read(key: SubnetKey, data: object, expected: Lease) -> None:
             id="host-gw",
         ),
         pytest.param(
-            lease(BackendType="ipi"), '"ipi": allowed are vxlan, ipip (did you mean ipip?)', id="ipi"
+            lease(BackendType="ipi"), '"ipi": allowed are vxlan, ipip, udp (did you mean ipip?)', id="ipi"
         ),
         pytest.param(
             lease(BackendData={"VNI": 1, "VtepMAC": "03:00:00:00:00:01"}),

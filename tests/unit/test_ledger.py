@@ -106,7 +106,7 @@ def test_network_from_standard_input(operator: Operator, monkeypatch: pytest.Mon
         pytest.param("[]", "expected an object", id="no object"),
         pytest.param('{"Netwrok":"10.244.0.0/16"}', "(did you mean Network?)", id="unknown field"),
         pytest.param('{"Network":"10.244.0.0/16"}', '"Backend" is missing', id="no backend"),
-        pytest.param(NETWORK.replace("vxlan", "udp"), "not supported yet", id="backend"),
+        pytest.param(NETWORK.replace("vxlan", "ipsec"), "not supported yet", id="backend"),
     ],
 )
 def test_bad_network(operator: Operator, config: str, text: str) -> None:

@@ -76,7 +76,7 @@ def status(**changes: object) -> dict[str, Any]:
         "tx": way(12),
         "rx": way(3456),
         "spoof_observed": 0,
-        "kernel": {"tun_tx_dropped": 0, "rxq_overflow": {"udp4": 0, "udp6": 0, "raw4": 0}},
+        "kernel": {"tun_tx_dropped": 0, "rxq_overflow": {"udp4": 0, "udp6": 0, "raw4": 0, "bare4": 0}},
         "warnings": [],
         "peers": [peer()],
         **changes,
@@ -214,7 +214,7 @@ def test_warnings() -> None:
     """What needs attention follows, a line each, marked."""
     text = status_text(
         status(
-            kernel={"tun_tx_dropped": 3, "rxq_overflow": {"udp4": 5, "udp6": 0, "raw4": 1}},
+            kernel={"tun_tx_dropped": 3, "rxq_overflow": {"udp4": 5, "udp6": 0, "raw4": 1, "bare4": 0}},
             spoof_observed=9,
             store={"url": "file:///x", "revision": 7, "age_s": 42.0, "error": "peers.json line 3: bad"},
             warnings=["ip_forward is off", "second"],
