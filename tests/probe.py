@@ -208,6 +208,17 @@ def decap_ipip(data: bytes) -> tuple[str, bytes]:
     return (drop, inner[: flow_of(inner).total_len]) if drop == "none" else (drop, b"")
 
 
+def decap_bare(payload: bytes) -> tuple[str, bytes]:
+    """All that a bare packet in UDP goes through before its addresses are looked at, as in rx.c."""
+    drop = drop_name(lib.probe_encap_check_bare(View(payload).pkt))
+    if drop != "none":
+        return drop, b""
+    drop, flow = parse(payload)
+    if flow is None:
+        return drop, b""
+    return ("none", payload[: flow.total_len]) if flow.family == 4 else ("inner_version", b"")
+
+
 # --- offload and ICMP ---------------------------------------------------------------------------------
 
 

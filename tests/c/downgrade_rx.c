@@ -25,7 +25,7 @@ enum { BURSTS = sizeof(bursts) / sizeof(*bursts) };
 
 /* How packets come. */
 struct arrival {
-	uint32_t slot;   /* DP_FD_UDP4 or DP_FD_RAW4 */
+	uint32_t slot;   /* DP_FD_UDP4, DP_FD_RAW4 or DP_FD_BARE4 */
 	uint32_t joined; /* datagrams in one message; 1: each its own */
 	bool is_mixed;   /* packets of all bursts in turn */
 };
@@ -35,7 +35,7 @@ static const struct arrival singles = {.slot = DP_FD_UDP4, .joined = 1};
  * frame() - Make the tunnel packet that a packet of a burst comes in
  * @out:	Room for it
  * @sketch:	The packet
- * @slot:	DP_FD_UDP4 or DP_FD_RAW4
+ * @slot:	DP_FD_UDP4, DP_FD_RAW4 or DP_FD_BARE4
  *
  * What is in it is noted as what the pods are to get.
  *
@@ -49,7 +49,11 @@ static uint32_t frame(uint8_t *out, const struct sketch *sketch, uint32_t slot)
 	kernel.log = &paths_logs[0];
 	kernel_keep(inner, len, 0);
 	kernel.log = &paths_logs[1];
-	if (slot != DP_FD_RAW4)
+	if (slot == DP_FD_BARE4)
+		memcpy(out, inner, len);
+	if (slot == DP_FD_BARE4)
+		return len;
+	if (slot == DP_FD_UDP4)
 		return packet_vxlan(out, inner, len);
 	len = packet_ipip(out, inner, len);
 	store32(out + IP4_SRC, SKETCH_VTEP + sketch->peer);
@@ -138,7 +142,7 @@ static void carry_round(uint32_t round, const struct arrival *arrival)
 	if (arrival->is_mixed)
 		send_mixed(round * 100000);
 	for (uint32_t i = 0; i < BURSTS && !arrival->is_mixed; i++)
-		if (arrival->slot != DP_FD_RAW4 || bursts[i].family == 4)
+		if (arrival->slot == DP_FD_UDP4 || bursts[i].family == 4)
 			send_burst(&bursts[i], round * 100000, arrival);
 	while (rx_run(&lab.path, arrival->slot, PATHS_ALL))
 		;
@@ -219,7 +223,8 @@ static void all_refused(void)
 	static const struct arrival arrivals[] = {
 		{.slot = DP_FD_UDP4, .joined = 1},  {.slot = DP_FD_UDP4, .joined = 5},
 		{.slot = DP_FD_UDP4, .joined = 64}, {.slot = DP_FD_UDP4, .joined = 1, .is_mixed = true},
-		{.slot = DP_FD_RAW4, .joined = 1},
+		{.slot = DP_FD_RAW4, .joined = 1},  {.slot = DP_FD_BARE4, .joined = 1},
+		{.slot = DP_FD_BARE4, .joined = 5}, {.slot = DP_FD_BARE4, .joined = 64},
 	};
 
 	for (uint32_t i = 0; i < sizeof(arrivals) / sizeof(*arrivals); i++) {
@@ -229,6 +234,42 @@ static void all_refused(void)
 			carry_round(round, &arrivals[i]);
 		CHECK(!kernel.supers && kernel.refusals <= MERGE_FLOWS &&
 		      (lab.counters.refused_tier & DP_TIER_TUN_GRO));
+		close_whole();
+	}
+}
+
+/**
+ * bare_runs() - In a run of bare packets flows alternate, and some packets join none: all are whole
+ *
+ * Nothing stands between two of them, so a virtio header is written over the end of the one before.
+ */
+static void bare_runs(void)
+{
+	static const struct sketch mixed[] = {
+		{.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 1, .payload = 300},
+		{.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 2, .payload = 300},
+		{.family = 4, .proto = PROTO_UDP, .peer = 1, .port = 3, .payload = 312},
+		{.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 4, .flags = TCP_FLAG_FIN, .payload = 300},
+	};
+	static uint8_t message[PKT_MAX];
+
+	for (uint32_t is_refused = 0; is_refused < 2; is_refused++) {
+		uint32_t used = 0, size = 0;
+
+		open_both();
+		kernel.super_error = is_refused ? EINVAL : 0;
+		for (uint32_t i = 0; i < 40; i++) {
+			struct sketch sketch = mixed[i % 4];
+
+			sketch.seq = i / 4 * sketch.payload;
+			sketch.id = (uint16_t)(i / 4);
+			size = frame(message + used, &sketch, DP_FD_BARE4);
+			used += size;
+		}
+		kernel_queue(message, used, size, SKETCH_VTEP + 1);
+		while (rx_run(&lab.path, DP_FD_BARE4, PATHS_ALL))
+			;
+		CHECK(is_refused ? kernel.refusals > 0 : kernel.supers > 0);
 		close_whole();
 	}
 }
@@ -333,10 +374,15 @@ static void peer_super_refused(void)
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
-		{"tcp_refused", tcp_refused},           {"tcp6_refused", tcp6_refused},
-		{"udp_refused", udp_refused},           {"all_refused", all_refused},
-		{"refused_apart", refused_apart},       {"device_fails", device_fails},
-		{"partial_receives", partial_receives}, {"peer_super_refused", peer_super_refused},
+		{"tcp_refused", tcp_refused},
+		{"tcp6_refused", tcp6_refused},
+		{"udp_refused", udp_refused},
+		{"all_refused", all_refused},
+		{"refused_apart", refused_apart},
+		{"device_fails", device_fails},
+		{"partial_receives", partial_receives},
+		{"peer_super_refused", peer_super_refused},
+		{"bare_runs", bare_runs},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);

@@ -26,6 +26,8 @@ static const struct sketch flows[] = {
 };
 enum { FLOWS = sizeof(flows) / sizeof(*flows) };
 
+static bool is_v4; /* flows of IPv4 alone */
+
 /**
  * carry_round() - Let pods send one round of packets, and carry them
  * @round:	Which
@@ -36,6 +38,8 @@ static void carry_round(uint32_t round)
 		for (uint32_t i = 0; i < FLOWS; i++) {
 			struct sketch sketch = flows[i];
 
+			if (is_v4 && sketch.family != 4)
+				continue;
 			sketch.seq = (round * 3 + repeat) * 100000 + i * 2000;
 			sketch.id = (uint16_t)(sketch.seq / 100);
 			kernel_from_pod(&sketch);
@@ -250,6 +254,39 @@ static void without(void)
 	}
 }
 
+/**
+ * bare() - Bare packets in UDP are what VXLAN carries, without its headers: in runs, in runs refused, and one by one
+ */
+static void bare(void)
+{
+	static const uint32_t tiers[] = {TIER, TIER, 0};
+
+	is_v4 = true;
+	for (uint32_t i = 0; i < sizeof(tiers) / sizeof(*tiers); i++) {
+		paths_encap = DP_ENCAP_VXLAN;
+		carry_good(TIER);
+		for (uint32_t n = 0; n < paths_logs[0].count; n++) {
+			paths_logs[0].seen[n].at += VXLAN_PUSH;
+			paths_logs[0].seen[n].len -= VXLAN_PUSH;
+		}
+		paths_encap = DP_ENCAP_FLANNEL_UDP;
+		paths_open(tiers[i], 1);
+		kernel.run_error = i == 1 ? EIO : 0;
+		for (uint32_t round = 0; round < ROUNDS; round++)
+			carry_round(round);
+		CHECK(!!kernel.runs == !i && !!kernel.refusals == (i == 1));
+		CHECK(!paths_drops(DP_TX) && kernel_equal(&paths_logs[0], &paths_logs[1]));
+		paths_close(DP_TX);
+	}
+	paths_open(TIER, 1);
+	kernel_from_pod(&(struct sketch){.family = 6, .proto = PROTO_UDP, .peer = 1, .port = 4, .payload = 9});
+	CHECK(tx_run(&lab.path, KERNEL_TUN, PATHS_ALL));
+	CHECK(lab.counters.drops[DP_TX][DP_DROP_NO_ENCAP] == 1 && !kernel.log->count);
+	paths_close(DP_TX);
+	paths_encap = DP_ENCAP_VXLAN;
+	is_v4 = false;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
@@ -263,6 +300,7 @@ int main(int argc, char **argv)
 		{"part_then_runs_refused", part_then_runs_refused},
 		{"refused_apart", refused_apart},
 		{"without", without},
+		{"bare", bare},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);

@@ -50,6 +50,8 @@ static struct {
 	int super_error;       /* of super-packets ... */
 	uint8_t super_refused; /* ... of this VNET_GSO_*; 0: of any */
 
+	uint32_t push; /* bytes of encapsulation in front of what leaves for the underlay */
+
 	/* what happened */
 	uint32_t refusals; /* of runs and super-packets that it told us of */
 	uint32_t runs, supers;
@@ -128,7 +130,7 @@ static inline void kernel_keep(const uint8_t *data, uint32_t len, uint32_t where
 static inline uint64_t kernel_key(const struct kernel_log *log, uint32_t index)
 {
 	const struct kernel_bytes *seen = &log->seen[index];
-	const uint8_t *ip = log->bytes + seen->at + (seen->where ? VXLAN_PUSH : 0);
+	const uint8_t *ip = log->bytes + seen->at + (seen->where ? kernel.push : 0);
 	bool is4 = ip[0] >> 4 == 4;
 	uint32_t peer4 = load32(ip + IP4_SRC) ^ load32(ip + IP4_DST);
 	uint32_t peer6 = load32(ip + IP6_SRC + 4) ^ load32(ip + IP6_DST + 4);

@@ -24,7 +24,7 @@ static const struct dp_config packet_config = {
 	.sources = 1,
 	.vtep_mac4 = {0x02, 0x4f, 0, 0, 4, 1},
 	.vtep_mac6 = {0x02, 0x4f, 0, 0, 6, 1},
-	.encaps = 1 << DP_ENCAP_VXLAN | 1 << DP_ENCAP_IPIP,
+	.encaps = 1 << DP_ENCAP_VXLAN | 1 << DP_ENCAP_IPIP | 1 << DP_ENCAP_FLANNEL_UDP,
 };
 static const uint8_t packet_peer_mac[MAC_LEN] = {0x02, 0x4f, 0, 0, 4, 2};
 

@@ -23,6 +23,9 @@ static struct {
 /* Largest inner packet that the path to peer 1 takes; 0: any. */
 static uint32_t paths_mtu;
 
+/* How all peers are reached. */
+static enum dp_encap paths_encap = DP_ENCAP_VXLAN;
+
 /* What one side of a comparison saw. */
 static struct kernel_log paths_logs[2];
 
@@ -57,7 +60,7 @@ static inline dp_fib *paths_table(void)
 
 		peers[i] = (struct dp_peer){.id = peer, .addr4 = vtep};
 		subnets[i] = (struct dp_subnet){.prefix = {.addr = {.family = 4, .bytes = {10, 0, peer}}, .len = 24},
-						.encap = DP_ENCAP_VXLAN,
+						.encap = paths_encap,
 						.vtep_mac = {2, 0, 0, 0, 4, peer},
 						.vtep = vtep,
 						.peer_id = peer};
@@ -85,17 +88,20 @@ static inline void paths_open(uint32_t tier, uint32_t side)
 	memset(&paths_logs[side], 0, sizeof(paths_logs[side]));
 	sys = &kernel_calls;
 	kernel.log = &paths_logs[side];
+	kernel.push = paths_encap == DP_ENCAP_VXLAN ? VXLAN_PUSH : 0;
 	lab.config = packet_config;
 	lab.config.tier = tier;
 	lab.config.tun_mtu = PATHS_MTU;
 	lab.config.vnet_hdr_len = KERNEL_VNET;
 	lab.config.vxlan_port = 8472;
+	lab.config.bare_port = 8285;
 	lab.config.underlay_ifindex = KERNEL_IFINDEX;
 	lab.config.underlay4 = (struct dp_addr){.family = 4, .bytes = {192, 0, 2, 1}};
 	memset(lab.fds, -1, sizeof(lab.fds));
 	lab.fds[DP_FD_TUN] = KERNEL_TUN;
 	lab.fds[DP_FD_UDP4] = KERNEL_UDP;
 	lab.fds[DP_FD_UDP4_TX] = KERNEL_UDP_TX;
+	lab.fds[DP_FD_BARE4] = KERNEL_UDP;
 	lab.fds[DP_FD_RAW4] = KERNEL_RAW;
 	lab.fds[DP_FD_RAW4_TX] = KERNEL_RAW_TX;
 	lab.fib = paths_table();
@@ -149,7 +155,7 @@ static inline void paths_close(enum dp_dir dir)
 		if (dir == DP_TX && !kernel.log->seen[i].where)
 			continue; /* an ICMP error, which is counted by itself */
 		seen++;
-		seen_bytes += kernel.log->seen[i].len - (dir == DP_TX ? VXLAN_PUSH : 0);
+		seen_bytes += kernel.log->seen[i].len - (dir == DP_TX ? kernel.push : 0);
 	}
 	CHECK(lab.counters.offered[dir] == lab.counters.forwarded[dir] + paths_drops(dir));
 	CHECK(lab.counters.forwarded[dir] == seen && lab.counters.icmp_sent == kernel.log->count - seen);

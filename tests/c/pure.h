@@ -145,4 +145,26 @@ static inline enum dp_drop pure_ipip(uint8_t *data, uint32_t len)
 	return drop ? drop : pure_inner(&pkt, outer.tos);
 }
 
+/**
+ * pure_bare() - Carry a UDP payload that is to be a bare packet as far as its addresses
+ * @data:	Any bytes; changed
+ * @len:	How many
+ * @outer_tos:	TOS byte of the outer header
+ *
+ * Return: DP_DROP_NONE or why it is refused
+ */
+static inline enum dp_drop pure_bare(uint8_t *data, uint32_t len, uint8_t outer_tos)
+{
+	struct pkt pkt = pkt_init(data, len, 0, len);
+	struct flow flow;
+	enum dp_drop drop = encap_check_bare(&pkt);
+
+	if (!drop)
+		drop = parse_inner(&pkt, &flow);
+	if (!drop && flow.family != 4)
+		drop = DP_DROP_INNER_VERSION;
+	CHECK(!pkt.off && pkt.len == len);
+	return drop ? drop : pure_inner(&pkt, outer_tos);
+}
+
 #endif

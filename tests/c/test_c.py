@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
-PURE = ["decap_vxlan", "decap_ipip", "parse", "checksum", "offload", "icmp", "fib_damage"]
+PURE = ["decap_vxlan", "decap_ipip", "decap_bare", "parse", "checksum", "offload", "icmp", "fib_damage"]
 THREADED = ["fib_threads", "engine_threads"]
 RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
 SCENARIOS = {
@@ -48,12 +48,12 @@ SCENARIOS = {
         *("runs_eio", "runs_einval", "runs_emsgsize", "refused_apart"),
         *("narrow_path", "peer_refused"),
         *("partial_sends", "part_then_refused", "part_then_runs_refused"),
-        "without",
+        *("without", "bare"),
     ],
     "downgrade_rx": [
         *("tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"),
         "device_fails",
-        *("partial_receives", "peer_super_refused"),
+        *("partial_receives", "peer_super_refused", "bare_runs"),
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
     "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],

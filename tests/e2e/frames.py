@@ -21,6 +21,7 @@ NETWORK = "10.244.0.0/16"
 NETWORK6 = "fd00:244::/48"
 VNI = 1
 PORT = 8472
+BARE_PORT = 8285  # of flannel's udp
 
 DUT_MAC = "02:00:00:00:01:01"  # underlay interface of the host under test
 WIRE_MAC = "02:00:00:00:01:02"  # the other end: whoever sends tunnel packets in these tests
@@ -90,6 +91,7 @@ DUAL = Node(2, "192.0.2.2", "fd00:192::2")  # VXLAN, each family over its own
 FOUR = Node(3, "192.0.2.3")  # VXLAN, IPv6 pods over the IPv4 underlay
 IPIP = Node(4, "192.0.2.4", encap="ipip", has_subnet6=False)
 SIX = Node(5, None, "fd00:192::5")  # VXLAN, IPv4 pods over the IPv6 underlay
+BARE = Node(6, "192.0.2.6", encap="udp", has_subnet6=False)  # bare packets in UDP; in no rig's default
 STRANGER = Node(66, "192.0.2.66", "fd00:192::66")  # on the underlay, in no lease
 PEERS = (DUAL, FOUR, IPIP, SIX)
 OTHER_ADDRESS = "192.0.2.101"  # of the host under test, but not its underlay address
@@ -196,6 +198,14 @@ def ipip(inner: Packet | bytes, peer: Node = IPIP, **ip: Any) -> Packet:
     return link(IP(**fields) / Raw(bytes(inner)))
 
 
+def bare(
+    inner: Packet | bytes, peer: Node = BARE, ip: Fields | None = None, udp: Fields | None = None
+) -> Packet:
+    """Return a bare packet in UDP from a peer as flannel sends it, to be given outer fields."""
+    ports = {"sport": BARE_PORT, "dport": BARE_PORT}
+    return udp4(bytes(inner), peer, ip, {**ports, **(udp or {})})
+
+
 def fragments(frame: Packet, count: int) -> list[Packet]:
     """Return an IPv4 frame cut into that many outer fragments."""
     packet = IP(bytes(frame[IP]))
@@ -211,16 +221,20 @@ def good(via: str = "vxlan") -> tuple[Packet, Packet]:
     if via == "ipip":
         inner = from_peer(IPIP)
         return inner, ipip(inner)
+    if via == "udp":
+        inner = from_peer(BARE)
+        return inner, bare(inner)
     inner = from_peer(DUAL)
     return inner, vxlan(inner)
 
 
 def is_tunnel(frame: bytes) -> bool:
-    """Tell whether an Ethernet frame is VXLAN to our port, or IPIP."""
+    """Tell whether an Ethernet frame is VXLAN to our port, IPIP, or a bare packet in UDP."""
     packet = Ether(frame)
     if packet.type == 0x0800:
         ip = packet[IP]
-        return bool(ip.proto == 4 or (ip.proto == 17 and UDP in packet and packet[UDP].dport == PORT))
+        port = packet[UDP].dport if ip.proto == 17 and UDP in packet else None
+        return ip.proto == 4 or port in (PORT, BARE_PORT)
     return bool(packet.type == 0x86DD and packet[IPv6].nh == 17 and packet[UDP].dport == PORT)
 
 

@@ -58,6 +58,13 @@ def decap_ipip() -> Iterator[bytes]:
     yield b"\x00" + oracle.ipip(inner.UDP4, options=b"\x01" * 40)
 
 
+def decap_bare() -> Iterator[bytes]:
+    """Yield inputs of decap_bare.c: how, UDP payload."""
+    yield b"\x00"
+    for how, packet in enumerate(packets()):
+        yield bytes([how % 4 << 4 | how % 2]) + packet
+
+
 def offload_complete() -> Iterator[bytes]:
     """Yield inputs of offload_complete.c: virtio header, packet."""
     for packet, start, offset in partial_packets():
@@ -114,6 +121,7 @@ def control() -> Iterator[bytes]:
 TARGETS: dict[str, Callable[[], Iterator[bytes]]] = {
     "decap_vxlan": decap_vxlan,
     "decap_ipip": decap_ipip,
+    "decap_bare": decap_bare,
     "parse": parse,
     "offload_complete": offload_complete,
     "fib_open": fib_open,

@@ -16,6 +16,7 @@ SECONDS = 6
 EDGES = {
     "decap_vxlan": 170,
     "decap_ipip": 140,
+    "decap_bare": 130,
     "parse": 130,
     "offload_complete": 75,
     "fib_open": 80,

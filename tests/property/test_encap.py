@@ -52,6 +52,18 @@ def test_changed_header_bytes_are_refused_or_harmless(name: str, data: st.DataOb
         assert drop != "none"
 
 
+@given(packets | st.binary(max_size=80), st.binary(max_size=20))
+def test_bare_payloads_are_ipv4_packets_or_refused(packet: bytes, padding: bytes) -> None:
+    """Whatever a datagram carries: taken is exactly an IPv4 packet, less what stands behind it."""
+    drop, taken = probe.decap_bare(packet + padding)
+    inner, flow = probe.parse(packet + padding)
+    if drop == "none":
+        assert flow is not None
+        assert (flow.family, taken) == (4, (packet + padding)[: flow.total_len])
+    else:
+        assert drop == ("short" if not packet + padding else "inner_version" if flow else inner)
+
+
 @given(packets, tos, tos)
 def test_marks_combine_as_the_rfc_says(packet: bytes, inner_tos: int, outer_tos: int) -> None:
     """Any two TOS bytes combine to RFC 6040's mark and the inner DSCP, in a packet that is still valid."""

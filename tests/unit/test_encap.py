@@ -13,6 +13,7 @@ from tests.probe import (
     View,
     check_ipip,
     config,
+    decap_bare,
     decap_ecn,
     decap_ipip,
     decap_vxlan,
@@ -330,6 +331,32 @@ def test_ttl_of_ipip_inner(ttl: int, drop: str) -> None:
 def test_empty_ipip_is_refused(options: bytes) -> None:
     """An outer header alone carries no packet."""
     assert decap_ipip(ipip(b"", options=options))[0] == "short"
+
+
+# --- bare packets in UDP ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if len(GOOD[name]) < 1000])
+def test_bare_cut_at_every_byte_is_refused(name: str) -> None:
+    """A bare packet cut anywhere is refused: short without a byte, by its header or its length after that."""
+    for length in range(len(GOOD[name])):
+        drop = decap_bare(GOOD[name][:length])[0]
+        assert drop == "short" if not length else drop in {"inner_header", "inner_length"}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_bare_packet_is_accepted(name: str) -> None:
+    """Every good IPv4 packet passes without the padding behind it; IPv6 is refused by its version."""
+    expected = ("none", GOOD[name]) if GOOD[name][0] >> 4 == 4 else ("inner_version", b"")
+    assert decap_bare(GOOD[name]) == expected
+    assert decap_bare(GOOD[name] + bytes(9)) == expected
+
+
+@pytest.mark.parametrize("name", INVALID4)
+def test_invalid_bare_packet_is_refused(name: str) -> None:
+    """An invalid inner packet is refused for the same reason as in every other encapsulation."""
+    drop, packet = INVALID4[name]
+    assert decap_bare(packet)[0] == (drop if packet else "short")
 
 
 # --- ECN ----------------------------------------------------------------------------------------------
