@@ -50,7 +50,7 @@ def _head(status: Status) -> str:
     if status["encap"]:
         # Known once there is a forwarder that was told.
         has_vni = status["encap"] == "vxlan" and status["vni"] is not None
-        has_port = status["encap"] != "ipip" and status["port"] is not None
+        has_port = status["encap"] in ("vxlan", "flannel-udp") and status["port"] is not None
         wire = f" vni {status['vni']}" if has_vni else ""
         wire += f" port {status['port']}" if has_port else ""
         parts[0] += f"  {datapath} {status['encap']}{wire}"

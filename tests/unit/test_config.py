@@ -41,7 +41,7 @@ VALID = (
     ("run-dir", ["/run/other"], Path("/run/other")),
     ("state-dir", ["/srv/state"], Path("/srv/state")),
     ("tun-name", ["overlay-123456x"], "overlay-123456x"),
-    ("encap", ["ipip", "vxlan", "ipip"], (Encap.IPIP, Encap.VXLAN)),
+    ("encap", ["ipip", "vxlan", "udp", "ipip"], (Encap.IPIP, Encap.VXLAN, Encap.FLANNEL_UDP)),
     (
         "allow-source",
         ["10.9.0.0/16", "fd00::/8", "10.9.0.0/16"],

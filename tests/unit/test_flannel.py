@@ -84,6 +84,16 @@ def test_network_defaults() -> None:
             id="ipip",
         ),
         pytest.param(
+            network(Backend={"Type": "UDP"}),
+            NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.FLANNEL_UDP, port=8285),
+            id="udp, whose port is another",
+        ),
+        pytest.param(
+            network(Backend={"Type": "udp", "Port": 7000}),
+            NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.FLANNEL_UDP, port=7000),
+            id="udp with a port",
+        ),
+        pytest.param(
             backend(VNI=0, Port=0, MTU=0),
             NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN, vni=0),
             id="zeros: VNI 0, default port and MTU",
@@ -298,6 +308,11 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
             id="ipip with IPv6",
         ),
         pytest.param(
+            network(Backend={"Type": "udp"}, EnableIPv6=True, IPv6Network="fd00:244::/48"),
+            "network.Backend.Type: udp carries IPv4 only; use vxlan for an IPv6Network",
+            id="udp with IPv6",
+        ),
+        pytest.param(
             backend(VNI=16777216),
             "network.Backend.VNI: 16777216 is out of range, allowed is 0 to 16777215",
             id="VNI too large",
@@ -367,9 +382,26 @@ def test_unknown_fields_of_a_store_are_passed_over() -> None:
         pytest.param(Encap.VXLAN, 1500, True, 1430, id="VXLAN over IPv6"),
         pytest.param(Encap.IPIP, 1500, False, 1480, id="IPIP"),
         pytest.param(Encap.IPIP, 1500, True, 1480, id="IPIP on a node that has IPv6 too"),
+        pytest.param(Encap.FLANNEL_UDP, 1500, False, 1472, id="udp"),
+        pytest.param(Encap.FLANNEL_UDP, 1500, True, 1472, id="udp on a node that has IPv6 too"),
         pytest.param(Encap.VXLAN, 9000, False, 8950, id="jumbo frames"),
     ],
 )
 def test_overlay_mtu(encap: Encap, underlay: int, is_underlay6: bool, expected: int) -> None:
     """A pod's MTU is the underlay's less the outer headers."""
     assert flannel.overlay_mtu(encap, underlay, is_underlay6=is_underlay6) == expected
+
+
+@pytest.mark.parametrize(
+    ("of", "encap", "expected"),
+    [
+        pytest.param(Encap.VXLAN, Encap.VXLAN, 7000, id="vxlan of its network"),
+        pytest.param(Encap.VXLAN, Encap.FLANNEL_UDP, 8285, id="udp beside vxlan"),
+        pytest.param(Encap.FLANNEL_UDP, Encap.FLANNEL_UDP, 7000, id="udp of its network"),
+        pytest.param(Encap.FLANNEL_UDP, Encap.VXLAN, 8472, id="vxlan beside udp"),
+    ],
+)
+def test_find_port(of: Encap, encap: Encap, expected: int) -> None:
+    """Port is that of the network's own type; what is enabled besides has its usual one."""
+    config = NetworkConfig(IPv4Network("10.244.0.0/16"), None, of, port=7000)
+    assert flannel.find_port(config, encap) == expected

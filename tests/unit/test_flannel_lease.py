@@ -146,6 +146,12 @@ def test_key_is_refused(text: str) -> None:
             Lease(KEY, IPv4Address("192.0.2.1"), None, Encap.IPIP),
             id="ipip",
         ),
+        pytest.param(
+            KEY,
+            {"PublicIP": "192.0.2.1", "BackendType": "udp"},
+            Lease(KEY, IPv4Address("192.0.2.1"), None, Encap.FLANNEL_UDP),
+            id="udp",
+        ),
     ],
 )
 def test_lease_is_read(key: SubnetKey, data: object, expected: Lease) -> None:
@@ -252,6 +258,11 @@ def test_lease_is_read(key: SubnetKey, data: object, expected: Lease) -> None:
             'lease: ipip carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet',
             id="ipip without IPv4",
         ),
+        pytest.param(
+            lease(PublicIP=..., PublicIPv6="2001:db8::1", BackendType="udp"),
+            'lease: udp carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet',
+            id="udp without IPv4",
+        ),
     ],
 )
 def test_lease_is_refused(data: object, text: str) -> None:
@@ -261,11 +272,29 @@ def test_lease_is_refused(data: object, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backend", ["ipip", "udp"])
 @pytest.mark.parametrize("key", ["fd00:244:1::/64", "10.244.1.0/24&fd00:244:1::/64"])
-def test_ipip_needs_an_ipv4_subnet(key: str) -> None:
-    """IPIP cannot carry anything to an IPv6 subnet, so a lease that has one is refused."""
+def test_ipip_and_udp_need_an_ipv4_subnet(key: str, backend: str) -> None:
+    """Neither can carry anything to an IPv6 subnet, so a lease that has one is refused."""
     with pytest.raises(ValueError, match="one IPv4 subnet"):
-        flannel.parse_lease(flannel.parse_key(key), {"PublicIP": "192.0.2.1", "BackendType": "ipip"})
+        flannel.parse_lease(flannel.parse_key(key), {"PublicIP": "192.0.2.1", "BackendType": backend})
+
+
+def test_lease_of_flannels_udp() -> None:
+    """flannel's udp says nothing of itself: no type and no data is udp, in what it writes itself."""
+    value = Lease(KEY, IPv4Address("192.0.2.1"), None, Encap.FLANNEL_UDP)
+    text = '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+    assert flannel.lease_value(value) == text
+    assert flannel.parse_lease(KEY, json.loads(text), strict=False) == value
+    with pytest.raises(ValueError, match='"BackendType" is missing'):  # a person says what is meant
+        flannel.parse_lease(KEY, json.loads(text))
+
+
+@pytest.mark.parametrize("name", ["BackendData", "BackendV6Data"])
+def test_data_without_a_type_is_refused(name: str) -> None:
+    """Data is of some type; which one is not guessed."""
+    with pytest.raises(ValueError, match='"BackendType" is missing'):
+        flannel.parse_lease(KEY, {"PublicIP": "192.0.2.1", name: DATA}, strict=False)
 
 
 def test_unknown_fields_of_a_lease_are_passed_over() -> None:

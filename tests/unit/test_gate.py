@@ -49,6 +49,11 @@ def of(ip: str) -> Lease:
         pytest.param(replace(lease(2), vtep_mac=None), "it has no VtepMAC", id="MAC"),
         pytest.param(lease(2, Encap.IPIP), "its backend ipip is not enabled here", id="backend"),
         pytest.param(
+            lease(2, Encap.FLANNEL_UDP),
+            'its "BackendType" is missing, or udp, which is not enabled',
+            id="udp",
+        ),
+        pytest.param(
             replace(lease(2), public_ip=None, public_ip6=IPv6Address("2001:db8::2")),
             "it has no underlay address of a family that we have",
             id="IPv6 underlay",

@@ -190,6 +190,7 @@ def test_ipip_and_dual_stack_leases(operator: Operator) -> None:
         pytest.param((A[0], "--public-ip", "127.0.0.1", *A[3:]), "loopback", id="loopback"),
         pytest.param((*A, "--backend", "vxlna"), "(did you mean vxlan?)", id="backend"),
         pytest.param((*A, "--backend", "ipip"), "--vtep-mac: ipip has none", id="MAC for ipip"),
+        pytest.param((*A, "--backend", "udp"), "--vtep-mac: udp has none", id="MAC for udp"),
         pytest.param((B[0], *A[1:]), "192.0.2.3 has the lease 10.244.3.0-24 already", id="second lease"),
         pytest.param((A[0], *B[1:]), "10.244.3.0-24 is leased to 192.0.2.3; to take it", id="of another"),
     ],

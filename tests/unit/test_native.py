@@ -32,7 +32,8 @@ CONFIG = native.ForwarderConfig(
     underlay6=IPv6Address("2001:db8::1"),
     vtep_mac4=MAC,
     vtep_mac6=MacAddress(bytes.fromhex("02aabbccddef")),
-    encaps=frozenset({Encap.VXLAN, Encap.IPIP}),
+    encaps=frozenset({Encap.VXLAN, Encap.IPIP, Encap.FLANNEL_UDP}),
+    bare_port=8285,
     spoof_observe=True,
     reserved_ignore=True,
 )

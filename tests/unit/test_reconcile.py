@@ -260,6 +260,7 @@ def test_list_replaces_everything() -> None:
         pytest.param(dual(1), DUAL, (), 1430, id="VXLAN over both"),
         pytest.param(only6(1), NET6, (), 1430, id="VXLAN over IPv6"),
         pytest.param(lease(1, Encap.IPIP), replace(NET, encap=Encap.IPIP), (), 1480, id="IPIP"),
+        pytest.param(lease(1, Encap.FLANNEL_UDP), replace(NET, encap=Encap.FLANNEL_UDP), (), 1472, id="udp"),
         pytest.param(lease(1), NET, (Encap.IPIP,), 1450, id="VXLAN and IPIP"),
         pytest.param(lease(1), replace(NET, underlay_mtu=1400), (), 1350, id="Backend.MTU smaller"),
         pytest.param(lease(1), replace(NET, underlay_mtu=9000), (), 8950, id="Backend.MTU larger"),

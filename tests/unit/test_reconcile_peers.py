@@ -152,13 +152,14 @@ def test_entries(own: Lease, peer: Lease, entries: list[tuple[Network, Address, 
     assert table_of(actions).peers == (Peer(0, peer.public_ips()),)
 
 
-def test_entries_of_ipip() -> None:
-    """An IPIP peer has no MAC, and is taken where IPIP is the network's or told by flag."""
-    for network, encaps in ((replace(NET, encap=Encap.IPIP), ()), (NET, (Encap.IPIP,))):
+@pytest.mark.parametrize("encap", [Encap.IPIP, Encap.FLANNEL_UDP])
+def test_entries_of_ipip_and_udp(encap: Encap) -> None:
+    """A peer of IPIP or UDP has no MAC, and is taken where that is the network's or told by flag."""
+    for network, encaps in ((replace(NET, encap=encap), ()), (NET, (encap,))):
         reconciler = Reconciler(replace(CONFIG, encap=encaps), FACTS)
         own = lease(1, network.encap)
-        table = table_of(reconciler.apply(listed(own, lease(2, Encap.IPIP), network=network), 0.0))
-        assert table.subnets == (SubnetEntry(V4, 0, Encap.IPIP, IP2, None),)
+        table = table_of(reconciler.apply(listed(own, lease(2, encap), network=network), 0.0))
+        assert table.subnets == (SubnetEntry(V4, 0, encap, IP2, None),)
 
 
 def test_order_of_the_table() -> None:

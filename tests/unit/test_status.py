@@ -138,6 +138,11 @@ def test_nothing_known() -> None:
             id="ipip has neither VNI nor port",
         ),
         pytest.param(
+            {"encap": "flannel-udp", "port": 8285},
+            HEAD.replace("vxlan vni 1 port 8472", "flannel-udp port 8285"),
+            id="udp has a port",
+        ),
+        pytest.param(
             {"vni": None, "port": None},
             HEAD.replace("vxlan vni 1 port 8472", "vxlan"),
             id="no forwarder was told VNI and port yet",

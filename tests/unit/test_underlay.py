@@ -46,6 +46,9 @@ V4 = Identity(IP1, None, Encap.VXLAN, mac(7), None, 1)
             {"public_ip": IP1}, NET6, Identity(IP1, IP1_6, Encap.VXLAN, None, mac(7), 1), id="told IPv4 too"
         ),
         pytest.param({}, replace(NET, encap=Encap.IPIP), Identity(IP1, None, Encap.IPIP), id="ipip"),
+        pytest.param(
+            {}, replace(NET, encap=Encap.FLANNEL_UDP), Identity(IP1, None, Encap.FLANNEL_UDP), id="udp"
+        ),
         pytest.param({}, replace(NET, vni=9), replace(V4, vni=9), id="VNI"),
     ],
 )
@@ -99,6 +102,12 @@ def test_one_candidate() -> None:
             *({}, HostFacts((Interface("eth0", 2, 1500, (IP1_6,)),)), replace(NET, encap=Encap.IPIP)),
             "interface eth0 has no address that other nodes could reach; give --iface",
             id="ipip without IPv4",
+        ),
+        pytest.param(
+            *({"public_ip6": IP1_6}, HostFacts((Interface("eth0", 2, 1500, (IP1_6,)),))),
+            replace(NET, encap=Encap.FLANNEL_UDP),
+            "udp needs an IPv4 underlay, and interface eth0 has no IPv4 address; give --iface",
+            id="udp without IPv4",
         ),
     ],
 )
