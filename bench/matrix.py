@@ -10,6 +10,7 @@ from dataplane.errors import ConfigError
 
 BASELINE = "kernel-vxlan"  # what ratios are to
 SYSTEMS = ("none", BASELINE, "overlayd-vxlan", "overlayd-ipip", "overlayd-plain")
+MORE_SYSTEMS = ("overlayd-udp",)  # only where they are asked for by name
 PROFILES = ("veth", "wire")
 
 
@@ -145,12 +146,13 @@ def select(
 ) -> Plan:
     """Return the part of a plan with these; an empty choice is all of a kind.
 
-    A profile is that of a condition, or the name of one condition. Loads that the plan leaves out come in
-    where they are asked for by name. The baseline stays in: without it there are no ratios.
+    A profile is that of a condition, or the name of one condition. Loads and systems that the plan leaves out
+    come in where they are asked for by name. The baseline stays in: without it there are no ratios.
     """
     conditions = [block.condition for block in plan.blocks]
     _check("profile", profiles, list(dict.fromkeys([*PROFILES, *(c.name for c in FULL_CONDITIONS)])))
-    _check("system", systems, plan.systems)
+    known = (*plan.systems, *MORE_SYSTEMS)
+    _check("system", systems, known)
     _check("load", loads, tuple(LOADS))
     if profiles:
         named = [c for c in FULL_CONDITIONS if c.name in profiles]
@@ -161,7 +163,7 @@ def select(
     chosen = tuple(
         Block(condition, tuple(loads) or planned.get(condition, default)) for condition in conditions
     )
-    kept = tuple(name for name in plan.systems if not systems or name in systems or name == BASELINE)
+    kept = tuple(name for name in known if name in systems or name == BASELINE) if systems else plan.systems
     return replace(plan, blocks=chosen, systems=kept)
 
 

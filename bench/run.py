@@ -23,7 +23,7 @@ from typing import Any
 from bench import plot, result, systems, table
 from bench.lab import ROOT
 from bench.loads import Loads, build_loadgen
-from bench.matrix import FULL, LOADS, QUICK, SYSTEMS, Block, Plan, select
+from bench.matrix import FULL, LOADS, MORE_SYSTEMS, QUICK, SYSTEMS, Block, Plan, select
 from bench.table import number
 from dataplane.errors import ConfigError, OverlaydError, RuntimeFailure
 
@@ -209,7 +209,7 @@ def choose(args: argparse.Namespace) -> tuple[Plan, dict[str, Path]]:
         name = systems.against_name(path)
         if not os.access(path, os.X_OK) or not path.is_file():
             raise ConfigError(f'--against "{word}" is no executable file')
-        if name in SYSTEMS or name in against:
+        if name in (*SYSTEMS, *MORE_SYSTEMS) or name in against:
             raise ConfigError(f'--against "{word}": there is a system {name} already; rename the file')
         against[name] = path
     plan = QUICK if args.quick else FULL

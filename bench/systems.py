@@ -167,7 +167,7 @@ class KernelVxlan(System):
         b.program_kernel([a], Kernel())
 
 
-UNDERLAY_MTU = {"vxlan": MTU + 50, "ipip": MTU + 20}
+UNDERLAY_MTU = {"vxlan": MTU + 50, "ipip": MTU + 20, "udp": MTU + 28}
 
 
 class Overlayd(System):
@@ -182,7 +182,7 @@ class Overlayd(System):
         assert self.lab is not None
         path = self.lab.directory / "peers.json"
         leases = {node.subnet(): node.lease(self.encap) for node in self.hosts}
-        # All systems have the same inner MTU: IPIP, which needs less, is told of a smaller underlay.
+        # All systems have the same inner MTU: IPIP and udp, which need less, are told of a smaller underlay.
         backend = {"Type": self.encap, "MTU": UNDERLAY_MTU[self.encap]}
         network = {"Network": NETWORK, "Backend": backend}
         path.write_text(json.dumps({"network": network, "leases": leases}) + "\n", encoding="utf-8")
@@ -218,6 +218,13 @@ class OverlaydIpip(Overlayd):
 
     name = "overlayd-ipip"
     encap = "ipip"
+
+
+class OverlaydUdp(Overlayd):
+    """The same, flannel's udp."""
+
+    name = "overlayd-udp"
+    encap = "udp"
 
 
 class OverlaydPlain(Overlayd):
@@ -301,7 +308,8 @@ def against_name(executable: Path) -> str:
     return executable.stem
 
 
-_CLASSES = {system.name: system for system in (System, KernelVxlan, Overlayd, OverlaydIpip, OverlaydPlain)}
+_KINDS = (System, KernelVxlan, Overlayd, OverlaydIpip, OverlaydUdp, OverlaydPlain)
+_CLASSES = {system.name: system for system in _KINDS}
 
 
 def make(name: str, prefix: str, condition: Condition, against: dict[str, Path]) -> System:

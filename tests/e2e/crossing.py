@@ -5,7 +5,7 @@
                             overlayd            overlayd, or flannel.1 and flannel-v6.1
                             under0 ── router ── under0
 
-Inner IPv4 goes over IPv4 and inner IPv6 over IPv6. IPIP carries inner IPv4 alone. Between two tests overlayd
+Inner IPv4 goes over IPv4 and inner IPv6 over IPv6. IPIP and udp carry inner IPv4 alone. Between two tests overlayd
 starts anew with other switches and takes over the forwarder that runs. Drawn in full at the head of
 bench/lab.py.
 """
@@ -27,6 +27,7 @@ from tests.e2e.rig import Daemon, hasten, risen
 from tests.e2e.test_kernel_peer import peers_file, program_kernel6
 
 MTU = 1430  # of the pods: what VXLAN over IPv6 leaves of 1500 bytes
+PLAIN = ("ipip", "udp")  # these carry IPv4 alone, over IPv4
 SILENT = frozenset({"multicast"})  # what a host says on a new TUN, and no peer takes
 
 # What a veth has as it comes, and what each setting changes.
@@ -46,7 +47,7 @@ DEVICES: dict[str, tuple[str, ...]] = {
 class Setting:
     """What carries packets, without which offloads, over which devices."""
 
-    kind: str  # vxlan, ipip: overlayd on both hosts; kernel: kernel VXLAN on host b
+    kind: str  # vxlan, ipip, udp: overlayd on both hosts; kernel: kernel VXLAN on host b
     left_a: Offload = ALL_OFFLOADS
     left_b: Offload = ALL_OFFLOADS
     underlay: str = "veth"
@@ -116,7 +117,7 @@ class Crossing:
                 set_features(node.pod, "eth0", setting.pods)
 
     def _start(self, setting: Setting) -> None:
-        peers = self._ipip_file() if setting.kind == "ipip" else peers_file(list(self.nodes))
+        peers = self._plain_file(setting.kind) if setting.kind in PLAIN else peers_file(list(self.nodes))
         for node in self._ours(setting):
             daemon = self.daemons[node.name]
             daemon.write_peers(peers)
@@ -129,9 +130,9 @@ class Crossing:
             tier = self.daemons[node.name].status()["tier"]
             assert tier == tier_text(left), f"host {node.name} of {setting} is {tier}"
 
-    def _ipip_file(self) -> dict[str, Any]:
-        leases = {node.subnet(): node.lease("ipip") for node in self.nodes}
-        return {"network": {"Network": "10.244.0.0/16", "Backend": {"Type": "ipip"}}, "leases": leases}
+    def _plain_file(self, kind: str) -> dict[str, Any]:
+        leases = {node.subnet(): node.lease(kind) for node in self.nodes}
+        return {"network": {"Network": "10.244.0.0/16", "Backend": {"Type": kind}}, "leases": leases}
 
     def _ours(self, setting: Setting) -> Sequence[Node]:
         return self.nodes[:1] if setting.kind == "kernel" else self.nodes
@@ -150,7 +151,7 @@ class Crossing:
     def families(self) -> tuple[int, ...]:
         """Return which inner families the present setting carries."""
         assert self._setting is not None
-        return (4,) if self._setting.kind == "ipip" else (4, 6)
+        return (4,) if self._setting.kind in PLAIN else (4, 6)
 
     def pod_address(self, node: Node, family: int) -> str:
         """Return the address of the pod behind a node."""

@@ -58,7 +58,7 @@ def offloads_of(row: Row, host: str) -> Offload:
 def build_settings() -> list[Setting]:
     """Return all settings: with each kind of peer none and all of the offloads, then the covering array."""
     found = []
-    for kinds in (("vxlan", "ipip"), ("kernel",)):
+    for kinds in (("vxlan", "ipip", "udp"), ("kernel",)):
         switches = [name for name in SWITCHES if kinds != ("kernel",) or name.startswith("a")]
         factors: dict[str, Sequence[Hashable]] = {
             **dict.fromkeys(switches, (True, False)),
@@ -228,7 +228,9 @@ def test_settings_hold_each_pair_of_values() -> None:
         DEVICES, ("underlay", "pods"), itertools.product(SWITCHES, (True, False))
     ):
         assert frozenset({(where, device), (name, value)}) in covered
-    for kind, pair in itertools.product(("vxlan", "ipip", "kernel"), itertools.product(DEVICES, repeat=2)):
+    for kind, pair in itertools.product(
+        ("vxlan", "ipip", "udp", "kernel"), itertools.product(DEVICES, repeat=2)
+    ):
         assert frozenset({("kind", kind), ("pods", pair[0])}) in covered
         assert frozenset({("underlay", pair[1]), ("pods", pair[0])}) in covered
 
@@ -265,7 +267,7 @@ def test_case_091_a_hundred_megabytes(crossing: Crossing, setting: Setting) -> N
 
 
 @pytest.mark.parametrize("devices", ["veth", "wire"])
-@pytest.mark.parametrize("kind", ["vxlan", "ipip", "kernel"])
+@pytest.mark.parametrize("kind", ["vxlan", "ipip", "udp", "kernel"])
 def test_datagrams_keep_their_order(crossing: Crossing, kind: str, devices: str) -> None:
     """Of paced datagrams in many flows none is lost, changed, doubled or overtaken by another of its flow.
 

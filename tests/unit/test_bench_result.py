@@ -68,6 +68,8 @@ def test_quick_plan_is_a_part_with_a_limit() -> None:
 def test_selection_keeps_the_baseline() -> None:
     """A choice of systems always has kernel VXLAN in it, in the plan's order."""
     assert select(FULL, systems=["overlayd-ipip"]).systems == (BASELINE, "overlayd-ipip")
+    assert select(FULL, systems=["overlayd-udp"]).systems == (BASELINE, "overlayd-udp")
+    assert select(FULL).systems == SYSTEMS
 
 
 def test_selection_of_a_profile_adds_its_condition() -> None:
