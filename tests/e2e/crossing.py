@@ -5,8 +5,8 @@
                             overlayd            overlayd, or flannel.1 and flannel-v6.1
                             under0 ── router ── under0
 
-Inner IPv4 goes over IPv4 and inner IPv6 over IPv6. IPIP and udp carry inner IPv4 alone. Between two tests overlayd
-starts anew with other switches and takes over the forwarder that runs. Drawn in full at the head of
+Inner IPv4 goes over IPv4 and inner IPv6 over IPv6. IPIP and udp carry inner IPv4 alone. Between two tests
+overlayd starts anew with other switches and takes over the forwarder that runs. Drawn in full at the head of
 bench/lab.py.
 """
 
