@@ -9,6 +9,7 @@ Drawn in full at the head of rig.py. A refused packet is always followed by a go
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +222,20 @@ def test_status_says_it(rig: Rig) -> None:
     """The peer is listed with its encapsulation."""
     peers = {peer["subnet"]: peer for peer in rig.daemon.status()["peers"]}
     assert peers[BARE.subnet]["encap"] == "flannel-udp"
+
+
+def test_one_worker_with_all_sources_there_can_be(tmp_path: Path) -> None:
+    """With most queues and every encapsulation one worker still hears each of its sockets."""
+    flags = (*DEFAULT_FLAGS, "--encap", "udp", "--queues", "15", "--threads", "1")
+    peers = frames.peers_file((*PEERS, BARE))
+    with Rig(tmp_path / "node", peers, flags, "q") as rig:
+        rig.dut.ip(f"neigh replace {BARE.ip} lladdr {WIRE_MAC} dev under0 nud permanent\n")
+        assert rig.daemon.status()["workers"]["queues"] == 15
+        for port in range(20):  # of one flow each: the kernel chooses the socket by them
+            inner = good_inner()
+            rig.accepted(bare(inner, udp={"sport": 50000 + port}), inner)
+        rig.refused(_to(frames.OTHER_ADDRESS), "outer_dst", via="udp")
+        for peer, wrap in ((DUAL, vxlan), (IPIP, ipip)):
+            inner = from_peer(peer)
+            rig.accepted(wrap(inner, peer), inner)
+        rig.sent(inner4(US.pod(), BARE.pod()))
