@@ -10,6 +10,7 @@ addresses and write subnet.env; pods get what that says. Drawn in full at the he
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,12 +43,27 @@ class Mix:
     mtu: int
     encap: str = "vxlan"
     backend_mtu: int = 0  # Backend.MTU
+    underlay_b: tuple[int, ...] = ()  # of host b, where it has others
+    mtu_b: int = 0
 
     def __str__(self) -> str:
-        pods, underlay = ("".join(f"v{family}" for family in of) for of in (self.pods, self.underlay))
-        return f"{self.encap}-{pods}-over-{underlay}" + (
-            f"-mtu{self.backend_mtu}" if self.backend_mtu else ""
-        )
+        sides = (self.pods, self.underlay, self.underlay_b)
+        pods, underlay, other = ("".join(f"v{family}" for family in of) for of in sides)
+        more = (f"-and-{other}" if other else "") + (f"-mtu{self.backend_mtu}" if self.backend_mtu else "")
+        return f"{self.encap}-{pods}-over-{underlay}{more}"
+
+    def underlay_of(self, name: str) -> tuple[int, ...]:
+        """Return the families of the underlay of a host."""
+        return self.underlay_b if name == "b" and self.underlay_b else self.underlay
+
+    def mtu_of(self, name: str) -> int:
+        """Return the MTU of the pods of a host."""
+        return self.mtu_b if name == "b" and self.mtu_b else self.mtu
+
+    def publishes(self, name: str) -> set[int]:
+        """Return the families of a host's published addresses: those of the pods, or what there is."""
+        has = set(self.underlay_of(name))
+        return set(self.pods) & has or has
 
     def network(self) -> dict[str, Any]:
         """Return flannel's network config."""
@@ -67,6 +83,8 @@ MIXES = [
     Mix((6,), (4, 6), 1430),
     Mix((6,), (4,), 1450),
     Mix((4, 6), (6,), 1350, backend_mtu=1420),
+    Mix((4, 6), (4, 6), 1430, underlay_b=(6,)),
+    Mix((4, 6), (4, 6), 1430, underlay_b=(4,), mtu_b=1450),
     Mix((4,), (4, 6), 1480, "ipip"),
     Mix((4,), (4, 6), 1472, "udp"),
 ]
@@ -117,9 +135,9 @@ class Cluster:
 
     def _strip(self, node: Node) -> None:
         """Take from the underlay the families that it does not have in this mix."""
-        if 4 not in self.mix.underlay:
+        if 4 not in self.mix.underlay_of(node.name):
             node.host.ip(f"addr del {node.address}/30 dev under0\n")
-        if 6 not in self.mix.underlay:
+        if 6 not in self.mix.underlay_of(node.name):
             node.host.ip(f"addr del {node.address6}/64 dev under0\n")
 
     def _join_pod(self, node: Node, env: dict[str, str]) -> None:
@@ -186,7 +204,7 @@ def test_subnet_env_and_leases(cluster: Cluster) -> None:
     mix = cluster.mix
     for name, member in cluster.members.items():
         env = member.env()
-        expected = {"FLANNEL_MTU": str(mix.mtu), "FLANNEL_IPMASQ": "false"}
+        expected = {"FLANNEL_MTU": str(mix.mtu_of(name)), "FLANNEL_IPMASQ": "false"}
         expected |= {"FLANNEL_NETWORK": NETWORK} if 4 in mix.pods else {}
         expected |= {"FLANNEL_IPV6_NETWORK": NETWORK6} if 6 in mix.pods else {}
         subnets = [env.pop(field) for field in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET") if field in env]
@@ -196,9 +214,8 @@ def test_subnet_env_and_leases(cluster: Cluster) -> None:
         assert found is not None, key
         value = json.loads(found.value or "")
         node = cluster.lab.nodes[name]
-        has4, has6 = publishes(mix)
-        assert value["PublicIP"] == (node.address if has4 else "0.0.0.0")
-        assert value["PublicIPv6"] == (node.address6 if has6 else None)
+        assert value["PublicIP"] == (node.address if 4 in mix.publishes(name) else "0.0.0.0")
+        assert value["PublicIPv6"] == (node.address6 if 6 in mix.publishes(name) else None)
         assert value.get("BackendType") == (None if mix.encap == "udp" else mix.encap)
         assert ("BackendData" in value) == (mix.encap == "vxlan" and 4 in mix.pods)
         assert ("BackendV6Data" in value) == (mix.encap == "vxlan" and 6 in mix.pods)
@@ -207,12 +224,6 @@ def test_subnet_env_and_leases(cluster: Cluster) -> None:
 def has_peer(member: Member) -> bool:
     """Tell whether a node knows the other."""
     return len(member.status()["peers"]) == 1
-
-
-def publishes(mix: Mix) -> tuple[bool, bool]:
-    """Return whether nodes publish IPv4 and IPv6 addresses: of the pods' families, or what there is."""
-    wanted = set(mix.pods) & set(mix.underlay) or set(mix.underlay)
-    return 4 in wanted, 6 in wanted
 
 
 def ping(source: Node, address: str, *args: str) -> str:
@@ -224,10 +235,12 @@ def ping(source: Node, address: str, *args: str) -> str:
 
 def test_largest_packet_passes(cluster: Cluster) -> None:
     """Pods ping each other with packets of exactly their MTU; one byte more is too long for the pod."""
-    for source, _, address in cluster.ways():
-        largest = cluster.mix.mtu - (48 if ":" in address else 28)
-        assert " 0% packet loss" in ping(source, address, "-M", "do", "-s", str(largest))
-        assert "100% packet loss" in ping(source, address, "-M", "do", "-s", str(largest + 1))
+    for source, target, address in cluster.ways():
+        headers = 48 if ":" in address else 28
+        own, other = (cluster.mix.mtu_of(node.name) for node in (source, target))
+        assert " 0% packet loss" in ping(source, address, "-M", "do", "-s", str(min(own, other) - headers))
+        said = ping(source, address, "-M", "do", "-s", str(own + 1 - headers), "-c", "1", "-W", "0.1")
+        assert "100% packet loss" in said
 
 
 def test_hosts_reach_pods(cluster: Cluster) -> None:
@@ -249,7 +262,10 @@ def test_streams_arrive_unchanged(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("size", [1, 1300, 8000, 60000])
 def test_datagrams_arrive_unchanged(cluster: Cluster, size: int) -> None:
-    """Datagrams of every size arrive bit for bit, those beyond the MTU as fragments."""
+    """Datagrams of every size arrive bit for bit, those beyond the MTU as fragments.
+
+    Where the pods of the other host have a smaller MTU, the first one may be what tells the sender so.
+    """
     for source, target, address in cluster.ways():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         payload = os.urandom(size)
@@ -258,6 +274,11 @@ def test_datagrams_arrive_unchanged(cluster: Cluster, size: int) -> None:
             source.pod.socket(family, socket.SOCK_DGRAM) as here,
         ):
             there.bind((address, 7000))
+            if cluster.mix.mtu_of(source.name) > cluster.mix.mtu_of(target.name):
+                there.settimeout(0.3)
+                here.sendto(payload, (address, 7000))
+                with contextlib.suppress(TimeoutError):
+                    assert there.recv(1 << 16) == payload
             there.settimeout(5)
             here.sendto(payload, (address, 7000))
             assert there.recv(1 << 16) == payload
