@@ -18,6 +18,8 @@
 #include "fib.h"
 #include "worker.h"
 
+_Static_assert(DP_MAX_BARE == DP_FD_EACH - 1, "only the last slot is one too many");
+
 struct engine {
 	struct dp_config config;
 	struct engine_identity identity;
@@ -65,6 +67,8 @@ static int check_config(const struct dp_config *config, const int fds[DP_FD_SLOT
 	if (hdr != 0 && hdr != sizeof(struct vnet_hdr) && hdr != sizeof(struct vnet_hdr) - sizeof(uint16_t))
 		return -EINVAL;
 	if (fds[DP_FD_TUN] < 0 || fds[DP_FD_COUNTERS] < 0 || fds[DP_FD_FIB] < 0)
+		return -EINVAL;
+	if (fds[path_slot(DP_FD_BARE4, DP_MAX_BARE)] >= 0) /* more than one worker can serve */
 		return -EINVAL;
 	return has_all(fds, DP_FD_TUN, config->queues) && has_all(fds, DP_FD_UDP4, sockets) &&
 			       has_all(fds, DP_FD_UDP6, sockets) && has_all(fds, DP_FD_UDP4_TX, config->sources) &&

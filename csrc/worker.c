@@ -122,10 +122,8 @@ static int add_sources(struct worker *worker, uint32_t index)
 	int err = add_source(worker, worker->wake_fd, DP_FD_SLOTS);
 
 	for (uint32_t i = index; !err && i < config->queues; i += config->threads) {
-		for (uint32_t role = 0; !err && config->queues > 1 && role < 3; role++) {
-			if (sockets[role] != DP_FD_BARE4 || i + 1 < DP_MAX_BARE)
-				err = add_slot(worker, sockets[role], i + 1);
-		}
+		for (uint32_t role = 0; !err && config->queues > 1 && role < 3; role++)
+			err = add_slot(worker, sockets[role], i + 1);
 		if (!err)
 			err = add_slot(worker, DP_FD_TUN, i);
 	}

@@ -28,7 +28,7 @@ from dataplane.message import Message
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
-from dataplane.slots import Fd
+from dataplane.slots import BARE_MAX, Fd, slot_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MAC = MacAddress(bytes.fromhex("02aabbccddee"))
@@ -157,6 +157,8 @@ def test_forwarder_refuses_a_bad_go_and_carries_on(
             client.go(replace(CONFIG, tun_mtu=1), fds)
         with pytest.raises(ControlError, match="refused GO"):
             client.go(CONFIG, {Fd.TUN: fds[Fd.TUN]})
+        with pytest.raises(ControlError, match="refused GO"):
+            client.go(CONFIG, {**fds, slot_of(Fd.BARE4, BARE_MAX): fds[Fd.TUN]})
         with pytest.raises(ControlError, match="refused PUBLISH"):
             client.publish(fds[Fd.COUNTERS])
         assert client.hello().state == State.RUNNING
