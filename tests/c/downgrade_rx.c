@@ -275,6 +275,26 @@ static void bare_runs(void)
 }
 
 /**
+ * bare_super() - A bare UDP packet that the kernel of this machine left to be cut is one datagram, and no run
+ */
+static void bare_super(void)
+{
+	static uint8_t message[PKT_MAX];
+	struct sketch sketch = {.family = 4, .proto = PROTO_UDP, .peer = 1, .port = 9, .payload = 5000};
+	uint32_t len;
+	uint16_t unfinished;
+
+	open_both();
+	len = sketch_packet(message, &sketch, false);
+	unfinished = csum_fold(csum_pseudo(message + IP4_SRC, message + IP4_DST, 4, PROTO_UDP, len - IP4_LEN));
+	memcpy(message + IP4_LEN + UDP_CHECK, &unfinished, sizeof(unfinished));
+	kernel_queue(message, len, 1000, SKETCH_VTEP + 1);
+	CHECK(rx_run(&lab.path, DP_FD_BARE4, PATHS_ALL));
+	CHECK(kernel.supers == 1 && kernel.log->count == 5 && !paths_drops(DP_RX));
+	paths_close(DP_RX);
+}
+
+/**
  * refused_apart() - Of a super-packet that is refused, one packet is refused too: it alone is lost
  */
 static void refused_apart(void)
@@ -383,6 +403,7 @@ int main(int argc, char **argv)
 		{"partial_receives", partial_receives},
 		{"peer_super_refused", peer_super_refused},
 		{"bare_runs", bare_runs},
+		{"bare_super", bare_super},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);

@@ -53,7 +53,7 @@ SCENARIOS = {
     "downgrade_rx": [
         *("tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"),
         "device_fails",
-        *("partial_receives", "peer_super_refused", "bare_runs"),
+        *("partial_receives", "peer_super_refused", "bare_runs", "bare_super"),
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
     "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],
