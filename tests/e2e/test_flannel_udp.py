@@ -18,19 +18,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.lab import Lab, Node, wait_for
 from tests.e2e import frames
-from tests.e2e.frames import US
+from tests.e2e.frames import BARE, DUAL, US
+from tests.e2e.leased import NETWORK as VXLAN
 from tests.e2e.leased import LeasedDaemon, LeasedRig
 from tests.e2e.rig import hasten, risen
 from tests.e2e.test_integrity import digest_of_stream
 
 MTU = 1472
 NETWORK = "10.244.0.0/16"
-CONFIG = {"Network": NETWORK, "Backend": {"Type": "udp"}}
+CONFIG: dict[str, Any] = {"Network": NETWORK, "Backend": {"Type": "udp"}}
 BYTES = 1 << 20
 WAYS = [pytest.param(*pair, id="-to-".join(pair)) for pair in itertools.permutations("abc", 2)]
 
@@ -198,3 +200,33 @@ def test_lease_without_a_type_is_refused_in_another_network(tmp_path: Path) -> N
         rig.daemon.sync()
         assert '"BackendType" is missing' in rig.daemon.peers()["10.244.9.0/24"]["refused"]
         rig.unsent(frames.inner4(US.pod(), "10.244.9.5"), "no_peer")
+
+
+def test_a_live_network_becomes_udp_and_vxlan_again(tmp_path: Path) -> None:
+    """With another Type in the store a node changes its sockets, its lease and its MTU, and back."""
+    with LeasedRig(tmp_path / "node", name="t") as rig:
+        key = f"subnets/{US.subnet.replace('/', '-')}"
+
+        def becomes(network: dict[str, Any], encap: str, mtu: int) -> str:
+            rig.daemon.put_config(network)
+            wait_for(lambda: rig.daemon.status()["encap"] == encap, f"{encap} in force")
+            wait_for(lambda: f"FLANNEL_MTU={mtu}\n" in rig.daemon.subnet_file.read_text(), "another MTU")
+            rig.daemon.sync()
+            rig.daemon.wait_ready()
+            found = rig.daemon.find(key)
+            assert found is not None
+            return found.value or ""
+
+        bare_lease = frames.Node(US.number, US.ip, encap="udp", has_subnet6=False).lease
+        value = becomes(CONFIG, "flannel-udp", MTU)
+        assert json.loads(value) == {name: bare_lease[name] for name in ("PublicIP", "PublicIPv6")}
+        rig.daemon.put(BARE.subnet, {"PublicIP": BARE.ip, "PublicIPv6": None})
+        rig.daemon.sync()
+        rig.dut.ip(f"neigh replace {BARE.ip} lladdr {frames.WIRE_MAC} dev under0 nud permanent\n")
+        inner = frames.from_peer(BARE)
+        rig.accepted(frames.bare(inner), inner)
+        assert "is not enabled here" in rig.daemon.peers()[DUAL.subnet]["refused"]
+        assert '"BackendType":"vxlan"' in becomes(VXLAN, "vxlan", 1450)
+        inner = frames.from_peer(DUAL)
+        rig.accepted(frames.vxlan(inner), inner)
+        assert "BackendType" in rig.daemon.peers()[BARE.subnet]["refused"]

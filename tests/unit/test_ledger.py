@@ -176,6 +176,13 @@ def test_ipip_and_dual_stack_leases(operator: Operator) -> None:
     operator.refused(2, "is no /24 and /64 of the network", "lease", "put", "10.245.0.0/24", *A[1:])
 
 
+def test_udp_lease(network: Operator) -> None:
+    """A lease of flannel's udp is written as flannel does, without a type, and listed by its name."""
+    network("lease", "put", "10.244.5.0/24", "--public-ip", "192.0.2.5", "--backend", "udp")
+    assert '{"PublicIP":"192.0.2.5","PublicIPv6":null}' in str(network.content())
+    assert json.loads(network("lease", "ls", "--json"))["leases"][0]["backend"] == "udp"
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
