@@ -38,7 +38,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
-    P3 vxlan netbatch                 | devices of the kernel, as flannel sets them up
+    P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace, kernel
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
