@@ -8,7 +8,6 @@ cluster of 10 000 nodes needs 30 000 of them at start. These are six kinds of fi
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 NUD_PERMANENT, NUD_NOARP, NTF_SELF = 0x80, 0x40, 0x02
 RTNH_F_ONLINK = 4
 MAIN_TABLE, SCOPE_UNIVERSE, RTN_UNICAST = 254, 0, 1
-AF_BRIDGE = 7
+AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 ROUTE_PROTOCOL = 112  # "overlayd" peers in `ip route show proto 112`; netlink.py has 111 for the network
 
 K = TypeVar("K")
@@ -75,7 +74,7 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 def _family(address: Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return AF_INET if address.version == 4 else AF_INET6
 
 
 def neighbour(kind: int, index: int, address: Address, mac: MacAddress | None) -> bytes:
