@@ -232,7 +232,7 @@ class Daemon:
                 await self._converge()
                 self.report.trouble = None
                 if self.report.revision is None and self.report.store_heard_s is not None:
-                    log.info("store", url=self._config.store, chosen_by=self._config.store_reason)
+                    self._tell_choices()
                 self.report.revision = self._reconciler.revision if self._reconciler else None
             except StaleEpoch:
                 raise
@@ -242,6 +242,12 @@ class Daemon:
                 log.error("not as it must be", error=err, retry_in_s=RETRY_S)
                 self.report.trouble = str(err)
                 self._retry_later()
+
+    def _tell_choices(self) -> None:
+        """Log what was chosen, once it works: a start that is refused says why, and nothing else."""
+        config = self._config
+        log.info("store", url=config.store, chosen_by=config.store_reason)
+        log.info("datapath", datapath=config.datapath, chosen_by=config.datapath_reason)
 
     def _retry_later(self, pause_s: float = RETRY_S) -> None:
         if self._retry is not None:
@@ -398,9 +404,7 @@ async def _choose(config: RunConfig) -> RunConfig:
         obstacle = await host.vxlan_obstacle() if config.datapath == "auto" else None
     finally:
         await host.close()
-    chosen = choose.choose(config, obstacle)
-    log.info("datapath", datapath=chosen.datapath, chosen_by=chosen.datapath_reason)
-    return chosen
+    return choose.choose(config, obstacle)
 
 
 def remove_unused(run_dir: RunDir) -> None:
