@@ -311,6 +311,25 @@ static uint32_t merge_burst(void)
 }
 
 /**
+ * merge_run() - The same burst as it comes in one message, joined without a look at what it has in common
+ *
+ * Return: packets
+ */
+static uint32_t merge_run(void)
+{
+	struct vnet_hdr vnet;
+	uint32_t index = 0;
+
+	memcpy(burst, burst_as_came, sizeof(burst)); /* counted as libc's */
+	must(merge_add(&merge, &burst_pkt[0], &burst_flow[0], 1, &index) == MERGE_BEGUN, "the run does not begin");
+	for (uint32_t i = 1; i < MERGED; i++)
+		must(merge_follow(&merge, &burst_pkt[i - 1], &burst_pkt[i], 0), "the run is not joined");
+	merge_describe(&merge.supers[index], &vnet);
+	merge_take(&merge, index);
+	return MERGED;
+}
+
+/**
  * offload_packet() - The checksum that the kernel left to us, of a packet of the usual size
  *
  * Return: packets
@@ -376,12 +395,12 @@ static const struct hot_case {
 	const char *name;
 	uint32_t (*round)(void);
 } cases[] = {
-	{"csum_header", csum_header},   {"csum_packet", csum_packet},       {"csum_super", csum_super},
-	{"parse_tcp4", parse_tcp4},     {"parse_udp6", parse_udp6},         {"vxlan_push", vxlan_push},
-	{"vxlan_pull", vxlan_pull},     {"ipip_pull", ipip_pull},           {"decap_ecn", decap_ecn},
-	{"split_super", split_super},   {"merge_burst", merge_burst},       {"offload_packet", offload_packet},
-	{"icmp_error", icmp_error},     {"lookup_subnet4", lookup_subnet4}, {"lookup_subnet6", lookup_subnet6},
-	{"lookup_peer4", lookup_peer4},
+	{"csum_header", csum_header},       {"csum_packet", csum_packet},   {"csum_super", csum_super},
+	{"parse_tcp4", parse_tcp4},         {"parse_udp6", parse_udp6},     {"vxlan_push", vxlan_push},
+	{"vxlan_pull", vxlan_pull},         {"ipip_pull", ipip_pull},       {"decap_ecn", decap_ecn},
+	{"split_super", split_super},       {"merge_burst", merge_burst},   {"merge_run", merge_run},
+	{"offload_packet", offload_packet}, {"icmp_error", icmp_error},     {"lookup_subnet4", lookup_subnet4},
+	{"lookup_subnet6", lookup_subnet6}, {"lookup_peer4", lookup_peer4},
 };
 
 /**

@@ -35,15 +35,16 @@ struct candidate {
 /**
  * has_right_checksum() - Is the L4 checksum of a packet right?
  * @ip:		The packet
- * @flow:	The same packet, parsed
+ * @flow:	It, or another one of its flow with as long an IP header
+ * @total_len:	Bytes of the packet
  *
  * Return: true if it is
  */
-static bool has_right_checksum(const uint8_t *ip, const struct flow *flow)
+static bool has_right_checksum(const uint8_t *ip, const struct flow *flow, uint32_t total_len)
 {
 	uint32_t addr_len = flow->family == 4 ? 4 : 16;
 	const uint8_t *addrs = ip + (flow->family == 4 ? IP4_SRC : IP6_SRC);
-	uint32_t len = flow->total_len - flow->l3len;
+	uint32_t len = total_len - flow->l3len;
 	uint64_t sum = csum_pseudo(addrs, addrs + addr_len, addr_len, flow->proto, len);
 
 	return csum_fold(csum_add(ip + flow->l3len, len, sum)) == 0xffff;
@@ -155,6 +156,24 @@ static uint32_t find_hosts(const struct merge *merge, const struct flow *flow)
 }
 
 /**
+ * is_next() - Does a packet come right behind a super-packet, and fit?
+ * @super:	The super-packet, of the same flow
+ * @candidate:	The packet, with as many bytes of headers
+ *
+ * Return: true if it does
+ */
+static bool is_next(const struct merge_super *super, const struct candidate *candidate)
+{
+	if (super->is_closed || candidate->payload > super->size || super->total + candidate->payload > PKT_MAX ||
+	    super->units == MERGE_UNITS)
+		return false;
+	if (super->flow.family == 4 && !(load16(candidate->ip + IP4_FRAG) & IP4_DF) &&
+	    load16(candidate->ip + IP4_ID) != super->next_id)
+		return false;
+	return super->flow.proto == PROTO_UDP || candidate->seq == super->next_seq;
+}
+
+/**
  * follows() - Is a packet the next one of a super-packet?
  * @super:	The super-packet, of the same flow
  * @flow:	The packet, parsed
@@ -167,27 +186,20 @@ static bool follows(const struct merge_super *super, const struct flow *flow, co
 	const uint8_t *ip = super->head.buf + super->head.off;
 	const uint8_t *l4 = ip + super->flow.l3len;
 
-	if (super->is_closed || candidate->payload > super->size || candidate->headers != super->headers ||
-	    super->total + candidate->payload > PKT_MAX || super->units == MERGE_UNITS)
+	if (candidate->headers != super->headers || flow->tos != super->flow.tos || flow->ttl != super->flow.ttl)
 		return false;
-	if (flow->tos != super->flow.tos || flow->ttl != super->flow.ttl)
+	/* DF, or the flow label */
+	if (flow->family == 4 ? memcmp(ip + IP4_FRAG, candidate->ip + IP4_FRAG, 2) : memcmp(ip, candidate->ip, 4))
 		return false;
-	if (flow->family == 4) {
-		uint16_t frag = load16(ip + IP4_FRAG);
-
-		if (frag != load16(candidate->ip + IP4_FRAG) ||
-		    (!(frag & IP4_DF) && load16(candidate->ip + IP4_ID) != super->next_id))
-			return false;
-	} else if (memcmp(ip, candidate->ip, 4)) {
-		return false; /* flow label */
-	}
+	if (!is_next(super, candidate))
+		return false;
 	if (flow->proto == PROTO_UDP)
 		return true;
-	if (candidate->seq != super->next_seq || memcmp(l4 + TCP_ACK, candidate->l4 + TCP_ACK, 4) ||
+	if (memcmp(l4 + TCP_ACK, candidate->l4 + TCP_ACK, 4) ||
 	    memcmp(l4 + TCP_WINDOW, candidate->l4 + TCP_WINDOW, 2) ||
 	    ((l4[TCP_FLAGS] ^ candidate->l4[TCP_FLAGS]) & TCP_FLAG_ECE))
 		return false;
-	return !memcmp(l4 + TCP_LEN, candidate->l4 + TCP_LEN, super->headers - super->flow.l3len - TCP_LEN);
+	return !memcmp(l4 + TCP_URGENT, candidate->l4 + TCP_URGENT, super->headers - super->flow.l3len - TCP_URGENT);
 }
 
 /**
@@ -267,7 +279,7 @@ enum merge_verdict merge_add(struct merge *merge, const struct pkt *pkt, const s
 	if (!read_candidate(pkt, flow, peer, merge->has_udp, &candidate))
 		return MERGE_NEVER;
 	*index = find(merge, flow, candidate.ports);
-	if (candidate.is_joinable && !has_right_checksum(candidate.ip, flow))
+	if (candidate.is_joinable && !has_right_checksum(candidate.ip, flow, flow->total_len))
 		candidate.is_joinable = false;
 	if (*index < MERGE_FLOWS) {
 		struct merge_super *super = &merge->supers[*index];
@@ -286,6 +298,103 @@ enum merge_verdict merge_add(struct merge *merge, const struct pkt *pkt, const s
 	}
 	*index = begin(merge, pkt, flow, &candidate);
 	return MERGE_BEGUN;
+}
+
+/**
+ * has_same_headers() - Do two packets differ in nothing but what differs in packets cut from one?
+ * @one:	A packet
+ * @other:	Another one
+ * @super:	What the first is part of; both have as many bytes of headers
+ *
+ * Lengths, checksums, the ID, the sequence number and PSH are not looked at.
+ *
+ * Return: true if all else in their headers is the same
+ */
+static bool has_same_headers(const uint8_t *one, const uint8_t *other, const struct merge_super *super)
+{
+	uint32_t l3len = super->flow.l3len;
+	const uint8_t *l4 = one + l3len, *other_l4 = other + l3len;
+
+	if (super->flow.family == 4) {
+		if (memcmp(one, other, IP4_TOTAL_LEN) ||
+		    memcmp(one + IP4_FRAG, other + IP4_FRAG, IP4_CHECK - IP4_FRAG) ||
+		    memcmp(one + IP4_SRC, other + IP4_SRC, IP4_LEN - IP4_SRC))
+			return false;
+	} else if (memcmp(one, other, IP6_PAYLOAD_LEN) ||
+		   memcmp(one + IP6_NEXT, other + IP6_NEXT, IP6_LEN - IP6_NEXT)) {
+		return false;
+	}
+	if (memcmp(l4, other_l4, 4)) /* ports */
+		return false;
+	if (super->flow.proto == PROTO_UDP)
+		return true;
+	return !memcmp(l4 + TCP_ACK, other_l4 + TCP_ACK, TCP_FLAGS - TCP_ACK) &&
+	       !((l4[TCP_FLAGS] ^ other_l4[TCP_FLAGS]) & ~TCP_FLAG_PSH) &&
+	       !memcmp(l4 + TCP_WINDOW, other_l4 + TCP_WINDOW, 2) &&
+	       !memcmp(l4 + TCP_URGENT, other_l4 + TCP_URGENT, super->headers - l3len - TCP_URGENT);
+}
+
+/**
+ * has_right_sums() - Are the lengths and checksums of a packet right?
+ * @super:	A super-packet of its flow
+ * @candidate:	The packet; its header lengths are those of the super-packet
+ * @total_len:	Bytes of the packet
+ *
+ * Return: true if they are
+ */
+static bool has_right_sums(const struct merge_super *super, const struct candidate *candidate, uint32_t total_len)
+{
+	const uint8_t *ip = candidate->ip;
+
+	if (super->flow.family == 4) {
+		if (load16(ip + IP4_TOTAL_LEN) != total_len || csum_fold(csum_add(ip, IP4_LEN, 0)) != 0xffff)
+			return false;
+	} else if ((uint32_t)IP6_LEN + load16(ip + IP6_PAYLOAD_LEN) != total_len) {
+		return false;
+	}
+	if (super->flow.proto == PROTO_UDP &&
+	    (!load16(candidate->l4 + UDP_CHECK) || load16(candidate->l4 + UDP_LENGTH) != total_len - super->flow.l3len))
+		return false;
+	return has_right_checksum(ip, &super->flow, total_len);
+}
+
+/**
+ * merge_follow() - Join a packet that is like the one before it, which was joined last
+ * @merge:	What is open
+ * @before:	The packet before, as it was received
+ * @pkt:	The packet, as it was received, right after the other
+ * @push:	Bytes of encapsulation in front of both inner packets, which must be the same as well
+ *
+ * What was found out of the other by its headers holds for this one: what they
+ * have in common is not looked at again. A peer's super-packet comes as a run of
+ * such packets.
+ *
+ * Return: true if it is part of the super-packet now; false if it must be looked at like any other
+ */
+bool merge_follow(struct merge *merge, const struct pkt *before, const struct pkt *pkt, uint32_t push)
+{
+	struct merge_super *super = &merge->supers[merge->last];
+	const uint8_t *one = pkt_at(before, 0, push + super->headers);
+	const uint8_t *other = pkt_at(pkt, 0, push + super->headers);
+	struct candidate candidate;
+
+	if (!super->is_open || !one || !other || pkt->len == push + super->headers || memcmp(one, other, push) ||
+	    !has_same_headers(one + push, other + push, super))
+		return false;
+	candidate = (struct candidate){
+		.ip = other + push,
+		.l4 = other + push + super->flow.l3len,
+		.headers = super->headers,
+		.payload = pkt->len - push - super->headers,
+	};
+	if (super->flow.proto == PROTO_TCP) {
+		candidate.seq = load32(candidate.l4 + TCP_SEQ);
+		candidate.is_last = candidate.l4[TCP_FLAGS] & TCP_FLAG_PSH;
+	}
+	if (!is_next(super, &candidate) || !has_right_sums(super, &candidate, pkt->len - push))
+		return false;
+	grow(super, &candidate);
+	return true;
 }
 
 /**

@@ -53,6 +53,7 @@ enum merge_verdict {
 
 enum merge_verdict merge_add(struct merge *merge, const struct pkt *pkt, const struct flow *flow, uint32_t peer,
 			     uint32_t *index);
+bool merge_follow(struct merge *merge, const struct pkt *before, const struct pkt *pkt, uint32_t push);
 void merge_describe(struct merge_super *super, struct vnet_hdr *vnet);
 void merge_restore(struct merge_super *super);
 void merge_take(struct merge *merge, uint32_t index);

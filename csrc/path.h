@@ -74,6 +74,7 @@ struct path {
 	struct outbox out;
 	struct merge merge;
 	struct path_packet merged[MERGE_FLOWS]; /* what each super-packet will count as */
+	bool is_joined;                         /* the last packet is part of a super-packet that is not written yet */
 	uint32_t message_bytes; /* a message of late, on average: joined ones are as long as 40 others */
 	struct underlay_batch rx;
 };

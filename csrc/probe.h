@@ -94,6 +94,8 @@ int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peer
 		    uint32_t *out_lens);
 int64_t probe_merge_tcp(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
 			uint32_t *out_lens);
+int64_t probe_merge_run(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
+			uint32_t *out_lens);
 
 /* spin; probe_spin_new() gives NULL without memory, and what it gives is for free() */
 struct spin *probe_spin_new(uint64_t limit_ns);

@@ -81,13 +81,14 @@ static uint32_t emit(uint8_t *out, const struct vnet_hdr *vnet, const struct pkt
 	return used;
 }
 
-/* Valid packets that came together, one behind the other. */
+/* Packets that came together, one behind the other. */
 struct burst {
 	uint8_t *packets; /* changed */
 	const uint32_t *lens;
 	const uint32_t *peers; /* who sent each */
 	uint32_t count;
 	bool has_udp; /* the kernel takes UDP super-packets */
+	bool is_run;  /* they are datagrams of one message, bare */
 };
 
 /**
@@ -102,6 +103,8 @@ static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
 {
 	struct merge *merge = calloc(1, sizeof(*merge));
 	uint32_t written = 0, at = 0;
+	struct pkt before = {0};
+	bool is_joined = false;
 
 	if (!merge)
 		return -1;
@@ -115,8 +118,15 @@ static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
 		struct flow flow;
 		uint32_t index = 0;
 
-		if (!is_end)
-			parse_inner(&pkt, &flow);
+		at += len;
+		if (!is_end && burst->is_run && is_joined && merge_follow(merge, &before, &pkt, 0)) {
+			before = pkt;
+			continue;
+		}
+		before = pkt;
+		is_joined = false;
+		if (!is_end && parse_inner(&pkt, &flow))
+			continue; /* rx.c drops it */
 		while (is_end ? merge->count > 0 : verdict == MERGE_BLOCKED) {
 			if (is_end)
 				index = merge->order[0];
@@ -136,7 +146,7 @@ static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
 			out_lens[written] = emit(out, &none, &pkt, NULL, 1);
 			out += out_lens[written++];
 		}
-		at += len;
+		is_joined = verdict == MERGE_BEGUN || verdict == MERGE_JOINED;
 	}
 	free(merge);
 	return written;
@@ -144,7 +154,7 @@ static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
 
 /**
  * probe_merge() - What rx.c does with packets that came together
- * @packets:	Valid packets, one behind the other; changed
+ * @packets:	Packets, one behind the other; changed
  * @lens:	Their lengths
  * @peers:	Who sent each
  * @count:	How many
@@ -156,7 +166,7 @@ static int64_t join(const struct burst *burst, uint8_t *out, uint32_t *out_lens)
 int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
 		    uint32_t *out_lens)
 {
-	const struct burst burst = {packets, lens, peers, count, true};
+	const struct burst burst = {packets, lens, peers, count, true, false};
 
 	return join(&burst, out, out_lens);
 }
@@ -175,7 +185,26 @@ int64_t probe_merge(uint8_t *packets, const uint32_t *lens, const uint32_t *peer
 int64_t probe_merge_tcp(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
 			uint32_t *out_lens)
 {
-	const struct burst burst = {packets, lens, peers, count, false};
+	const struct burst burst = {packets, lens, peers, count, false, false};
+
+	return join(&burst, out, out_lens);
+}
+
+/**
+ * probe_merge_run() - The same of packets that came as a run of datagrams of one peer
+ * @packets:	As there
+ * @lens:	As there
+ * @peers:	As there, all the same
+ * @count:	As there
+ * @out:	As there
+ * @out_lens:	As there
+ *
+ * Return: as probe_merge()
+ */
+int64_t probe_merge_run(uint8_t *packets, const uint32_t *lens, const uint32_t *peers, uint32_t count, uint8_t *out,
+			uint32_t *out_lens)
+{
+	const struct burst burst = {packets, lens, peers, count, true, true};
 
 	return join(&burst, out, out_lens);
 }

@@ -303,6 +303,7 @@ static void deliver(struct path *path, struct pkt *pkt, const struct flow *flow,
 			break;
 		write_super(path, index);
 	}
+	path->is_joined = verdict == MERGE_BEGUN || verdict == MERGE_JOINED;
 	switch (verdict) {
 	case MERGE_BEGUN:
 		path->merged[index] = *packet;
@@ -332,6 +333,7 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 	struct flow flow;
 	enum dp_drop drop;
 
+	path->is_joined = false;
 	if (meta->is_truncated)
 		return DP_DROP_TRUNCATED;
 	if (role == DP_FD_RAW4) {
@@ -356,6 +358,28 @@ static enum dp_drop process(struct path *path, enum dp_fd role, struct pkt *pkt,
 	if (!drop)
 		deliver(path, pkt, &flow, meta->run, packet);
 	return drop;
+}
+
+/**
+ * follow() - Join a packet of a run that is like the one before it, which was joined
+ * @path:	The worker's path
+ * @before:	The datagram before
+ * @datagram:	The packet's datagram
+ * @push:	Bytes in front of the inner packets
+ *
+ * Return: true if it was joined and counted; false if it must go the long way
+ */
+static bool follow(struct path *path, const struct pkt *before, const struct pkt *datagram, uint32_t push)
+{
+	struct path_packet *merged = &path->merged[path->merge.last];
+
+	/* what spoof_observe lets pass is counted packet by packet */
+	if (!path->is_joined || path->config->spoof_observe || !merge_follow(&path->merge, before, datagram, push))
+		return false;
+	merged->units++;
+	merged->bytes += datagram->len - push;
+	path->urgent++;
+	return true;
 }
 
 /**
@@ -391,24 +415,32 @@ static bool is_one_datagram(const struct pkt *whole, uint32_t push)
 static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, struct underlay_meta *meta)
 {
 	uint32_t size = meta->segment ? meta->segment : whole->len, off = 0;
+	uint32_t push = role == DP_FD_BARE4 ? 0 : VXLAN_PUSH;
+	struct pkt before = {0};
 
 	meta->run = 0;
-	if (size < whole->len && is_one_datagram(whole, role == DP_FD_BARE4 ? 0 : VXLAN_PUSH)) {
+	path->is_joined = false;
+	if (size < whole->len && is_one_datagram(whole, push)) {
 		meta->run = size;
 		size = whole->len;
 	}
 	do {
 		struct path_packet packet = {.dir = DP_RX, .peer = DP_NO_PEER, .units = 1};
 		uint32_t len = whole->len - off < size ? whole->len - off : size;
-		struct pkt pkt = pkt_init(whole->buf, whole->cap, whole->off + off, len);
-		enum dp_drop drop;
+		struct pkt datagram = pkt_init(whole->buf, whole->cap, whole->off + off, len);
 
-		packet.family = meta->family;
-		packet.addr = meta->src;
 		path_offered(path, DP_RX, 1);
-		drop = process(path, role, &pkt, meta, &packet);
-		if (drop)
-			path_drop(path, &packet, drop);
+		if (!follow(path, &before, &datagram, push)) {
+			struct pkt pkt = datagram;
+			enum dp_drop drop;
+
+			packet.family = meta->family;
+			packet.addr = meta->src;
+			drop = process(path, role, &pkt, meta, &packet);
+			if (drop)
+				path_drop(path, &packet, drop);
+		}
+		before = datagram;
 		off += len;
 	} while (off < whole->len);
 }

@@ -51,7 +51,16 @@ enum {
 
 /* UDP, RFC 768, and TCP, RFC 9293 */
 enum { UDP_LEN = 8, UDP_LENGTH = 4, UDP_CHECK = 6 };
-enum { TCP_LEN = 20, TCP_SEQ = 4, TCP_ACK = 8, TCP_DOFF = 12, TCP_FLAGS = 13, TCP_WINDOW = 14, TCP_CHECK = 16 };
+enum {
+	TCP_LEN = 20,
+	TCP_SEQ = 4,
+	TCP_ACK = 8,
+	TCP_DOFF = 12,
+	TCP_FLAGS = 13,
+	TCP_WINDOW = 14,
+	TCP_CHECK = 16,
+	TCP_URGENT = 18
+};
 enum {
 	TCP_FLAG_FIN = 1,
 	TCP_FLAG_SYN = 2,

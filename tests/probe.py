@@ -264,9 +264,16 @@ def split(data: bytes, vnet: Vnet) -> tuple[str, list[bytes]]:
 
 
 def merge(
-    packets: Sequence[bytes], peers: Sequence[int] | None = None, *, has_udp: bool = True
+    packets: Sequence[bytes],
+    peers: Sequence[int] | None = None,
+    *,
+    has_udp: bool = True,
+    is_run: bool = False,
 ) -> list[tuple[Vnet, bytes]]:
-    """What is written to the TUN of packets that came together, in order: virtio header and packet."""
+    """What is written to the TUN of packets that came together, in order: virtio header and packet.
+
+    With `is_run` they are the datagrams of one message, and merge_follow() is asked first.
+    """
     data = b"".join(packets)
     # A buffer of its own, so that the sanitizer sees every byte too far.
     buf, out = (
@@ -276,7 +283,7 @@ def merge(
     lens = ffi.new("uint32_t[]", [len(packet) for packet in packets] or [0])
     senders = ffi.new("uint32_t[]", list(peers or [1] * len(packets)) or [0])
     out_lens = ffi.new(f"uint32_t[{len(packets) or 1}]")
-    probe = lib.probe_merge if has_udp else lib.probe_merge_tcp
+    probe = lib.probe_merge_run if is_run else lib.probe_merge if has_udp else lib.probe_merge_tcp
     count = probe(buf, lens, senders, len(packets), out, out_lens)
     written = _pieces(out, out_lens, count)
     return [(Vnet(*_VNET.unpack(piece[:12])), piece[12:]) for piece in written]

@@ -61,6 +61,20 @@ def test_mixed_and_joined(cases: list[tuple[bytes, int]], chance: object, is_mix
         assert [p for p in found if flow_of(p) == flow] == [p for p in packets if flow_of(p) == flow]
 
 
+@given(super_packets(), st.data())
+@settings(max_examples=600, deadline=None)
+def test_run(case: tuple[bytes, int], data: st.DataObject) -> None:
+    """A run is joined as the same packets one by one are, also if bytes of them are different or damaged."""
+    packets = cut(*case)
+    for number in data.draw(st.sets(st.integers(0, len(packets) - 1), max_size=2)):
+        at = data.draw(st.integers(0, min(len(packets[number]), 80) - 1))
+        other = put(packets[number], at, packets[number][at] ^ 1 << data.draw(st.integers(0, 7)), 1)
+        asked = (0, 9 if packets[number][0] >> 4 == 4 else 6)  # by finish(), for what to do
+        is_damaged = data.draw(st.booleans()) or at in asked
+        packets[number] = other if is_damaged else finish(other)
+    assert merge(packets, is_run=True) == merge(packets)
+
+
 def without_id(packet: bytes) -> bytes:
     """Return a packet without its ID where DF makes that meaningless (RFC 6864)."""
     is_atomic = packet[0] >> 4 == 4 and packet[6] & 0x40

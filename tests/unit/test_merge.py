@@ -103,6 +103,14 @@ def test_what_differs_is_not_joined(second: dict[str, int | bytes]) -> None:
     assert merge(packets) == [(NONE, packet) for packet in packets]
 
 
+def test_urgent_pointer() -> None:
+    """Nor are packets whose urgent pointers differ, though without URG they mean nothing."""
+    first, second = two()
+    at = layout(second)[1] + 18
+    packets = [first, finish(put(second, at, 1))]
+    assert merge(packets) == [(NONE, packet) for packet in packets]
+
+
 def test_other_differences() -> None:
     """Nor are packets of another peer, family or port, longer ones, or IDs that jump without DF."""
     first, second = two()
@@ -182,6 +190,62 @@ def test_bounds() -> None:
     written = merge(large)
     assert [len(packet) for _, packet in written] == [40 + 64000, 40 + 16000]
     assert unpack_all(written) == large
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["TCP", "UDP"])
+@pytest.mark.parametrize("frag", [0, oracle.IP4_DF], ids=["free", "DF"])
+def test_run_is_joined_as_its_packets_are(family: int, proto: int, frag: int) -> None:
+    """Whatever bit of whatever header is another, a run becomes what its packets become one by one."""
+    packets = cut(segment(DATA[:4000], family=family, proto=proto, frag=frag, options=OPTIONS), 1000)
+    assert len(merge(packets, is_run=True)) == 1
+    own, l3len, headers = layout(packets[2])
+    asked = {0, 9 if family == 4 else 6, *([l3len + 12] if own == TCP else [])}  # by finish(), for what to do
+    for at in range(headers + 1):
+        for bit in range(8):
+            other = put(packets[2], at, packets[2][at] ^ 1 << bit, 1)
+            for changed in (other, *([] if at in asked else [finish(other)])):
+                burst = [*packets[:2], changed, packets[3]]
+                assert merge(burst, is_run=True) == merge(burst), (at, bit)
+
+
+def lie(packet: bytes, at: int, value: int) -> bytes:
+    """Return a packet with a field that lies, and checksums that are right nevertheless."""
+    _, l3len, _ = layout(packet)
+    packet = put(put(packet, at, value), 10, 0)
+    packet = put(packet, 10, oracle.checksum(packet[:l3len]))
+    old, new = (get(packet, l3len + 4), value) if at == l3len + 4 else (0, 0)
+    check_at = l3len + (16 if layout(packet)[0] == TCP else 6)
+    return put(packet, check_at, (get(packet, check_at) + old - new) % 0xFFFF)
+
+
+@pytest.mark.parametrize(
+    ("proto", "field"),
+    [(TCP, "IP length"), (UDP, "IP length"), (UDP, "UDP length"), (UDP, "no UDP checksum")],
+)
+def test_run_with_a_packet_that_lies(proto: int, field: str) -> None:
+    """Lengths of a packet of a run are looked at, and that it has a checksum."""
+    whole = segment(DATA[:3000], proto=proto, options=OPTIONS)
+    packets = cut(whole, 1000)
+    if field == "IP length":
+        packets[1] = lie(packets[1], 2, len(packets[1]) + 1)
+    elif field == "UDP length":
+        packets[1] = lie(packets[1], 24, 1000)
+    else:  # one whose sum is right although there is none
+        missing = get(packets[1], 26)
+        packets[1] = put(put(packets[1], 28, (get(packets[1], 28) + missing) % 0xFFFF), 26, 0)
+    written = merge(packets, is_run=True)
+    assert written == merge(packets)
+    assert max(len(packet) for _, packet in written) < len(whole)
+
+
+@pytest.mark.parametrize("cut_off", [1, 100, 1000])
+def test_run_with_a_packet_that_says_more_than_it_is(cut_off: int) -> None:
+    """A packet of a run that lacks bytes, or all its payload, is treated as by itself."""
+    packets = cut(segment(DATA[:3000]), 1000)
+    for shorter in (packets[1][:-cut_off], finish(packets[1][:-cut_off])):
+        burst = [packets[0], shorter, packets[2]]
+        assert merge(burst, is_run=True) == merge(burst)
 
 
 def test_flows_side_by_side() -> None:
