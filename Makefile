@@ -27,8 +27,17 @@ demo: setup ## three hosts, one of them plain kernel VXLAN, talk (KEEP=1 leaves 
 demo-down: setup ## take down what KEEP=1 left
 	@$(PYTHON) -m bench.demo down
 
+ifeq ($(ARGS),)
 test: build ## every test; root, in network namespaces
+	@status=0; \
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not soak and not alone" || status=1; \
+	echo "tests that measure time, one after the other"; \
+	$(PYTHON) -m pytest -m "alone and not soak" || status=1; \
+	exit $$status
+else
+test: build
 	@$(PYTHON) -m pytest $(ARGS)
+endif
 
 lint: setup ## ruff, mypy, clang-format, gcc's warnings, clang-tidy
 	$(PYTHON) -m ruff check .

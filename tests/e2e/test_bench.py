@@ -22,6 +22,8 @@ from bench.lab import NETNS, wait_for
 from bench.matrix import QUICK
 from bench.systems import PREFIX, remove_labs
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = [sys.executable, "-m", "dataplane", "bench"]
 

@@ -15,6 +15,8 @@ from tests.e2e import frames
 from tests.e2e.frames import US
 from tests.e2e.leased import LeasedRig, value
 
+pytestmark = pytest.mark.alone
+
 SUBNET, POD = "10.244.9.0/24", "10.244.9.5"
 CHANGES = 200
 P99_S = 0.150

@@ -18,6 +18,8 @@ import pytest
 from tests.e2e import priced
 from tests.e2e.priced import Priced
 
+pytestmark = pytest.mark.alone
+
 SERIES = 3  # that a figure may take to come within its bound
 RUNS, RUN_S = 3, 0.4
 IDLE_S, IDLE_BOUND = 0.6, 0.001
