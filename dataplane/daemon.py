@@ -91,6 +91,7 @@ class Daemon:
         self._table: Table | None = None
         self._plan: HostPlan | None = None
         self._applied: HostPlan | None = None  # last time
+        self._sure: tuple[Settings, HostPlan] | None = None  # the host is like this, as far as we heard
         self._retry: asyncio.TimerHandle | None = None
         self.is_changing = False  # to another datapath, by an end and a start
         self.report = Report(config, run_dir, self._host, self._backend)
@@ -260,6 +261,8 @@ class Daemon:
         assert reconciler is not None
         # What can fail comes first, before anything was believed.
         has_changed = any(isinstance(item, HostChanged) for item in inputs)
+        if has_changed or any(isinstance(item, Retry) for item in inputs):
+            self._sure = None
         facts = await self._host.facts() if has_changed else None
         events: list[Event] = []
         actions: list[Action] = []
@@ -303,10 +306,11 @@ class Daemon:
             self._takeover.check(settings)
             await self._backend.warm(settings, self._plan)
             await self._takeover.finish(settings, self._plan, self._table)
-        if not self._must_wait(self._plan):
+        if (settings, self._plan) != self._sure and not self._must_wait(self._plan):
             await self._backend.prepare(settings)
             self.report.leave_facts(settings)
             await self._set_up_host(self._plan)
+            self._sure = settings, self._plan
         await self._backend.carry(self._table)
         self.report.is_carrying = True
         own = self._own()

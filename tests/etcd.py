@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real etcd of one member or more on the loopback device, for tests."""
+"""A real etcd of one member or more on a loopback device, ours or that of a namespace, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.lab import wait_for
+from bench.lab import Namespace, wait_for
+from tests.gateway import TXN_MAX, Gateway
 
 START_S = 20.0
 
@@ -29,9 +30,18 @@ def free_port() -> int:
 class Member:
     """One etcd process. It can be stopped, frozen and started again on its data."""
 
-    def __init__(self, name: str, directory: Path, flags: Sequence[str], *, scheme: str = "http") -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        flags: Sequence[str],
+        *,
+        scheme: str = "http",
+        within: Namespace | None = None,
+    ) -> None:
         """Choose its ports; nothing is started."""
         self.name = name
+        self._within = within
         self.url = f"{scheme}://127.0.0.1:{free_port()}"
         self.peer_url = f"http://127.0.0.1:{free_port()}"
         self.flags = list(flags)
@@ -47,20 +57,41 @@ class Member:
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
             *("--initial-cluster", self.cluster or f"{self.name}={self.peer_url}", "--unsafe-no-fsync"),
-            *("--heartbeat-interval", "20", "--election-timeout", "200", *self.flags),
+            *("--heartbeat-interval", "20", "--election-timeout", "200", "--max-txn-ops", str(TXN_MAX)),
+            *self.flags,
         ]
+        if self._within is not None:
+            command = self._within.command(*command)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
 
     def wait_listening(self) -> None:
         """Wait until it takes connections, whatever becomes of them."""
-        port = int(self.url.rpartition(":")[2])
 
         def is_listening() -> bool:
-            with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", port)) == 0
+            try:
+                self.connect().close()
+            except ConnectionError:
+                return False
+            return True
 
         wait_for(is_listening, "etcd listens", START_S)
+
+    def connect(self) -> socket.socket:
+        """Return a connection to it."""
+        kind = socket.AF_INET, socket.SOCK_STREAM
+        sock = socket.socket(*kind) if self._within is None else self._within.socket(*kind)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def gateway(self) -> Gateway:
+        """Return a way to read and write that has nothing of our own client."""
+        return Gateway(self.connect, self.url.partition("//")[2])
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -83,12 +114,21 @@ class Etcd:
     """A cluster of members."""
 
     def __init__(
-        self, directory: Path, members: int = 1, flags: Sequence[str] = (), *, scheme: str = "http"
+        self,
+        directory: Path,
+        members: int = 1,
+        flags: Sequence[str] = (),
+        *,
+        scheme: str = "http",
+        within: Namespace | None = None,
     ) -> None:
-        """Start it, and wait until it is healthy; `flags` are etcd's."""
+        """Start it; `flags` are etcd's."""
         directory.mkdir(parents=True, exist_ok=True)
         self.control_flags: list[str] = []  # of etcdctl
-        self.members = [Member(f"m{turn}", directory, flags, scheme=scheme) for turn in range(members)]
+        self._within = within
+        self.members = [
+            Member(f"m{turn}", directory, flags, scheme=scheme, within=within) for turn in range(members)
+        ]
         cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         with ExitStack() as stack:
             for member in self.members:
@@ -109,6 +149,8 @@ class Etcd:
     def run(self, *args: str, urls: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run etcdctl."""
         command = ["etcdctl", "--endpoints", ",".join(urls or self.urls), *self.control_flags, *args]
+        if self._within is not None:
+            command = self._within.command(*command)
         environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}
         return subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
 

@@ -55,11 +55,15 @@ class LeasedDaemon(Daemon):
         for subnet, lease in peers["leases"].items():
             self.put(subnet, lease)
 
+    def store_flags(self) -> list[str]:
+        """Return the flags that name the store."""
+        return ["--store", f"sqlite://{self.store_path}"]
+
     def run_command(self) -> list[str]:
         """Return the command line of `overlayd run`."""
         command = super().run_command()
-        command[command.index("--store") + 1] = f"sqlite://{self.store_path}"
-        return command
+        place = command.index("--store")
+        return [*command[:place], *self.store_flags(), *command[place + 2 :]]
 
     @contextmanager
     def database(self) -> Iterator[Database]:
@@ -70,28 +74,45 @@ class LeasedDaemon(Daemon):
         finally:
             database.close()
 
+    def records(self) -> list[Record]:
+        """Return all that stands in the store."""
+        with self.database() as database:
+            return list(database.snapshot().records)
+
+    def store_revision(self) -> int:
+        """Return the revision of the store."""
+        with self.database() as database:
+            return database.snapshot().revision
+
     def find(self, key: str) -> Record | None:
         """Return a key as it stands in the store."""
-        with self.database() as database:
-            return next((found for found in database.snapshot().records if found.key == key), None)
+        return next((found for found in self.records() if found.key == key), None)
 
-    def _write(self, key: str, text: str, ttl_s: float | None) -> Record:
+    def write(self, key: str, text: str, ttl_s: float | None = None) -> None:
+        """Write a key, over whatever is there."""
+        found = self.find(key)
         with self.database() as database:
-            found = next((found for found in database.snapshot().records if found.key == key), None)
-            return database.put(key, text, ttl_s, 0 if found is None else found.changed)
+            database.put(key, text, ttl_s, 0 if found is None else found.changed)
+
+    def erase(self, key: str) -> None:
+        """Delete a key."""
+        found = self.find(key)
+        assert found is not None
+        with self.database() as database:
+            database.delete(key, found.changed)
 
     def put_config(self, network: dict[str, Any] | str) -> None:
         """Write the network config."""
-        self._write("config", network if isinstance(network, str) else json.dumps(network), None)
+        self.write("config", network if isinstance(network, str) else json.dumps(network))
 
-    def put(self, subnet: str, lease: dict[str, Any] | str, ttl_s: float | None = None) -> Record:
+    def put(self, subnet: str, lease: dict[str, Any] | str, ttl_s: float | None = None) -> None:
         """Write a lease, over whatever is there; a key that contains a dash is taken as it is."""
         name = subnet if "-" in subnet else subnet.replace("/", "-")
-        return self.put_raw(name, lease if isinstance(lease, str) else json.dumps(lease), ttl_s)
+        self.put_raw(name, lease if isinstance(lease, str) else json.dumps(lease), ttl_s)
 
-    def put_raw(self, name: str, text: str, ttl_s: float | None = None) -> Record:
+    def put_raw(self, name: str, text: str, ttl_s: float | None = None) -> None:
         """Write anything under any name among the leases."""
-        return self._write(f"subnets/{name}", text, ttl_s)
+        self.write(f"subnets/{name}", text, ttl_s)
 
     def smuggle(self, name: str, lease: dict[str, Any]) -> None:
         """Write a lease past all checks, as nobody should be able to."""
@@ -110,8 +131,7 @@ class LeasedDaemon(Daemon):
 
     def sync(self) -> None:
         """Wait until all that stands in the store is in force."""
-        with self.database() as database:
-            revision = database.snapshot().revision
+        revision = self.store_revision()
         wait_for(
             lambda: (self.status()["store"]["revision"] or 0) >= revision,
             f"revision {revision} in force",
@@ -120,11 +140,7 @@ class LeasedDaemon(Daemon):
 
     def delete(self, subnet: str) -> None:
         """Delete a lease."""
-        key = f"subnets/{subnet if '-' in subnet else subnet.replace('/', '-')}"
-        found = self.find(key)
-        assert found is not None
-        with self.database() as database:
-            database.delete(key, found.changed)
+        self.erase(f"subnets/{subnet if '-' in subnet else subnet.replace('/', '-')}")
 
     def peers(self) -> dict[str, dict[str, Any]]:
         """Return the peers that status lists, by subnet."""
@@ -136,7 +152,7 @@ class LeasedDaemon(Daemon):
 
     def say_to_store(self, *args: str) -> str:
         """Return what an overlayd command prints that is given the store."""
-        return self._say(self.namespace.command(*OVERLAYD, *args, "--store", f"sqlite://{self.store_path}"))
+        return self._say(self.namespace.command(*OVERLAYD, *args, *self.store_flags()))
 
     def _say(self, command: list[str]) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
@@ -172,10 +188,10 @@ class LeasedRig(Rig):
 
     daemon: LeasedDaemon
 
-    def __init__(self, directory: Path, **more: Any) -> None:
-        """Build it and start the daemon."""
+    def __init__(self, directory: Path, kind: type[LeasedDaemon] = LeasedDaemon, **more: Any) -> None:
+        """Build it and start the daemon; `kind` says on which store."""
         peers = {"network": NETWORK, "leases": LEASES}
-        super().__init__(directory, peers, FLAGS, kind=LeasedDaemon, **more)
+        super().__init__(directory, peers, FLAGS, kind=kind, **more)
 
     def route_of(self, pod: str) -> tuple[str, str]:
         """Let our pod send to another; return outer destination and inner destination MAC of what leaves."""

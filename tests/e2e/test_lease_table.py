@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sqlite store says becomes the table, and only what may: drawing in rig.py, store in leased.py."""
+"""What a store says becomes the table, and only what may: drawing in rig.py, stores in leased.py and leased_etcd.py.
+
+Every row is put into both stores: what one of them refuses the other refuses, for the same reason.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from bench.lab import wait_for
 from dataplane.model import Entry
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, FOUR, US
-from tests.e2e.leased import LEASES, NETWORK, LeasedRig, value
+from tests.e2e.leased import LEASES, NETWORK, LeasedDaemon, LeasedRig, value
+from tests.e2e.leased_etcd import EtcdLeasedDaemon
 
 NEW = "10.244.9.0/24"
 NEW_POD = "10.244.9.5"
@@ -22,12 +26,13 @@ OTHER_IP, OTHER_MAC = "198.18.0.10", "02:4f:00:00:04:0a"
 SOON_S = 1.0
 KEPT = {f"subnets/{subnet.replace('/', '-')}" for subnet in LEASES}
 TO_DUAL = (str(DUAL.ip), DUAL.mac)
+STORES: dict[str, type[LeasedDaemon]] = {"sqlite": LeasedDaemon, "etcd": EtcdLeasedDaemon}
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on the sqlite store, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node") as built:
+@pytest.fixture(scope="module", params=STORES.values(), ids=STORES.keys())
+def rig(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LeasedRig]:
+    """Yield a rig on a store, shared by the tests of this file."""
+    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", request.param) as built:
         yield built
 
 
@@ -35,10 +40,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
 def restore(rig: LeasedRig) -> Iterator[None]:
     """Leave the store as it was found."""
     yield
-    with rig.daemon.database() as database:
-        for record in database.snapshot().records:
-            if record.key != "config" and record.key not in KEPT:
-                database.delete(record.key, record.changed)
+    for record in rig.daemon.records():
+        if record.key != "config" and record.key not in KEPT:
+            rig.daemon.erase(record.key)
     for subnet, lease in LEASES.items():
         found = rig.daemon.find(f"subnets/{subnet.replace('/', '-')}")
         if found is None or json.loads(found.value or "") != lease:
@@ -144,12 +148,19 @@ def test_case_114_hostile_lease(
         found = [peer for peer in rig.daemon.status()["peers"] if peer["refused"]]
         assert [peer["id"] for peer in found] == [None]
         assert reason in found[0]["refused"]
-        assert reason in rig.daemon.say("peers", "--all")
-        assert "refused 1" in rig.daemon.say("status")
         assert reason in rig.daemon.log()
     assert rig.route_of(DUAL.pod()) == TO_DUAL
     inner, frame = frames.good("vxlan")
     rig.accepted(frame, inner)
+
+
+def test_refused_lease_is_shown(rig: LeasedRig) -> None:
+    """People are shown how many leases are refused, and which, and why."""
+    key, lease, reason = HOSTILE["the underlay"]
+    rig.daemon.smuggle(key, lease)
+    rig.daemon.sync()
+    assert str(reason) in rig.daemon.say("peers", "--all")
+    assert "refused 1" in rig.daemon.say("status")
 
 
 def test_case_112_malformed_leases(rig: LeasedRig) -> None:
