@@ -31,7 +31,7 @@ C, csrc/ (a unit is x.c and x.h):
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
     P1 flags config flannel alloc     | parse at the edge: our flags, flannel's JSON; which subnets are free
-    P1 kernels                        | which kernels are known to be broken
+    P1 kernels cni                    | which kernels are known to be broken; CNI's plugins, from subnet.env
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peers                     | sans-IO: which leases become peers
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
@@ -45,6 +45,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 report                         | what control says of itself
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
+    P5 cniconf                        | `cni-conf`
     P6 cli __main__                   | the command line
 
 No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.

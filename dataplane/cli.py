@@ -197,6 +197,13 @@ def _down(args: argparse.Namespace) -> int:
     return teardown.down(args.run_dir, args.tun_name, tuple(args.hand_over))
 
 
+def _cni_conf(args: argparse.Namespace) -> int:
+    from dataplane import cniconf
+
+    _print(cniconf.make(args, _config(args).subnet_file))
+    return 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     root = Path(__file__).resolve().parent.parent
     if not (root / "bench" / "run.py").is_file():
@@ -315,6 +322,16 @@ def _add_lease(commands: Any, argv: Sequence[str]) -> None:
         parser.add_argument("--json", action="store_true", help="for programs")
 
 
+def _add_cni_conf(commands: Any, argv: Sequence[str]) -> None:
+    text = "write the network config that CNI's bridge plugin needs, from subnet.env"
+    command = _add_command(commands, "cni-conf", text, _cni_conf)
+    _add_flags(command, argv, "cni-conf", ("subnet-file",))
+    if "cni-conf" in argv:
+        from dataplane import cniconf
+
+        cniconf.add_arguments(command)
+
+
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError(f'"{text[:20]}" is not allowed; allowed are 1 to 1000')
@@ -366,6 +383,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
             command.add_argument("--all", action="store_true", help="our own and unreadable leases too")
     _add_network(commands, argv)
     _add_lease(commands, argv)
+    _add_cni_conf(commands, argv)
     _add_bench(commands)
     down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
     _add_run_dir(down)

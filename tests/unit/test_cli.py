@@ -81,8 +81,8 @@ RUN = ("run", "--store", "file:///x")
         pytest.param((), "the command is missing; allowed are run, forwarder, status", id="nothing"),
         pytest.param(
             ("stauts",),
-            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, bench,'
-            " down (did you mean status?)",
+            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, '
+            "cni-conf, bench, down (did you mean status?)",
             id="unknown command",
         ),
         pytest.param(("a\nb",), r'command "a\nb" is unknown', id="newline"),

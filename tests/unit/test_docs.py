@@ -44,7 +44,7 @@ def walk(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, set[
 
 def commands() -> dict[str, set[str]]:
     """Return all commands with their flags."""
-    parser, _ = cli._build_parser(["run", "network", "lease"])
+    parser, _ = cli._build_parser(["run", "network", "lease", "cni-conf"])
     return dict(walk(parser, "overlayd"))
 
 
@@ -66,7 +66,7 @@ def test_every_flag_is_documented(command: str) -> None:
 
 def test_every_command_is_documented() -> None:
     """The table of commands lists each, and no other; README names them too."""
-    rows = re.findall(r"^\| `(overlayd [a-z ]+)` \|", section("Other commands"), re.MULTILINE)
+    rows = re.findall(r"^\| `(overlayd [a-z -]+)` \|", section("Other commands"), re.MULTILINE)
     assert {*rows, "overlayd run"} == set(commands())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"`overlayd {command.split()[1]}" in readme for command in commands())
