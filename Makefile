@@ -9,7 +9,7 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro bench-callgrind clean
+.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro bench-callgrind wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +66,12 @@ bench-micro: build ## the pure C units, one by one
 bench-callgrind: setup ## instructions of the hot functions beside bench/instructions.json (ARGS=--update: rewrites it)
 	@$(PYTHON) -m bench.callgrind $(ARGS)
 
+wheel: setup ## dist/overlayd-*.whl, for nodes without a compiler
+	@rm -rf build/lib.* build/bdist.* dist
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	@echo dist/*.whl
+
 clean: ## all that was built, .venv included
-	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	rm -f dataplane/_native*.so tests/_probe*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -111,7 +111,9 @@ def build_in_place(name: str, flags: list[str]) -> None:
     built = list((ROOT / package).glob(f"{stem}.*.so"))
     if built and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    ext = Extension(name, [], extra_compile_args=flags, extra_link_args=flags)
+    ext = Extension(name, [], extra_compile_args=flags, extra_link_args=flags, py_limited_api=True)
+    for old in built:  # one of another name would be imported in place of the new one
+        old.unlink()
     command = BuildNative(Distribution({"name": "overlayd", "ext_modules": [ext]}))
     command.inplace = True
     command.force = True
