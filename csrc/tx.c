@@ -111,9 +111,10 @@ static bool take_token(struct path_bucket *bucket, uint64_t now_ns, uint32_t per
 /**
  * refuse() - Tell the sender of a packet why it goes nowhere
  * @path:	The worker's path
- * @packet:	The packet, admitted to no peer, or larger than its path
+ * @packet:	The packet
+ * @drop:	Why: no peer takes it, it cannot be carried there, or is larger than its path
  */
-static void refuse(struct path *path, const struct tx_packet *packet)
+static void refuse(struct path *path, const struct tx_packet *packet, enum dp_drop drop)
 {
 	static const struct vnet_hdr nothing;
 	uint8_t buf[PKT_HEADROOM + ICMP_MAX];
@@ -122,7 +123,7 @@ static void refuse(struct path *path, const struct tx_packet *packet)
 
 	if (!take_token(path->icmp, path->now_ns, path->config->icmp_per_s, path->config->icmp_burst))
 		return;
-	if (packet->subnet)
+	if (drop == DP_DROP_TOO_BIG)
 		len = icmp_too_big(buf + PKT_HEADROOM, &packet->pkt, &packet->flow, packet->subnet->mtu);
 	else
 		len = icmp_no_route(buf + PKT_HEADROOM, &packet->pkt, &packet->flow);
@@ -435,8 +436,8 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 	}
 	if (packet->subnet)
 		counted.peer = packet->subnet->peer_id;
-	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_TOO_BIG)
-		refuse(path, packet);
+	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_NO_ENCAP || drop == DP_DROP_TOO_BIG)
+		refuse(path, packet, drop);
 	path_drop(path, &counted, drop);
 }
 

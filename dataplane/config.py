@@ -14,7 +14,7 @@ from urllib.parse import quote
 from dataplane import flags as read
 from dataplane.errors import ConfigError
 from dataplane.flags import Flag, Given
-from dataplane.model import OFFLOADS, Address, Encap, Network, Offload
+from dataplane.model import ENCAPSULATE, OFFLOADS, Address, Encap, Network, Offload
 
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path, etcd and auto"
@@ -65,6 +65,7 @@ class RunConfig:
     spoof: str = "enforce"
     vxlan_reserved: str = "drop"
     encap: tuple[Encap, ...] = ()  # besides the network's own
+    encapsulate: str | None = None  # None: the network tells
     disable: tuple[Offload, ...] = ()
     no_route: str = "icmp"
     spin_us: int = 50
@@ -193,9 +194,15 @@ FLAGS = (
     ),
     Flag("tun-name", "tun_name", "NAME", "the overlay device (default: overlay0)", read.device),
     Flag(
-        *("encap", "encap", "vxlan|ipip|udp", "accept and send this encapsulation too; repeatable"),
+        *("encap", "encap", "vxlan|ipip|udp|host-gw", "take peers of this type too; repeatable"),
         read.encap,
         is_repeatable=True,
+    ),
+    Flag(
+        *("encapsulate", "encapsulate", "|".join(ENCAPSULATE)),
+        "which peers get encapsulated packets: all, those that are not on our link, or none "
+        "(default: as the network's DirectRouting says)",
+        read.one_of(*ENCAPSULATE),
     ),
     Flag(
         *("allow-source", "allow_source", "CIDR", "accept these inner sources too; repeatable"),

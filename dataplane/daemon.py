@@ -20,8 +20,8 @@ import uvloop
 
 from dataplane import choose, journal, subnetfile, takeover, vtep
 from dataplane.backend import Backend, Settings
-from dataplane.backend.kernel import KernelBackend
-from dataplane.backend.userspace import Place, UserspaceBackend
+from dataplane.backend.switch import Switch
+from dataplane.backend.userspace import Place
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
 from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
@@ -97,9 +97,7 @@ class Daemon:
         self.report = Report(config, run_dir, self._host, self._backend)
 
     def _choose_backend(self, place: Place) -> Backend:
-        if self._config.datapath == "kernel":
-            return KernelBackend(place, self._host, lambda: self._inputs.put_nowait(HostChanged()))
-        return UserspaceBackend(place, self._host, self._fail)
+        return Switch(place, self._host, self._fail, lambda: self._inputs.put_nowait(HostChanged()))
 
     # --- life -------------------------------------------------------------------------------------
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel must know of each peer behind a VXLAN device, as netlink messages; and the same read back.
+"""What the kernel must know of each peer, as netlink messages; and the same read back.
+
+A peer behind a VXLAN device has a neighbour, a forwarding entry and an onlink route there; one that is
+reached directly has a plain route by way of its node. A route whose way changes is replaced in one step.
 
 pyroute2 builds each message from a description in Python and needs a third of a millisecond for one; a
 cluster of 10 000 nodes needs 30 000 of them at start. These are six kinds of fixed messages, packed here
@@ -9,23 +12,27 @@ cluster of 10 000 nodes needs 30 000 of them at start. These are six kinds of fi
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from dataplane.model import Address, MacAddress, Network, SubnetEntry
+from dataplane.model import Address, Encap, MacAddress, Network, SubnetEntry
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 NDMSG = struct.Struct("=BBHiHBB")  # family, pads, interface, state, flags, type
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+IFINFOMSG = struct.Struct("=BBHiII")  # family, pad, type, interface, flags, change
 ATTRIBUTE = struct.Struct("=HH")  # length, type
 
+RTM_NEWLINK = 16
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLM_F_DUMP = 0x1, 0x4, 0x100, 0x400, 0x300
 NDA_DST, NDA_LLADDR = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS = 1, 4, 5, 8
+RTAX_MTU = 2
 NUD_PERMANENT, NUD_NOARP, NTF_SELF = 0x80, 0x40, 0x02
 RTNH_F_ONLINK = 4
 MAIN_TABLE, SCOPE_UNIVERSE, RTN_UNICAST = 254, 0, 1
@@ -39,25 +46,52 @@ NEW = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
 GONE = NLM_F_REQUEST | NLM_F_ACK
 
 
+class Hop(NamedTuple):
+    """Where a route leads."""
+
+    gateway: Address
+    iface: int  # index
+    is_onlink: bool = False  # behind a VXLAN device; else the gateway is a neighbour already
+    mtu: int = 0  # bytes; 0: the device's
+
+
+class Links(NamedTuple):
+    """The devices that routes lead to."""
+
+    overlay: int  # index of a VXLAN device; 0: there is none
+    underlay: int  # index
+    direct_mtu: int = 0  # bytes that go by a plain route; 0: the underlay's
+
+
 @dataclass(slots=True)
 class Entries:
-    """What one device knows of the peers behind it."""
+    """What the kernel knows of peers whose pods are of one IP version."""
 
     neighbours: dict[Address, MacAddress] = field(default_factory=dict)  # where a subnet begins -> VTEP MAC
     forwarding: dict[MacAddress, Address] = field(default_factory=dict)  # VTEP MAC -> node
-    routes: dict[Network, Address] = field(default_factory=dict)  # subnet -> where it begins
+    routes: dict[Network, Hop] = field(default_factory=dict)
 
 
-def wanted(subnets: tuple[SubnetEntry, ...], version: int) -> Entries:
-    """Return the entries for peers whose pods are of an IP version."""
+def wanted(subnets: tuple[SubnetEntry, ...], version: int, links: Links) -> Entries:
+    """Return the entries for peers whose pods are of an IP version.
+
+    Those behind the VXLAN device stay there also when they are reached directly: who encapsulates may change
+    back at any time.
+    """
     entries = Entries()
     for entry in subnets:
-        if entry.prefix.version != version or entry.vtep_mac is None:
+        if entry.prefix.version != version:
+            continue
+        if entry.is_direct:
+            mtu = min(filter(None, (entry.mtu, links.direct_mtu)), default=0)
+            entries.routes[entry.prefix] = Hop(entry.vtep, links.underlay, mtu=mtu)
+        if not links.overlay or entry.vtep_mac is None:
             continue
         gateway = entry.prefix.network_address
         entries.neighbours[gateway] = entry.vtep_mac
         entries.forwarding[entry.vtep_mac] = entry.vtep
-        entries.routes[entry.prefix] = gateway
+        if not entry.is_direct and entry.encap is not Encap.DIRECT:
+            entries.routes[entry.prefix] = Hop(gateway, links.overlay, is_onlink=True, mtu=entry.mtu)
     return entries
 
 
@@ -93,23 +127,27 @@ def forwarding(kind: int, index: int, mac: MacAddress, node: Address) -> bytes:
     return message(kind, NEW if kind == RTM_NEWNEIGH else GONE, body)
 
 
-def route(kind: int, index: int, prefix: Network, gateway: Address) -> bytes:
-    """Return a message about an onlink route of ours in the main table."""
-    family = _family(gateway)
+def route(kind: int, prefix: Network, hop: Hop) -> bytes:
+    """Return a message about a route of ours in the main table."""
     body = RTMSG.pack(
-        *(family, prefix.prefixlen, 0, 0, MAIN_TABLE),
-        *(ROUTE_PROTOCOL, SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK),
+        *(_family(prefix.network_address), prefix.prefixlen, 0, 0, MAIN_TABLE),
+        *(ROUTE_PROTOCOL, SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if hop.is_onlink else 0),
     )
     body += _attribute(RTA_DST, prefix.network_address.packed)
-    body += _attribute(RTA_GATEWAY, gateway.packed) + _attribute(RTA_OIF, struct.pack("=i", index))
+    body += _attribute(RTA_GATEWAY, hop.gateway.packed) + _attribute(RTA_OIF, struct.pack("=i", hop.iface))
+    if hop.mtu and kind == RTM_NEWROUTE:
+        body += _attribute(RTA_METRICS, _attribute(RTAX_MTU, struct.pack("=I", hop.mtu)))
     return message(kind, NEW if kind == RTM_NEWROUTE else GONE, body)
 
 
 def difference(index: int, before: Entries, after: Entries) -> Iterator[bytes]:
-    """Yield what turns one state of a device into another: what is new in the order in which it is used."""
-    for prefix, gateway in before.routes.items():
+    """Yield what turns one state into another: what is new in the order in which it is used.
+
+    `index` is that of the VXLAN device, if there is one.
+    """
+    for prefix, hop in before.routes.items():
         if prefix not in after.routes:
-            yield route(RTM_DELROUTE, index, prefix, gateway)
+            yield route(RTM_DELROUTE, prefix, hop)
     for mac, node in before.forwarding.items():
         if mac not in after.forwarding:
             yield forwarding(RTM_DELNEIGH, index, mac, node)
@@ -119,8 +157,8 @@ def difference(index: int, before: Entries, after: Entries) -> Iterator[bytes]:
         yield neighbour(RTM_NEWNEIGH, index, address, mac)
     for mac, node in _news(before.forwarding, after.forwarding):
         yield forwarding(RTM_NEWNEIGH, index, mac, node)
-    for prefix, gateway in _news(before.routes, after.routes):
-        yield route(RTM_NEWROUTE, index, prefix, gateway)
+    for prefix, hop in _news(before.routes, after.routes):
+        yield route(RTM_NEWROUTE, prefix, hop)
 
 
 def _news(before: Mapping[K, V], after: Mapping[K, V]) -> Iterator[tuple[K, V]]:
@@ -130,10 +168,15 @@ def _news(before: Mapping[K, V], after: Mapping[K, V]) -> Iterator[tuple[K, V]]:
 # --- reading back ---------------------------------------------------------------------------------------
 
 
-def ask(kind: int, family: int) -> bytes:
-    """Return a request for all there is of a kind: RTM_GETNEIGH or RTM_GETROUTE."""
-    empty = NDMSG.pack(family, 0, 0, 0, 0, 0, 0) if kind == RTM_GETNEIGH else RTMSG.pack(family, *[0] * 8)
-    return message(kind, NLM_F_REQUEST | NLM_F_DUMP, empty)
+def ask_neighbours(family: int) -> bytes:
+    """Return a request for all neighbours, or with AF_BRIDGE all forwarding entries."""
+    return message(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, NDMSG.pack(family, 0, 0, 0, 0, 0, 0))
+
+
+def ask_routes(family: int, protocol: int = 0) -> bytes:
+    """Return a request for the routes of the main table, if the kernel is willing of one protocol alone."""
+    body = RTMSG.pack(family, 0, 0, 0, MAIN_TABLE, protocol, 0, 0, 0)
+    return message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
 def split(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -147,7 +190,8 @@ def split(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
+def attributes(body: bytes, offset: int) -> dict[int, bytes]:
+    """Return the attributes of a message that begin at an offset, by type."""
     found = {}
     while offset + ATTRIBUTE.size <= len(body):
         length, kind = ATTRIBUTE.unpack_from(body, offset)
@@ -159,10 +203,10 @@ def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
 
 
 def note(entries: Entries, index: int, kind: int, body: bytes) -> None:
-    """Take a message that says what there is; what is of other devices, or not ours, is passed over."""
+    """Take a message that says what there is: of this device, and of routes if they are ours."""
     if kind == RTM_NEWNEIGH:
         family, _, _, ifindex, state, flags, _ = NDMSG.unpack_from(body)
-        found = _attributes(body, NDMSG.size)
+        found = attributes(body, NDMSG.size)
         if ifindex != index or not state & NUD_PERMANENT or NDA_DST not in found or NDA_LLADDR not in found:
             return
         mac, address = MacAddress(found[NDA_LLADDR]), ip_address(found[NDA_DST])
@@ -171,22 +215,25 @@ def note(entries: Entries, index: int, kind: int, body: bytes) -> None:
         elif flags & NTF_SELF:
             entries.forwarding[mac] = address
     elif kind == RTM_NEWROUTE:
-        _, length, _, _, table, protocol, *_ = RTMSG.unpack_from(body)
-        found = _attributes(body, RTMSG.size)
-        is_ours = table == MAIN_TABLE and protocol == ROUTE_PROTOCOL
-        if (
-            is_ours
-            and found.get(RTA_OIF) == struct.pack("=i", index)
-            and {RTA_DST, RTA_GATEWAY} <= found.keys()
-        ):
-            prefix = ip_network((found[RTA_DST], length))
-            entries.routes[prefix] = ip_address(found[RTA_GATEWAY])
+        _, length, _, _, table, protocol, _, _, flags = RTMSG.unpack_from(body)
+        if table != MAIN_TABLE or protocol != ROUTE_PROTOCOL:
+            return
+        found = attributes(body, RTMSG.size)
+        if {RTA_DST, RTA_GATEWAY, RTA_OIF} <= found.keys():
+            metrics = attributes(found.get(RTA_METRICS, b""), 0)
+            entries.routes[ip_network((found[RTA_DST], length))] = Hop(
+                ip_address(found[RTA_GATEWAY]),
+                int.from_bytes(found[RTA_OIF], sys.byteorder),
+                bool(flags & RTNH_F_ONLINK),
+                int.from_bytes(metrics.get(RTAX_MTU, b""), sys.byteorder),
+            )
 
 
-def undoes(index: int, kind: int, body: bytes) -> bool:
-    """Tell whether a message of the kernel's says that something of this device went or changed."""
+def undoes(family: int, links: Links, kind: int, body: bytes) -> bool:
+    """Tell whether a message of the kernel's says that something we told it for a family went or changed."""
     if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-        return len(body) >= NDMSG.size and NDMSG.unpack_from(body)[3] == index
+        return len(body) >= NDMSG.size and bool(links.overlay) and NDMSG.unpack_from(body)[3] == links.overlay
     if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-        return len(body) >= RTMSG.size and RTMSG.unpack_from(body)[5] == ROUTE_PROTOCOL
-    return False
+        return len(body) >= RTMSG.size and (body[0], body[5]) == (family, ROUTE_PROTOCOL)
+    # With a link that goes down, its IPv4 routes go without a word.
+    return kind == RTM_NEWLINK and IFINFOMSG.unpack_from(body)[3] == links.underlay

@@ -39,6 +39,7 @@ class PeerRow:
     vtep_mac: MacAddress | None
     encap: str | None  # None: unreadable, and then `subnet` is the key as the store has it
     refused: str | None = None
+    reached: str | None = None  # `direct`, `vxlan`, ...; `none`: by no way; None: refused, or not known
     expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
 
 
@@ -120,6 +121,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "public_ip": _text(row.public_ip),
         "vtep_mac": _text(row.vtep_mac),
         "encap": row.encap,
+        "reached": row.reached,
         "refused": row.refused,
         "expires_in_s": row.expires_in_s,
     }

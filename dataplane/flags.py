@@ -109,9 +109,10 @@ def prefix(text: str) -> Network:
 
 def encap(text: str) -> Encap:
     """Read the name of an encapsulation."""
-    if text not in BACKENDS:
-        raise ValueError(f'"{text}": allowed are {", ".join(BACKENDS)}{suggest(text, BACKENDS)}')
-    return BACKENDS[text]
+    allowed = {name: encap for name, encap in BACKENDS.items() if encap is not Encap.NONE}
+    if text not in allowed:
+        raise ValueError(f'"{text}": allowed are {", ".join(allowed)}{suggest(text, allowed)}')
+    return allowed[text]
 
 
 def offload(text: str) -> Offload:

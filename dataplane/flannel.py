@@ -33,16 +33,29 @@ MTU_MIN, MTU_MAX = 576, 65535
 KEY_MAX = 100  # characters of a lease's key; the longest possible one has 65
 
 # Bytes of outer headers: IPv4 or IPv6, UDP, VXLAN, Ethernet; IPv4 alone; IPv4 and UDP.
-OVERHEAD = {(Encap.VXLAN, 4): 50, (Encap.VXLAN, 6): 70, (Encap.IPIP, 4): 20, (Encap.FLANNEL_UDP, 4): 28}
+OVERHEAD = {
+    (Encap.VXLAN, 4): 50,
+    (Encap.VXLAN, 6): 70,
+    (Encap.IPIP, 4): 20,
+    (Encap.FLANNEL_UDP, 4): 28,
+    (Encap.DIRECT, 4): 0,
+    (Encap.NONE, 4): 0,
+}
 
 # What no pod network may touch: this host, every host, one link, groups.
 _SPECIAL4 = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")))
 _SPECIAL6 = tuple(map(IPv6Network, ("::/127", "fe80::/10", "ff00::/8")))
 
-BACKENDS = {"vxlan": Encap.VXLAN, "ipip": Encap.IPIP, "udp": Encap.FLANNEL_UDP}
+BACKENDS = {
+    "vxlan": Encap.VXLAN,
+    "ipip": Encap.IPIP,
+    "udp": Encap.FLANNEL_UDP,
+    "host-gw": Encap.DIRECT,
+    "alloc": Encap.NONE,
+}
 BACKEND_NAMES = {encap: name for name, encap in BACKENDS.items()}
 # Known to flannel, so worth another answer than "unknown".
-OTHER_BACKENDS = ("alloc", "extension", "host-gw", "ipsec", "tencent-vpc", "wireguard")
+OTHER_BACKENDS = ("extension", "ipsec", "tencent-vpc", "wireguard")
 
 _NETWORK_FIELDS = (
     *("Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4"),
@@ -269,7 +282,7 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
     if "Type" not in fields:
         raise ValueError(f'{where}: "Type" is missing; allowed are {", ".join(BACKENDS)}')
     encap = read_encap(fields["Type"], f"{short}.Type")
-    for name in ("GBP", "Learning", "DirectRouting"):
+    for name in ("GBP", "Learning"):
         if read_bool(fields.get(name, False), f"{where}.{name}"):
             raise ValueError(f"{where}.{name}: true is not supported yet")
     if encap in PLAIN_ENCAPS and has_v6:
@@ -286,6 +299,7 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
         vni=read_int(fields.get("VNI", 1), f"{where}.VNI", 0, VNI_MAX),
         port=read_int(fields.get("Port", 0), f"{where}.Port", 0, 65535) or usual_port,
         underlay_mtu=mtu or None,
+        has_direct_routing=read_bool(fields.get("DirectRouting", False), f"{where}.DirectRouting"),
     )
 
 
@@ -352,7 +366,8 @@ def parse_lease(key: SubnetKey, data: object, where: str = "lease", *, strict: b
     vni6, mac6 = _parse_data(fields.get("BackendV6Data"), f"{where}.BackendV6Data", strict=strict)
     if vni is not None and vni6 is not None and vni != vni6:
         raise ValueError(f"{where}: BackendData has VNI {vni}, BackendV6Data {vni6}; they must be equal")
-    if encap in PLAIN_ENCAPS and (public_ip is None or key.subnet is None or key.subnet6 is not None):
+    is_plain = encap in PLAIN_ENCAPS and not says_nothing  # that may be alloc, which carries nothing at all
+    if is_plain and (public_ip is None or key.subnet is None or key.subnet6 is not None):
         name = BACKEND_NAMES[encap]
         raise ValueError(f'{where}: {name} carries IPv4 over IPv4: it needs a "PublicIP" and one IPv4 subnet')
     return Lease(key, public_ip, public_ip6, encap, mac, mac6, vni if vni is not None else vni6)

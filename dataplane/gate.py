@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from dataplane.alloc import overlap
 from dataplane.flannel import BACKEND_NAMES
 from dataplane.model import PLAIN_ENCAPS, Address, Encap, Entry, Lease, Network, NetworkConfig
+from dataplane.reach import ENCAPSULATED, Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Scene:
     held: frozenset[Address]  # of this host, besides the overlay device's own
     encaps: frozenset[Encap]  # accepted and sent
     is_leased: bool  # nodes take their subnets by the network's rules; otherwise a person wrote them
+    reach: Reach = ENCAPSULATED  # no lease is refused for it
     # What follows, worked out once and not for each lease.
     inside: tuple[Address, ...] = field(init=False, compare=False, repr=False)  # those held in the network
     own_ips: frozenset[Address] = field(init=False, compare=False, repr=False)  # held, or of our lease
@@ -82,6 +84,8 @@ def _refuse_node(lease: Lease, scene: Scene) -> str | None:
 
 
 def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
+    if scene.network.encap is Encap.NONE and lease.encap is Encap.FLANNEL_UDP:
+        return None
     if lease.encap is Encap.FLANNEL_UDP and lease.encap not in scene.encaps:
         return 'its "BackendType" is missing, or udp, which is not enabled here; see --encap'
     if lease.encap not in scene.encaps:
@@ -92,6 +96,8 @@ def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
         return "it has no VtepMAC"
     if lease.encap in PLAIN_ENCAPS and scene.own.public_ip is None:
         return f"{BACKEND_NAMES[lease.encap]} needs an IPv4 underlay, and our lease has no PublicIP"
+    if lease.encap in PLAIN_ENCAPS and (lease.public_ip is None or lease.key.subnet6 is not None):
+        return f"{BACKEND_NAMES[lease.encap]} carries IPv4 over IPv4, and it has something else"
     return None
 
 

@@ -31,15 +31,19 @@ def can_be_node(ip: Address) -> bool:
 class Encap(IntEnum):
     """How packets to a subnet cross the underlay; values of `enum dp_encap`."""
 
-    NONE = 0
+    NONE = 0  # flannel's alloc
     VXLAN = 1
     IPIP = 2
-    DIRECT = 3
-    FLANNEL_UDP = 4
+    DIRECT = 3  # flannel's host-gw
+    FLANNEL_UDP = 4  # of a lease: it says nothing of itself, as those of alloc do
 
 
 # These carry IPv4 only, over IPv4 only, and say nothing of a VTEP.
 PLAIN_ENCAPS = frozenset({Encap.IPIP, Encap.FLANNEL_UDP})
+# Of these nothing is wrapped into anything.
+BARE_ENCAPS = frozenset({Encap.NONE, Encap.DIRECT})
+# When packets to peers are encapsulated: CROSS_SUBNET is unless their node is on our link.
+ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATE = ("always", "cross-subnet", "never")
 
 
 class Offload(IntFlag):
@@ -121,6 +125,7 @@ class NetworkConfig:
     underlay_mtu: int | None = None  # Backend.MTU: replaces the interface's MTU
     subnets: SubnetRange | None = None
     subnets6: SubnetRange | None = None
+    has_direct_routing: bool = False  # Backend.DirectRouting: plain routes to nodes on our link
 
     def networks(self) -> tuple[Network, ...]:
         """The networks there are, IPv4 first."""
@@ -264,6 +269,7 @@ class SubnetEntry:
     vtep: Address
     vtep_mac: MacAddress | None
     mtu: int = 0  # bytes; 0: the device's
+    is_direct: bool = False  # a route to its node leads there; `encap` is for what comes by another way
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends many netlink messages at once and collects what the kernel says to each."""
+"""Sends many netlink messages at once and collects what the kernel says to each; and reads all there is."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from dataplane.entries import AF_BRIDGE, RTM_GETNEIGH, RTM_GETROUTE, Entries, ask, note, split
+from dataplane.entries import (
+    AF_BRIDGE,
+    ROUTE_PROTOCOL,
+    Entries,
+    ask_neighbours,
+    ask_routes,
+    difference,
+    note,
+    split,
+)
 from dataplane.errors import KernelError
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 BATCH = 400  # messages, which fit one datagram, as their answers fit the buffer
 BUFFER_BYTES = 4 << 20
 RECEIVE_BYTES = 1 << 17
@@ -53,15 +64,40 @@ def _collect(sock: socket.socket, count: int) -> None:
         raise KernelError(f"telling the kernel of peers ({os.strerror(failed)})", failed)
 
 
-def read(index: int, family: int) -> Entries:
-    """Return what the kernel knows of the peers behind a device, in one IP family."""
-    entries = Entries()
+def dump(request: bytes, *, is_filtered: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of all that the kernel has; `is_filtered`: it may leave out what is not asked for.
+
+    It filters from Linux 4.20 on; before, and for what it does not filter by, the caller must.
+    """
     with _open() as sock:
-        for request in (ask(RTM_GETNEIGH, family), ask(RTM_GETNEIGH, AF_BRIDGE), ask(RTM_GETROUTE, family)):
-            sock.sendall(request)
-            is_done = False
-            while not is_done:
-                for kind, body in split(sock.recv(RECEIVE_BYTES)):
-                    is_done |= kind in (NLMSG_DONE, NLMSG_ERROR)
-                    note(entries, index, kind, body)
+        if is_filtered:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        sock.sendall(request)
+        while True:
+            for kind, body in split(sock.recv(RECEIVE_BYTES)):
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    return
+                yield kind, body
+
+
+def read(index: int, family: int) -> Entries:
+    """Return what the kernel knows of peers in one IP family; `index` is that of a VXLAN device, or 0."""
+    entries = Entries()
+    if index:
+        for request in (ask_neighbours(family), ask_neighbours(AF_BRIDGE)):
+            for kind, body in dump(request):
+                note(entries, index, kind, body)
+    for kind, body in dump(ask_routes(family, ROUTE_PROTOCOL), is_filtered=True):
+        note(entries, index, kind, body)
     return entries
+
+
+def forget_routes() -> list[str]:
+    """Remove the routes to peers in both families; return what was removed."""
+    changes = []
+    for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
+        found = read(0, family)
+        if send(difference(0, found, Entries())):
+            changes.append(f"no IPv{version} routes to {len(found.routes)} subnets of peers")
+    return changes

@@ -15,21 +15,22 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dataplane import vxlan
+from dataplane import netbatch, vxlan, ways
+from dataplane.entries import ROUTE_PROTOCOL as PEERS_PROTOCOL
 from dataplane.errors import KernelError, RuntimeFailure
-from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice, Way
+from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice
 from dataplane.sysctls import check_sysctls, device_sysctls, set_sysctls
 
-ROUTE_PROTOCOL = 111  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
+ROUTE_PROTOCOL = ways.OWN_PROTOCOL  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
 IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
 # Packets that may wait in each queue of the device: 400 ms of 10 000 a second, while a forwarder is replaced
@@ -46,7 +47,7 @@ IFA_F_NODAD = 0x02
 # Of the netlink messages that tell of changes.
 NLMSG_HEADER = struct.Struct("=IHHII")
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
-RTMSG_PROTOCOL = NLMSG_HEADER.size + 5
+RTMSG_TABLE, RTMSG_PROTOCOL = NLMSG_HEADER.size + 4, NLMSG_HEADER.size + 5
 GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, IPv4 and IPv6 addresses and routes
 
 Result = TypeVar("Result")
@@ -76,34 +77,8 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
         for link in ipr.get_links()
     )
     names = {link.index: link.name for link in interfaces}
-    found = (_default_interface(ipr, family) for family in (socket.AF_INET, socket.AF_INET6))
-    defaults = tuple(names[index] for index in found if index in names)
-    return HostFacts(interfaces, defaults, tuple(_read_ways(ipr)))
-
-
-def _read_ways(ipr: IPRoute) -> Iterator[Way]:
-    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        for route in ipr.get_routes(family=family, table=MAIN_TABLE):
-            if route["type"] != RTN_UNICAST or route["proto"] == ROUTE_PROTOCOL:
-                continue
-            gateway = _attr(route, "RTA_GATEWAY")
-            yield Way(
-                ip_network(f"{_attr(route, 'RTA_DST') or everywhere}/{route['dst_len']}"),
-                _attr(route, "RTA_PRIORITY") or 0,
-                None if _attr(route, "RTA_MULTIPATH") else _attr(route, "RTA_OIF"),
-                None if gateway is None else ip_address(gateway),
-            )
-
-
-def _default_interface(ipr: IPRoute, family: int) -> int | None:
-    """Return the interface of the default route with the lowest metric; None if there is none."""
-    best: tuple[int, int] | None = None
-    for route in ipr.get_default_routes(family=family, table=MAIN_TABLE):
-        hops = _attr(route, "RTA_MULTIPATH")
-        index = _attr(route, "RTA_OIF") if not hops else hops[0]["oif"]
-        if index is not None:
-            best = min(best or (1 << 32, 0), (_attr(route, "RTA_PRIORITY") or 0, index))
-    return None if best is None else best[1]
+    found, defaults = ways.read()
+    return HostFacts(interfaces, tuple(names[index] for index in defaults if index in names), found)
 
 
 def _is_tun(link: Any) -> bool:
@@ -167,23 +142,17 @@ def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
 Route = tuple[Network, int, int | None, Address | None, int]
 
 
-def _own_routes(ipr: IPRoute) -> set[Route]:
-    routes: set[Route] = set()
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for message in ipr.get_routes(family=family, proto=ROUTE_PROTOCOL, table=MAIN_TABLE):
-            text = _attr(message, "RTA_DST") or ("0.0.0.0" if family == socket.AF_INET else "::")
-            source = _attr(message, "RTA_PREFSRC")
-            is_unreachable = message["type"] == RTN_UNREACHABLE
-            routes.add(
-                (
-                    ip_network(f"{text}/{message['dst_len']}"),
-                    message["type"],
-                    None if is_unreachable else _attr(message, "RTA_OIF"),
-                    None if source is None else ip_address(source),
-                    _attr(message, "RTA_PRIORITY") or 0,
-                )
-            )
-    return routes
+def _own_routes() -> set[Route]:
+    return {
+        (
+            route.prefix,
+            route.kind,
+            None if route.kind == RTN_UNREACHABLE else route.iface,
+            route.source,
+            route.metric,
+        )
+        for route in ways.list_routes(ROUTE_PROTOCOL)
+    }
 
 
 def _wanted_routes(index: int | None, plan: HostPlan) -> set[Route]:
@@ -215,13 +184,13 @@ def _route_fields(route: Route) -> dict[str, Any]:
 
 def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan) -> list[str]:
     """Have exactly the planned routes among those of our protocol; the unreachable ones come first."""
-    found, wanted = _own_routes(ipr), _wanted_routes(index, plan)
+    found, wanted = _own_routes(), _wanted_routes(index, plan)
     changed = []
     for route in sorted(wanted - found, key=lambda route: (-route[1], str(route[0]))):
         ipr.route("replace", **_route_fields(route))
         changed.append(f"route {route[0]} {'unreachable' if route[2] is None else plan.tun_name}")
     # What "replace" replaced is gone already.
-    for route in _own_routes(ipr) - wanted if found - wanted else ():
+    for route in _own_routes() - wanted if found - wanted else ():
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
     return changed
@@ -270,10 +239,10 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
         if is_ours:
             ipr.link("del", index=link["index"])
             changed.append(f"no {name}")
-    for route in _own_routes(ipr):
+    for route in _own_routes():
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
-    return changed
+    return changed + netbatch.forget_routes()
 
 
 # --- who holds a port ---------------------------------------------------------------------------------------
@@ -312,13 +281,14 @@ def _find_process(port: int) -> str | None:
 
 
 def _matters(data: bytes) -> bool:
-    """Tell whether a batch of netlink messages is about more than other people's routes."""
+    """Tell whether a batch of netlink messages is about more than what netbatch.py tells the kernel."""
     offset = 0
     while offset + NLMSG_HEADER.size <= len(data):
         length, kind, *_ = NLMSG_HEADER.unpack_from(data, offset)
         if kind not in (RTM_NEWROUTE, RTM_DELROUTE):
             return True
-        if data[offset + RTMSG_PROTOCOL] == ROUTE_PROTOCOL:
+        # How peers are reached depends on the routes of others, too.
+        if data[offset + RTMSG_TABLE] == MAIN_TABLE and data[offset + RTMSG_PROTOCOL] != PEERS_PROTOCOL:
             return True
         offset += max(NLMSG_HEADER.size, (length + 3) & ~3)
     return False
@@ -420,7 +390,7 @@ class Host:
         return check_sysctls(has_ipv6=self._has_ipv6)
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield after each change of links, addresses or our routes; several at once count as one."""
+        """Yield after each change of links, addresses or routes; several at once count as one."""
         changed = asyncio.Event()
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as sock:
             sock.bind((0, GROUPS))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
@@ -27,6 +27,7 @@ from dataplane.model import (
     Peer,
     SubnetEntry,
 )
+from dataplane.reach import list_entries
 
 GRACE_S = 60.0
 PEERS_MAX = 131072
@@ -48,6 +49,7 @@ class PeerView:
     id: int | None  # None: refused
     entry: Entry
     refused: str | None = None
+    subnets: tuple[SubnetEntry, ...] = ()  # how it is reached
 
 
 class InOrder(Generic[V]):
@@ -221,7 +223,14 @@ class Peers:
 
     def views(self) -> tuple[PeerView, ...]:
         """Return the leases of all other nodes, in the order of the store."""
-        return tuple(_view(known) for known in self._known.values() if not known.is_own)
+        return tuple(self._view(known) for known in self._known.values() if not known.is_own)
+
+    def _view(self, known: _Known) -> PeerView:
+        view = _view(known)
+        if view.id is None or self._scene is None:
+            return view
+        entries = list_entries(_lease(known), view.id, self._scene.own, self._scene.reach)
+        return replace(view, subnets=tuple(entries))
 
     def peers(self) -> tuple[Peer, ...]:
         """Return the peers in order of their ids; the same object as long as nothing changed."""
@@ -284,7 +293,7 @@ class Peers:
         self._serve(nodes, moved, now)
         for known in moved:
             if known.node is not None and known.node.id is not None:
-                entries = _table_entries(_lease(known), known.node.id, scene.own)
+                entries = list_entries(_lease(known), known.node.id, scene.own, scene.reach)
                 for claim, entry in zip(known.subnets, entries, strict=True):
                     self._subnets.put(claim, entry)
         for node in nodes.values():
@@ -469,18 +478,3 @@ def _is_own(entry: Entry, own: Lease) -> bool:
     """Return whether an entry is our own lease, as it is or as it was before its last change."""
     lease = entry.lease
     return lease is not None and lease.key == own.key and is_same_node(lease, own)
-
-
-def _table_entries(lease: Lease, peer_id: int, own: Lease) -> list[SubnetEntry]:
-    """Return the entries of a peer: each subnet over the underlay of its family, else over the other."""
-    vtep4 = None if own.public_ip is None else lease.public_ip
-    vtep6 = None if own.public_ip6 is None else lease.public_ip6
-    entries = []
-    for subnet in lease.key.subnets():
-        if subnet.version == 4:
-            vtep, mac = vtep4 or vtep6, lease.vtep_mac or lease.vtep_mac6
-        else:
-            vtep, mac = vtep6 or vtep4, lease.vtep_mac6 or lease.vtep_mac
-        assert vtep is not None  # the gate saw to that
-        entries.append(SubnetEntry(subnet, peer_id, lease.encap, vtep, mac))
-    return entries

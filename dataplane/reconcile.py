@@ -20,6 +20,7 @@ from dataplane.model import (
     Action,
     Address,
     Alarm,
+    Encap,
     Event,
     HostFacts,
     HostPlan,
@@ -39,9 +40,11 @@ from dataplane.model import (
     can_be_node,
 )
 from dataplane.peers import Peers, PeerView
+from dataplane.reach import find_reach
 from dataplane.underlay import find_told
 
 MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
+NO_DIRECT = "host-gw needs node addresses that routes can lead to:"
 NO_HOLDER = "no interface of this host has"
 ALARMS_MAX = 10  # refused leases that one pass tells of
 
@@ -158,6 +161,9 @@ class Reconciler:
         if self.underlay is None:
             self.reason = self._no_underlay(own)
             return self._raise_alarm(self.reason)
+        if self.network.encap is Encap.DIRECT and (ip := self._find_foreign(own, self.underlay)):
+            self.reason = f"{NO_DIRECT} {self.underlay.name} does not have the address {ip} of our lease"
+            return self._raise_alarm(self.reason)
         plan = self._plan(self.network, own, self.underlay)
         least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
         if plan.mtu < least:
@@ -182,6 +188,10 @@ class Reconciler:
             return told
         holder = NO_HOLDER if told is None else f"interface {told.name} does not have"
         return f"{holder} the address {own.public_ips()[0]}"
+
+    def _find_foreign(self, own: Lease, underlay: Interface) -> Address | None:
+        """Return an address of our lease that other nodes cannot route to, as it is not the underlay's."""
+        return next((ip for ip in own.public_ips() if ip not in underlay.addresses), None)
 
     def _raise_alarm(self, text: str | None) -> list[Action]:
         if text is None or text == self._alarm:
@@ -220,14 +230,18 @@ class Reconciler:
         # Link-local addresses come and go with every pod, and no lease can collide with one.
         near = frozenset(ip for ip in held if can_be_node(ip) or self.network.holds(ip))
         encaps = frozenset({self.network.encap, *self._config.encap})
-        return Scene(self.network, own, near, encaps, self._is_leased)
+        underlay = self.underlay
+        assert underlay is not None
+        reach = find_reach(self._config.encapsulate, self._facts, underlay, self.network, encaps)
+        return Scene(self.network, own, near, encaps, self._is_leased, reach)
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
         return HostPlan(
             tun_name=self._config.tun_name,
             mtu=self._mtu(network, own, underlay),
             addresses=tuple(subnet.network_address for subnet in own.key.subnets()),
-            networks=network.networks(),
+            # Nothing of the network is to lead anywhere with alloc.
+            networks=network.networks() if network.encap is not Encap.NONE else (),
         )
 
     def _mtu(self, network: NetworkConfig, own: Lease, underlay: Interface) -> int:

@@ -11,9 +11,11 @@ from dataplane.backend import Backend, Settings
 from dataplane.config import RunConfig
 from dataplane.figures import Node, PeerRow, describe
 from dataplane.leasing import Leasing
+from dataplane.model import Encap, SubnetEntry
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.peers import PeerView
+from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
@@ -133,5 +135,12 @@ def _row(view: PeerView, now: float) -> PeerRow:
         None if lease is None else lease.vtep_mac or lease.vtep_mac6,
         None if lease is None else ENCAP_NAMES[lease.encap],
         view.refused,
+        "/".join(dict.fromkeys(map(_name_reach, view.subnets))) or None,
         entry.left_s(now),
     )
+
+
+def _name_reach(entry: SubnetEntry) -> str:
+    if is_unreached(entry):
+        return ENCAP_NAMES[Encap.NONE]
+    return ENCAP_NAMES[Encap.DIRECT if entry.is_direct else entry.encap]

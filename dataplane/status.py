@@ -184,7 +184,7 @@ def _row(peer: Status) -> tuple[str, ...]:
         str(peer["subnet"]),
         str(peer["public_ip"] or "-"),
         str(peer["vtep_mac"] or "-"),
-        str(peer["encap"] or "-"),
+        str(peer.get("reached") or peer["encap"] or "-"),
         str(peer["tx_packets"]),
         str(peer["rx_packets"]),
         _remark(peer),

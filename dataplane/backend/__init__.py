@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What carries the packets, behind one small protocol; `userspace` is the forwarder, `kernel` devices of
-the kernel.
+the kernel, `routes` plain routes alone, or past the forwarder. `switch` takes the one that fits the network.
 
 The daemon calls adopt() once, and then, at start and whenever something changed, prepare(), set_up_host(),
 carry(), in this order: what can be missing or taken is found out before anything is changed.
@@ -29,6 +29,15 @@ class Settings:
     underlay6: IPv6Address | None
     vtep_mac4: MacAddress | None
     vtep_mac6: MacAddress | None
+
+    @property
+    def direct_mtu(self) -> int:
+        """What may go by a plain route, in bytes; 0: what the underlay takes.
+
+        Where some peers are behind an encapsulation, no more than by that: so connections of this host live
+        when a peer moves from one to the other, and nothing is too big for the pods' devices of the peer.
+        """
+        return self.mtu if self.mtu < self.underlay.mtu else 0
 
 
 class Backend(Protocol):

@@ -14,7 +14,10 @@ from pathlib import Path
 import dataplane
 from dataplane.control import ForwarderClient
 from dataplane.errors import NotRunning, RuntimeFailure
+from dataplane.journal import Journal
 from dataplane.rundir import RunDir, failure
+
+log = Journal("backend")
 
 START_TIMEOUT_S = 10.0
 RETRY_S = 0.01
@@ -94,3 +97,18 @@ async def wait_listening(
         await asyncio.sleep(retry_s)
         if process is None:
             retry_s = min(2 * retry_s, RETRY_MAX_S)
+
+
+async def end_forwarder(run_dir: RunDir, epoch: int) -> None:
+    """End the forwarder that an earlier datapath left here: the kernel carries the packets now."""
+    try:
+        client = ForwarderClient(run_dir.forwarder_socket, epoch)
+    except NotRunning:
+        return
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(None, client.hello)
+        await loop.run_in_executor(None, client.stop)
+        log.info("forwarder ended: the kernel carries the packets now")
+    finally:
+        client.close()

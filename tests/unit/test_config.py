@@ -42,6 +42,7 @@ VALID = (
     ("state-dir", ["/srv/state"], Path("/srv/state")),
     ("tun-name", ["overlay-123456x"], "overlay-123456x"),
     ("encap", ["ipip", "vxlan", "udp", "ipip"], (Encap.IPIP, Encap.VXLAN, Encap.FLANNEL_UDP)),
+    ("encapsulate", ["cross-subnet"], "cross-subnet"),
     (
         "allow-source",
         ["10.9.0.0/16", "fd00::/8", "10.9.0.0/16"],
@@ -125,7 +126,9 @@ INVALID = (
     ("run-dir", "run", '"run" is no absolute path'),
     ("state-dir", "./state", '"./state" is no absolute path'),
     ("state-dir", "", '"" is no absolute path'),
-    ("encap", "vxlna", '"vxlna": allowed are vxlan, ipip, udp (did you mean vxlan?)'),
+    ("encap", "vxlna", '"vxlna": allowed are vxlan, ipip, udp, host-gw (did you mean vxlan?)'),
+    ("encap", "alloc", '"alloc": allowed are vxlan, ipip, udp, host-gw'),
+    ("encapsulate", "allways", '"allways": allowed are always, cross-subnet, never (did you mean always?)'),
     ("allow-source", "10.9.0.0/33", '"10.9.0.0/33" is no network, expected for example 10.9.0.0/16'),
     ("allow-source", "10.9.1.0/16", "10.9.1.0/16 has host bits set; did you mean 10.9.0.0/16?"),
     ("allow-source", "fd00::%eth0/64", '"fd00::%eth0/64" is no network'),

@@ -113,6 +113,11 @@ def test_network_defaults() -> None:
             NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN),
             id="features off",
         ),
+        pytest.param(
+            backend(directrouting=True),
+            NetworkConfig(IPv4Network("10.244.0.0/16"), None, Encap.VXLAN, has_direct_routing=True),
+            id="DirectRouting",
+        ),
     ],
 )
 def test_network_is_read(data: object, expected: NetworkConfig) -> None:
@@ -286,7 +291,7 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
         ),
         pytest.param(
             network(Backend={"Type": "vxlna"}),
-            'Backend.Type "vxlna": allowed are vxlan, ipip, udp (did you mean vxlan?)',
+            'Backend.Type "vxlna": allowed are vxlan, ipip, udp, host-gw, alloc (did you mean vxlan?)',
             id="Type with a typing error",
         ),
         pytest.param(
@@ -295,9 +300,9 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
             id="Type like nothing",
         ),
         pytest.param(
-            network(Backend={"Type": "host-gw"}),
-            'Backend.Type "host-gw" is not supported yet: allowed are vxlan, ipip',
-            id="host-gw",
+            network(Backend={"Type": "ipsec"}),
+            'Backend.Type "ipsec" is not supported yet: allowed are vxlan, ipip',
+            id="ipsec",
         ),
         pytest.param(
             network(Backend={"Type": "wireguard"}), '"wireguard" is not supported yet', id="wireguard"
@@ -340,8 +345,8 @@ def test_network_is_read(data: object, expected: NetworkConfig) -> None:
         ),
         pytest.param(backend(MTU=65536), "Backend.MTU: 65536 is out of range", id="MTU too large"),
         pytest.param(
-            backend(DirectRouting=True),
-            "network.Backend.DirectRouting: true is not supported yet",
+            backend(DirectRouting="yes"),
+            "network.Backend.DirectRouting: expected true or false, not a string",
             id="DirectRouting",
         ),
         pytest.param(backend(GBP=True), "Backend.GBP: true is not supported yet", id="GBP"),
@@ -385,6 +390,8 @@ def test_unknown_fields_of_a_store_are_passed_over() -> None:
         pytest.param(Encap.FLANNEL_UDP, 1500, False, 1472, id="udp"),
         pytest.param(Encap.FLANNEL_UDP, 1500, True, 1472, id="udp on a node that has IPv6 too"),
         pytest.param(Encap.VXLAN, 9000, False, 8950, id="jumbo frames"),
+        pytest.param(Encap.DIRECT, 1500, True, 1500, id="host-gw"),
+        pytest.param(Encap.NONE, 1500, False, 1500, id="alloc"),
     ],
 )
 def test_overlay_mtu(encap: Encap, underlay: int, is_underlay6: bool, expected: int) -> None:

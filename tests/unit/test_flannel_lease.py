@@ -208,12 +208,14 @@ def test_lease_is_read(key: SubnetKey, data: object, expected: Lease) -> None:
             id="no BackendType",
         ),
         pytest.param(
-            lease(BackendType="host-gw"),
-            'lease.BackendType "host-gw" is not supported yet: allowed are vxlan, ipip',
-            id="host-gw",
+            lease(BackendType="wireguard"),
+            'lease.BackendType "wireguard" is not supported yet: allowed are vxlan, ipip',
+            id="wireguard",
         ),
         pytest.param(
-            lease(BackendType="ipi"), '"ipi": allowed are vxlan, ipip, udp (did you mean ipip?)', id="ipi"
+            lease(BackendType="ipi"),
+            '"ipi": allowed are vxlan, ipip, udp, host-gw, alloc (did you mean ipip?)',
+            id="ipi",
         ),
         pytest.param(
             lease(BackendData={"VNI": 1, "VtepMAC": "03:00:00:00:00:01"}),

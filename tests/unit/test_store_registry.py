@@ -431,7 +431,7 @@ VALUES = {
     "half a character": value(PublicIP="\ud83d"),
     "lines and escapes": value(PublicIP="1\n\x1b[2J\u202e\u2028\0"),
     "type missing": value(BackendType=...),
-    "type host-gw": value(BackendType="host-gw"),
+    "type ipsec": value(BackendType="ipsec"),
     "type unknown": value(BackendType="vxlan" * 9999),
     "VNI a string": with_vni('"1"'),
     "VNI a fraction": with_vni("1.0"),

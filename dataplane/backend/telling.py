@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the kernel of peers, remembers what was told, and hears what somebody else removes of it.
+
+A changed lease costs a few netlink messages. After something was removed, all is read back once and put
+right; and at first, when what an earlier run left is found, with the peers that have gone since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dataplane import entries, netbatch
+from dataplane.entries import Entries, Links
+from dataplane.journal import Journal
+from dataplane.model import Address, Network, SubnetEntry
+from dataplane.reach import is_unreached
+
+log = Journal("backend")
+
+GROUPS = 0x1 | 0x4 | 0x40 | 0x400  # links, neighbours, IPv4 and IPv6 routes
+RECEIVE_BYTES = 1 << 17
+NAMED_MAX = 10  # peers that one warning names
+
+Result = TypeVar("Result")
+
+
+async def in_thread(work: Callable[..., Result], *args: object) -> Result:
+    """Do what blocks."""
+    return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+
+@dataclass(slots=True)
+class Side:
+    """What the kernel knows of peers whose pods are of one IP version."""
+
+    version: int
+    links: Links
+    wanted: Entries = field(default_factory=Entries)
+    told: Entries | None = None  # None: to be read back
+    found: Entries | None = None  # what was there at first
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET if self.version == 4 else socket.AF_INET6
+
+
+class Unreached:
+    """Tells of peers that nothing leads to: not on our link, and not to be encapsulated."""
+
+    def __init__(self) -> None:
+        """There is none yet."""
+        self._nodes: dict[Network, Address] = {}
+
+    def take(self, subnets: Iterable[SubnetEntry]) -> None:
+        """Take what the table says; log those that are new."""
+        known = self._nodes
+        self._nodes = {entry.prefix: entry.vtep for entry in subnets if is_unreached(entry)}
+        news = [net for net in self._nodes if net not in known]
+        for net in news[:NAMED_MAX]:
+            log.warning("peer not on our link: no route", subnet=net, node=self._nodes[net])
+        if len(news) > NAMED_MAX:
+            log.warning("more peers not on our link", peers=len(news) - NAMED_MAX)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the operator should know."""
+        if not self._nodes:
+            return ()
+        names = [f"{net} of {node}" for net, node in list(self._nodes.items())[:NAMED_MAX]]
+        more = f" and {len(self._nodes) - NAMED_MAX} more" if len(self._nodes) > NAMED_MAX else ""
+        return (
+            f"no route to {', '.join(names)}{more}: not on the link of our underlay interface, "
+            "and only --encapsulate always or cross-subnet in a network of vxlan, ipip or udp goes further",
+        )
+
+
+class Teller:
+    """Keeps the kernel's entries of peers as they must be."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when somebody removed what we told the kernel."""
+        self._on_change = on_change
+        self._watch: socket.socket | None = None
+        self._sides: tuple[Side, ...] = ()
+
+    def have(self, sides: Mapping[int, Side]) -> None:
+        """Keep these sides from now on."""
+        self._sides = tuple(sides.values())
+        self._start_hearing()
+
+    async def look(self, side: Side) -> bool:
+        """Read back what may be different now; return whether it is."""
+        if side.told is not None:
+            return False
+        side.told = await in_thread(netbatch.read, side.links.overlay, side.family)
+        if side.found is None:
+            side.found = side.told
+        return side.told != side.wanted
+
+    async def tell(self, side: Side, wanted: Entries) -> int:
+        """Tell the kernel what it does not know, and to forget the rest; return the number of messages."""
+        side.wanted = wanted
+        before, side.told = side.told or Entries(), None
+        if before == wanted:
+            side.told = wanted
+            return 0
+        self._stop_hearing()
+        try:
+            messages = entries.difference(side.links.overlay, before, wanted)
+            count = await in_thread(netbatch.send, messages)
+            self._drain()  # what we have done ourselves is no news
+            side.told = wanted
+        finally:
+            self._start_hearing()
+        return count
+
+    # --- what somebody else does ----------------------------------------------------------------------
+
+    def _start_hearing(self) -> None:
+        if self._watch is None:
+            self._watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            self._watch.bind((0, GROUPS))
+        asyncio.get_running_loop().add_reader(self._watch, self._hear)
+
+    def _stop_hearing(self) -> None:
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch)
+
+    def _hear(self) -> None:
+        if self._drain():
+            self._on_change()
+
+    def _drain(self) -> bool:
+        """Take what the kernel tells; return whether anything of ours may be different now."""
+        has_changed = False
+        while self._watch is not None:
+            try:
+                data = self._watch.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:  # ENOBUFS: some were lost, so look at everything
+                has_changed = self._doubt(self._sides) or has_changed
+                continue
+            for kind, body in entries.split(data):
+                sides = [side for side in self._sides if entries.undoes(side.family, side.links, kind, body)]
+                has_changed = self._doubt(sides) or has_changed
+        return has_changed
+
+    def _doubt(self, sides: Iterable[Side]) -> bool:
+        found = list(sides)
+        for side in found:
+            side.told = None
+        return bool(found)
+
+    def close(self) -> None:
+        """Let go: the kernel keeps what it was told. May be called again."""
+        self._stop_hearing()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
