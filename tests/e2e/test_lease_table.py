@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a store says becomes the table, and only what may: drawing in rig.py, stores in leased.py and leased_etcd.py.
+"""What a store says becomes the table, and only what may: drawing in rig.py, stores in leased*.py.
 
 Every row is put into both stores: what one of them refuses the other refuses, for the same reason.
 """
@@ -29,7 +29,7 @@ TO_DUAL = (str(DUAL.ip), DUAL.mac)
 STORES: dict[str, type[LeasedDaemon]] = {"sqlite": LeasedDaemon, "etcd": EtcdLeasedDaemon}
 
 
-@pytest.fixture(scope="module", params=STORES.values(), ids=STORES.keys())
+@pytest.fixture(scope="module", params=list(STORES.values()), ids=list(STORES))
 def rig(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LeasedRig]:
     """Yield a rig on a store, shared by the tests of this file."""
     with LeasedRig(tmp_path_factory.mktemp("leased") / "node", request.param) as built:
