@@ -49,7 +49,7 @@ GONE = NLM_F_REQUEST | NLM_F_ACK
 class Hop(NamedTuple):
     """Where a route leads."""
 
-    gateway: Address
+    gateway: Address | None  # None: on the device itself
     iface: int  # index
     is_onlink: bool = False  # behind a VXLAN device; else the gateway is a neighbour already
     mtu: int = 0  # bytes; 0: the device's
@@ -134,7 +134,9 @@ def route(kind: int, prefix: Network, hop: Hop) -> bytes:
         *(ROUTE_PROTOCOL, SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if hop.is_onlink else 0),
     )
     body += _attribute(RTA_DST, prefix.network_address.packed)
-    body += _attribute(RTA_GATEWAY, hop.gateway.packed) + _attribute(RTA_OIF, struct.pack("=i", hop.iface))
+    if hop.gateway is not None:
+        body += _attribute(RTA_GATEWAY, hop.gateway.packed)
+    body += _attribute(RTA_OIF, struct.pack("=i", hop.iface))
     if hop.mtu and kind == RTM_NEWROUTE:
         body += _attribute(RTA_METRICS, _attribute(RTAX_MTU, struct.pack("=I", hop.mtu)))
     return message(kind, NEW if kind == RTM_NEWROUTE else GONE, body)
@@ -158,7 +160,20 @@ def difference(index: int, before: Entries, after: Entries) -> Iterator[bytes]:
     for mac, node in _news(before.forwarding, after.forwarding):
         yield forwarding(RTM_NEWNEIGH, index, mac, node)
     for prefix, hop in _news(before.routes, after.routes):
-        yield route(RTM_NEWROUTE, prefix, hop)
+        yield from _lead(prefix, before.routes.get(prefix), hop)
+
+
+def _lead(prefix: Network, before: Hop | None, hop: Hop) -> Iterator[bytes]:
+    """Yield what leads a prefix elsewhere, in one step."""
+    change = route(RTM_NEWROUTE, prefix, hop)
+    if prefix.version == 4 or not hop.is_onlink or before is None or before.iface == hop.iface:
+        yield change
+        return
+    # IPv6 takes no gateway on one device to which another route leads, even if that is the one to go.
+    spot, way = ip_network(prefix.network_address), Hop(None, hop.iface)
+    yield route(RTM_NEWROUTE, spot, way)
+    yield change
+    yield route(RTM_DELROUTE, spot, way)
 
 
 def _news(before: Mapping[K, V], after: Mapping[K, V]) -> Iterator[tuple[K, V]]:

@@ -130,6 +130,8 @@ def find_identity(
     if network.encap in PLAIN_ENCAPS and ip4 is None:
         name = BACKEND_NAMES[network.encap]
         return f"{name} needs an IPv4 underlay, and interface {link.name} has no IPv4 address; give --iface"
+    if network.encap is Encap.NONE:
+        return Identity(ip4, ip6, Encap.FLANNEL_UDP)  # as little as that one says
     if network.encap is not Encap.VXLAN or macs is None:
         return Identity(ip4, ip6, network.encap)
     mac4, mac6 = macs

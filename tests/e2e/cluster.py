@@ -61,6 +61,18 @@ class EtcdDaemon(Daemon):
         super().close()
 
 
+def set_up_router(router: Namespace) -> None:
+    """Give the router its links."""
+    skip_dad(router)
+    router.ip("link set lo up\n")
+    router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    for link, (number, octet) in LINKS.items():
+        router.ip(
+            f"link add {link} type bridge\nlink set {link} up\naddr add 192.0.2.{octet}/25 dev {link}\n"
+            f"addr add 2001:db8:{number}::fe/64 dev {link} nodad\n"
+        )
+
+
 class Host:
     """A node of the cluster: its namespace on the underlay, and one of a pod behind it."""
 
@@ -129,14 +141,7 @@ class Cluster:
 
     def _build(self, stack: ExitStack) -> None:
         self.router = self._namespace(stack, "router")
-        skip_dad(self.router)
-        self.router.ip("link set lo up\n")
-        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        for link, (number, octet) in LINKS.items():
-            self.router.ip(
-                f"link add {link} type bridge\nlink set {link} up\naddr add 192.0.2.{octet}/25 dev {link}\n"
-                f"addr add 2001:db8:{number}::fe/64 dev {link} nodad\n"
-            )
+        set_up_router(self.router)
         self.hosts: dict[str, Host] = {}
         for name in SEATS:
             host = self.hosts[name] = Host(self.prefix, name, self.router)
