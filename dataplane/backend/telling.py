@@ -104,10 +104,11 @@ class Teller:
     async def tell(self, side: Side, wanted: Entries) -> int:
         """Tell the kernel what it does not know, and to forget the rest; return the number of messages."""
         side.wanted = wanted
-        before, side.told = side.told or Entries(), None
+        await self.look(side)  # somebody meddled since
+        before = side.told or Entries()
         if before == wanted:
-            side.told = wanted
             return 0
+        side.told = None
         self._stop_hearing()
         try:
             messages = entries.difference(side.links.overlay, before, wanted)

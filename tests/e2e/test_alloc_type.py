@@ -14,7 +14,7 @@ MTU = 1500
 
 
 def test_alloc(tmp_path: Path) -> None:
-    """A node of alloc has a lease and subnet.env with the underlay's MTU, nothing else, and refuses nobody."""
+    """A node of alloc has a lease and subnet.env with the underlay's MTU, no more, and refuses nobody."""
     network = {**NETWORK, "Backend": {"Type": "alloc"}}
     built = Linked(tmp_path, network, {"a": (), "e": ()})
     try:
