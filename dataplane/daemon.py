@@ -106,6 +106,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         async with AsyncExitStack() as stack:
+            stack.enter_context(subnetfile.claim(self._config.subnet_file))
             store = open_store(self._config)
             stack.push_async_callback(store.close)
             stack.push_async_callback(self._host.close)
@@ -310,6 +311,9 @@ class Daemon:
             await self._set_up_host(self._plan)
             self._sure = settings, self._plan
         await self._backend.carry(self._table)
+        if self.report.former_tun != self._config.tun_name:
+            await self._host.remove(self.report.former_tun)
+            self.report.former_tun = self._config.tun_name
         self.report.is_carrying = True
         own = self._own()
         if own is not None and subnetfile.write(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.alloc import Choose, belongs, claims, fits, pick_key
@@ -150,6 +150,10 @@ class Lessee:
     def trouble(self) -> str | None:
         """Why the store did not do what we wanted last; None if it did."""
         return self._trouble
+
+    def known(self, name: str) -> Entry | None:
+        """Return what stands in the store under a name, as far as we have heard."""
+        return self._entries.get(name)
 
     def find_own(self, held: frozenset[Address]) -> Lease | None:
         """Return our lease; before we have one, the oldest that has an address of this host, if any."""
@@ -368,6 +372,9 @@ class Lessee:
         if current.lease is None:  # rubbish is no other node's
             self._waiting = f"our lease of {own.name} was overwritten with rubbish; taking it back"
             return PutLease(wanted, self._ttl_s, current.changed)
+        if current.expires_s == math.inf:  # somebody else wrote it for us, and nobody tells when it ends
+            current = replace(current, expires_s=now + self._ttl_s)
+            self._entries.put(current)
         self._own = current
         due = self.renews_s()
         if current.lease != wanted or (due is not None and due <= now):

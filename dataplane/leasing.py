@@ -14,6 +14,7 @@ from dataplane.flannel import format_key
 from dataplane.lease import WAITING, Lessee, Operation, PutLease
 from dataplane.model import (
     Encap,
+    Entry,
     Event,
     HostFacts,
     Lease,
@@ -47,6 +48,7 @@ class Leasing:
         self._macs: tuple[MacAddress, MacAddress] | None = None  # for IPv4 and for IPv6 pods
         self._wake = asyncio.Event()
         self._has_taken = False  # a subnet that was free before
+        self._adopted: Entry | None = None  # the lease that stood where we wrote ours first
 
     # --- what is told -----------------------------------------------------------------------------
 
@@ -136,12 +138,20 @@ class Leasing:
                 await self._pause(self._lessee.wake_s(now))
 
     async def undo(self) -> None:
-        """Take back a start that failed: a subnet that nobody had before is free again."""
-        entry = self._lessee.own
-        if entry is None or not self._has_taken:
+        """Take back a start that failed: the store says of our subnet what it said before, if anything.
+
+        Whoever it was that had the lease with our address may be at work still: flannel, or another daemon.
+        """
+        entry, before = self._lessee.own, self._adopted
+        if entry is None:
             return
         try:
-            await self._store.delete(entry.name, entry.changed)
+            if self._has_taken:
+                await self._store.delete(entry.name, entry.changed)
+            elif before is not None and before.lease is not None and before.lease != entry.lease:
+                ttl_s = None if before.expires_s is None else float(self._config.lease_ttl_s)
+                await self._store.put(before.lease, ttl_s, entry.changed)
+                log.warning("the lease says again what it said before", lease=entry.name)
         except RuntimeFailure as err:
             log.warning("the lease stays", lease=entry.name, error=err)
 
@@ -170,6 +180,8 @@ class Leasing:
         try:
             if isinstance(operation, PutLease):
                 before = self._lessee.own
+                if before is None and operation.expected:
+                    self._adopted = self._lessee.known(name)
                 entry = await self._store.put(operation.lease, operation.ttl_s, operation.expected)
                 self._lessee.written(entry)
                 self._has_taken |= before is None and operation.expected == 0

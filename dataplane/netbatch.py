@@ -22,6 +22,7 @@ from dataplane.entries import (
     split,
 )
 from dataplane.errors import KernelError
+from dataplane.model import Network
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
@@ -81,8 +82,12 @@ def dump(request: bytes, *, is_filtered: bool = False) -> Iterator[tuple[int, by
                 yield kind, body
 
 
-def read(index: int, family: int) -> Entries:
-    """Return what the kernel knows of peers in one IP family; `index` is that of a VXLAN device, or 0."""
+def read(index: int, family: int, networks: tuple[Network, ...]) -> Entries:
+    """Return what the kernel knows of our peers in one IP family.
+
+    They are those behind the VXLAN device `index`, if it is not 0, and those in our networks: the plain
+    routes of other daemons of this host look like ours.
+    """
     entries = Entries()
     if index:
         for request in (ask_neighbours(family), ask_neighbours(AF_BRIDGE)):
@@ -90,14 +95,22 @@ def read(index: int, family: int) -> Entries:
                 note(entries, index, kind, body)
     for kind, body in dump(ask_routes(family, ROUTE_PROTOCOL), is_filtered=True):
         note(entries, index, kind, body)
+    strange = [net for net, hop in entries.routes.items() if hop.iface != index and not is_in(net, networks)]
+    for net in strange:
+        del entries.routes[net]
     return entries
 
 
-def forget_routes() -> list[str]:
-    """Remove the routes to peers in both families; return what was removed."""
+def is_in(net: Network, networks: tuple[Network, ...]) -> bool:
+    """Return whether a subnet is part of one of some networks."""
+    return any(net.version == wide.version and net.subnet_of(wide) for wide in networks)  # type: ignore[arg-type]
+
+
+def forget_routes(networks: tuple[Network, ...]) -> list[str]:
+    """Remove the routes to peers in some networks; return what was removed."""
     changes = []
     for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-        found = read(0, family)
+        found = read(0, family, networks)
         if send(difference(0, found, Entries())):
             changes.append(f"no IPv{version} routes to {len(found.routes)} subnets of peers")
     return changes

@@ -3,8 +3,9 @@
 
 pyroute2 does not run on a uvloop loop, so it has a thread of its own, and a selector loop there; Host hands
 every call to that thread. Only what differs is written: where all is as it must be, `ip monitor` is silent.
-Everything overlayd makes carries its route protocol number or hangs on its device, and nothing else is
-ever changed or removed.
+Everything overlayd makes hangs on its device, or carries its route protocol number and a metric that stands
+for the name of its device: each of several daemons of one host knows its own. Nothing else is ever changed or
+removed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import errno
 import os
 import socket
 import struct
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface
@@ -31,7 +33,7 @@ from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, Su
 from dataplane.sysctls import check_sysctls, device_sysctls, set_sysctls
 
 ROUTE_PROTOCOL = ways.OWN_PROTOCOL  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
-UNREACHABLE_METRIC = 0xFF000000  # behind every other route to the network
+UNREACHABLE_METRIC, USUAL_NAME = 0xFF000000, b"overlay0"  # behind every other route to the network
 IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
 # Packets that may wait in each queue of the device: 400 ms of 10 000 a second, while a forwarder is replaced
 # on a busy machine. Beside bulk TCP 256 gave the same latency; who fills a queue waits behind himself alone.
@@ -142,16 +144,18 @@ def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
 Route = tuple[Network, int, int | None, Address | None, int]
 
 
-def _own_routes() -> set[Route]:
+def unreachable_metric(tun_name: str) -> int:
+    """Return the metric of unreachable routes of the daemon whose device this is: they have no device."""
+    return UNREACHABLE_METRIC | (zlib.crc32(tun_name.encode()) ^ zlib.crc32(USUAL_NAME)) & 0xFFFFFF
+
+
+def _own_routes(index: int | None, tun_name: str) -> set[Route]:
+    """Return the routes of our protocol by way of our device, and those that are unreachable behind it."""
+    metric = unreachable_metric(tun_name)
     return {
-        (
-            route.prefix,
-            route.kind,
-            None if route.kind == RTN_UNREACHABLE else route.iface,
-            route.source,
-            route.metric,
-        )
+        (route.prefix, route.kind, route.iface, route.source, route.metric)
         for route in ways.list_routes(ROUTE_PROTOCOL)
+        if (route.metric == metric if route.kind == RTN_UNREACHABLE else route.iface == (index or -1))
     }
 
 
@@ -159,7 +163,7 @@ def _wanted_routes(index: int | None, plan: HostPlan) -> set[Route]:
     sources = {ip.version: ip for ip in plan.addresses}
     routes: set[Route] = set()
     for net in plan.networks:
-        routes.add((net, RTN_UNREACHABLE, None, None, UNREACHABLE_METRIC))
+        routes.add((net, RTN_UNREACHABLE, None, None, unreachable_metric(plan.tun_name)))
         if index is not None and net.version in sources:
             metric = 0 if net.version == 4 else IPV6_METRIC
             routes.add((net, RTN_UNICAST, index, sources[net.version], metric))
@@ -183,14 +187,14 @@ def _route_fields(route: Route) -> dict[str, Any]:
 
 
 def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan) -> list[str]:
-    """Have exactly the planned routes among those of our protocol; the unreachable ones come first."""
-    found, wanted = _own_routes(), _wanted_routes(index, plan)
+    """Have exactly the planned routes among those that are ours; the unreachable ones come first."""
+    found, wanted = _own_routes(index, plan.tun_name), _wanted_routes(index, plan)
     changed = []
     for route in sorted(wanted - found, key=lambda route: (-route[1], str(route[0]))):
         ipr.route("replace", **_route_fields(route))
         changed.append(f"route {route[0]} {'unreachable' if route[2] is None else plan.tun_name}")
     # What "replace" replaced is gone already.
-    for route in _own_routes() - wanted if found - wanted else ():
+    for route in _own_routes(index, plan.tun_name) - wanted if found - wanted else ():
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
     return changed
@@ -231,7 +235,7 @@ def _set_up_vxlan(ipr: IPRoute, plan: HostPlan) -> list[str]:
     return changed
 
 
-def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
+def _remove(ipr: IPRoute, tun_name: str, networks: tuple[Network, ...]) -> list[str]:
     changed = []
     for link in ipr.get_links():
         name = str(_attr(link, "IFLA_IFNAME"))
@@ -239,10 +243,10 @@ def _remove(ipr: IPRoute, tun_name: str) -> list[str]:
         if is_ours:
             ipr.link("del", index=link["index"])
             changed.append(f"no {name}")
-    for route in _own_routes():
+    for route in _own_routes(None, tun_name):
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
         changed.append(f"no route {route[0]}")
-    return changed + netbatch.forget_routes()
+    return changed + netbatch.forget_routes(networks)
 
 
 # --- who holds a port ---------------------------------------------------------------------------------------
@@ -349,7 +353,10 @@ class Host:
         except KernelError as err:
             if err.errno in (errno.EOPNOTSUPP, errno.ENODEV):
                 return "the kernel has no VXLAN devices; try: modprobe vxlan"
-            return f"the kernel makes no VXLAN device: {os.strerror(err.errno)}"
+            if err.errno != errno.EEXIST:  # somebody else looks just now, or was interrupted
+                return f"the kernel makes no VXLAN device: {os.strerror(err.errno)}"
+        with contextlib.suppress(KernelError):  # who else looks may have been quicker
+            await self._call(vxlan.remove, vxlan.PROBE)
         return None
 
     async def make_vxlan(self, device: VxlanDevice, address: Address | None = None) -> None:
@@ -373,9 +380,9 @@ class Host:
         """Set a VXLAN device up, and lead the subnets of peers there."""
         await self._call(vxlan.go, name, peers)
 
-    async def remove(self, tun_name: str) -> list[str]:
-        """Remove our routes, and the device if it is a TUN; return what was removed."""
-        return await self._call(_remove, tun_name)
+    async def remove(self, tun_name: str, networks: tuple[Network, ...] = ()) -> list[str]:
+        """Remove our device and routes, of those to peers the ones to networks; return what was removed."""
+        return await self._call(_remove, tun_name, networks)
 
     def port_holder(self, port: int) -> str | None:
         """Say who holds a UDP port; None if nobody can be found."""

@@ -36,6 +36,8 @@ class Report:
             "tun": config.tun_name,
             "store": {"url": config.store},
         }
+        former = run_dir.read_facts().get("tun")
+        self.former_tun = former if isinstance(former, str) else config.tun_name  # of the last run
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
@@ -54,6 +56,7 @@ class Report:
             "encap": ENCAP_NAMES[settings.network.encap],
             "subnet": None if own is None else str(own.key),
             "datapath_reason": self._config.datapath_reason,
+            "networks": [str(net) for net in settings.network.networks()],
             "vni": settings.network.vni,
             "port": settings.network.port,
             "mtu": settings.mtu,

@@ -18,9 +18,11 @@ import json
 import os
 import socket
 import stat
+from ipaddress import ip_network
 from pathlib import Path
 
 from dataplane.errors import ConfigError, RuntimeFailure
+from dataplane.model import Network
 
 SOCKET_PATH_MAX = 107  # bytes of sun_path without its final NUL
 FILES = (
@@ -80,10 +82,10 @@ def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
 
 
 class Lock:
-    """An flock on a file in the run directory, released by close() or by the death of the process."""
+    """An flock on a file, released by close() or by the death of the process."""
 
-    def __init__(self, path: Path, owner: str) -> None:
-        """Take the lock, or raise RuntimeFailure that says who has it; `owner` names what it stands for."""
+    def __init__(self, path: Path, owner: str, what: str = "") -> None:
+        """Take the lock, or raise RuntimeFailure that says which `owner` has it, and does `what`."""
         while True:
             try:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -94,7 +96,7 @@ class Lock:
             except BlockingIOError:
                 pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 self.close()
-                raise RuntimeFailure(f"another {owner} (pid {pid}) owns {path.parent}") from None
+                raise RuntimeFailure(f"another {owner} (pid {pid}) {what or f'owns {path.parent}'}") from None
             # `overlayd down` may have removed the file between open and flock: then this is nobody's lock.
             if path.exists() and os.path.samestat(os.fstat(self._fd), path.stat()):
                 break
@@ -175,6 +177,14 @@ class RunDir:
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
+
+    def read_networks(self) -> tuple[Network, ...]:
+        """Return the networks of the last `overlayd run`, as far as it left word of them."""
+        found = self.read_facts().get("networks")
+        try:
+            return tuple(ip_network(text) for text in found) if isinstance(found, list) else ()
+        except ValueError:
+            return ()
 
     def remove(self) -> None:
         """Remove our files, and the directory if nothing else is in it."""

@@ -3,16 +3,37 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dataplane import journal
 from dataplane.flannel import format_subnet_env, parse_subnet_env
 from dataplane.model import NetworkConfig, SubnetKey
-from dataplane.rundir import failure, write_atomically
+from dataplane.rundir import Lock, failure, write_atomically
 
 MODE = 0o644  # whatever the umask is: plugins of other users read it
 
 log = journal.Journal("subnetfile")
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Be the one that writes the file; another daemon of this host, with another network, has its own."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError:
+        pass
+    if not os.access(path.parent, os.W_OK):  # who cannot write it need not be kept from it
+        yield
+        return
+    with Lock(lock, "overlayd run", f"writes {path}. Choose another --subnet-file"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def read_previous(path: Path) -> SubnetKey | None:

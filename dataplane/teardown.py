@@ -69,7 +69,7 @@ async def _take_down(run_dir: RunDir, tun_name: str, plans: list[HandOver]) -> N
             client.hello()
             client.stop()
             client.close()
-        await host.remove(tun_name)  # first: IPv6 takes no route by way of what another one leads to
+        await host.remove(tun_name, run_dir.read_networks())  # first: IPv6 takes no route by way of what another one leads to
         await handover.finish(host, plans)
     finally:
         await host.close()

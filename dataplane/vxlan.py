@@ -80,10 +80,8 @@ def remove(ipr: Any, name: str) -> None:
 
 
 def probe(ipr: Any) -> None:
-    """Make and remove a device, to see whether the kernel can; netlink's error says why not."""
-    remove(ipr, PROBE)  # of a probe that was interrupted
+    """Make a device, to see whether the kernel can; netlink's error says why not."""
     ipr.link("add", ifname=PROBE, kind="vxlan", vxlan_id=PROBE_VNI, vxlan_port=9, vxlan_learning=0)
-    remove(ipr, PROBE)
 
 
 def make(ipr: Any, device: VxlanDevice, address: Address | None) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,22 +28,27 @@ def free_port() -> int:
         return port
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where an etcd listens, and in which namespace; etcdctl runs beside it."""
+
+    scheme: str = "http"
+    address: str = "127.0.0.1"
+    within: Namespace | None = None
+
+    def command(self, *args: str) -> list[str]:
+        """Return the command line that runs a program there."""
+        return list(args) if self.within is None else self.within.command(*args)
+
+
 class Member:
     """One etcd process. It can be stopped, frozen and started again on its data."""
 
-    def __init__(
-        self,
-        name: str,
-        directory: Path,
-        flags: Sequence[str],
-        *,
-        scheme: str = "http",
-        within: Namespace | None = None,
-    ) -> None:
+    def __init__(self, name: str, directory: Path, flags: Sequence[str], seat: Seat) -> None:
         """Choose its ports; nothing is started."""
         self.name = name
-        self._within = within
-        self.url = f"{scheme}://127.0.0.1:{free_port()}"
+        self.seat = seat
+        self.url = f"{seat.scheme}://{seat.address}:{free_port()}"
         self.peer_url = f"http://127.0.0.1:{free_port()}"
         self.flags = list(flags)
         self.cluster = ""
@@ -60,8 +66,7 @@ class Member:
             *("--heartbeat-interval", "20", "--election-timeout", "200", "--max-txn-ops", str(TXN_MAX)),
             *self.flags,
         ]
-        if self._within is not None:
-            command = self._within.command(*command)
+        command = self.seat.command(*command)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
 
@@ -80,7 +85,8 @@ class Member:
     def connect(self) -> socket.socket:
         """Return a connection to it."""
         kind = socket.AF_INET, socket.SOCK_STREAM
-        sock = socket.socket(*kind) if self._within is None else self._within.socket(*kind)
+        within = self.seat.within
+        sock = socket.socket(*kind) if within is None else within.socket(*kind)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(("127.0.0.1", int(self.url.rpartition(":")[2])))
@@ -119,16 +125,13 @@ class Etcd:
         members: int = 1,
         flags: Sequence[str] = (),
         *,
-        scheme: str = "http",
-        within: Namespace | None = None,
+        seat: Seat | None = None,
     ) -> None:
         """Start it; `flags` are etcd's."""
         directory.mkdir(parents=True, exist_ok=True)
         self.control_flags: list[str] = []  # of etcdctl
-        self._within = within
-        self.members = [
-            Member(f"m{turn}", directory, flags, scheme=scheme, within=within) for turn in range(members)
-        ]
+        self.seat = seat or Seat()
+        self.members = [Member(f"m{turn}", directory, flags, self.seat) for turn in range(members)]
         cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         with ExitStack() as stack:
             for member in self.members:
@@ -148,9 +151,8 @@ class Etcd:
 
     def run(self, *args: str, urls: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run etcdctl."""
-        command = ["etcdctl", "--endpoints", ",".join(urls or self.urls), *self.control_flags, *args]
-        if self._within is not None:
-            command = self._within.command(*command)
+        endpoints = ("--endpoints", ",".join(urls or self.urls))
+        command = self.seat.command("etcdctl", *endpoints, *self.control_flags, *args)
         environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}
         return subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
 

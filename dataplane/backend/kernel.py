@@ -8,16 +8,18 @@ same: a route that moves from one to the other is replaced in one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from dataplane import entries, vxlan
 from dataplane.backend import Settings
 from dataplane.backend.process import end_forwarder
-from dataplane.backend.telling import Side, Teller, Unreached
+from dataplane.backend.sockets import port_taken
+from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
 from dataplane.backend.userspace import Place
 from dataplane.entries import Entries, Links
-from dataplane.errors import RuntimeFailure
+from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
 from dataplane.model import Address, Encap, HostPlan, Peer, Table, VxlanDevice
@@ -75,7 +77,9 @@ class KernelBackend:
         self._host = host
         self._teller = Teller(on_change)
         self._sides: dict[int, DeviceSide] = {}
+        self._former = place.run_dir.read_networks()
         self._made: list[str] = []
+        self._has_routed = False  # where nobody of ours was before
         self._is_carrying = False
         self._unreachable = 0
         self._unreached = Unreached()
@@ -98,6 +102,7 @@ class KernelBackend:
             await self._host.remove_vxlan(self._sides[version].device.name)
         for version, side in wanted.items():
             await self._have_device(side, self._sides.get(version))
+            side.belong_to(settings.network.networks())
         self._sides = wanted
         self._teller.have(wanted)
 
@@ -105,7 +110,7 @@ class KernelBackend:
         found = await self._host.vxlan(side.device.name)
         if found is None or replace(found, mtu=side.device.mtu) != side.device:
             await self._host.remove_vxlan(side.device.name)
-            await self._host.make_vxlan(side.device)
+            await self._free_port(side.device.port, self._host.make_vxlan(side.device))
             found = await self._host.vxlan(side.device.name)
             self._made.append(side.device.name)
             log.info("device made", device=side.device.name, mac=side.device.mac)
@@ -115,18 +120,29 @@ class KernelBackend:
         is_known = known is not None and known.links.overlay == found.index
         side.told = known.told if known is not None and is_known else None
         side.wanted = Entries() if known is None else known.wanted
+        side.networks = self._former if known is None else known.networks
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the devices addresses, set them up, and see what somebody removed; return what was changed."""
-        await end_forwarder(self._place.run_dir, self._place.epoch)
+        has_ended = await end_forwarder(self._place.run_dir, self._place.epoch)
         changes = await self._host.remove_tun(plan)
+        self._has_routed |= not has_ended
         for side in self._sides.values():
             addresses = tuple(ip for ip in plan.addresses if ip.version == side.version)
             own = HostPlan(side.device.name, plan.mtu, addresses)
-            changes += await self._host.set_up_vxlan(own)
+            changes += await self._free_port(side.device.port, self._host.set_up_vxlan(own))
             if await self._teller.look(side) and self._is_carrying:
                 changes.append(f"entries of peers behind {side.device.name}")
         return changes
+
+    async def _free_port(self, port: int, work: Awaitable[Result]) -> Result:
+        """Do what needs a port that another device or a socket may have; then the error says which."""
+        try:
+            return await work
+        except KernelError as err:
+            if err.errno not in (errno.EADDRINUSE, errno.EEXIST):
+                raise
+            raise port_taken(port, await in_thread(self._host.port_holder, port)) from None
 
     async def carry(self, table: Table) -> None:
         """Tell the kernel of the peers in the table, as far as it was not told yet."""
@@ -179,7 +195,7 @@ class KernelBackend:
         for name in self._made:
             await self._host.remove_vxlan(name)
         await self.close()
-        return False
+        return self._has_routed and bool(self._made)
 
     async def close(self) -> None:
         """Let go: the kernel carries on by itself."""

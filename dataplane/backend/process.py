@@ -99,12 +99,12 @@ async def wait_listening(
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
 
-async def end_forwarder(run_dir: RunDir, epoch: int) -> None:
-    """End the forwarder that an earlier datapath left here: the kernel carries the packets now."""
+async def end_forwarder(run_dir: RunDir, epoch: int) -> bool:
+    """End the forwarder that an earlier datapath left here, if it did: the kernel carries the packets now."""
     try:
         client = ForwarderClient(run_dir.forwarder_socket, epoch)
     except NotRunning:
-        return
+        return False
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(None, client.hello)
@@ -112,3 +112,4 @@ async def end_forwarder(run_dir: RunDir, epoch: int) -> None:
         log.info("forwarder ended: the kernel carries the packets now")
     finally:
         client.close()
+    return True

@@ -18,6 +18,7 @@ from dataplane.figures import Dataplane
 from dataplane.journal import Journal
 from dataplane.model import Encap, HostPlan, Peer, Table
 from dataplane.netlink import Host
+from dataplane.rundir import RunDir
 
 log = Journal("backend")
 
@@ -25,8 +26,9 @@ log = Journal("backend")
 class PlainRoutes:
     """The plain routes of this node, in both families."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when somebody removed one."""
+    def __init__(self, run_dir: RunDir, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when somebody removed one; the run directory tells what the last run had."""
+        self._former = run_dir.read_networks()
         self._teller = Teller(on_change)
         self._sides: dict[int, Side] = {}
         self._is_carrying = False
@@ -37,7 +39,9 @@ class PlainRoutes:
         """Take where routes lead, and how much goes there."""
         links = Links(0, settings.underlay.index, settings.direct_mtu)
         for version in (4, 6):
-            self._sides.setdefault(version, Side(version, links)).links = links
+            side = self._sides.setdefault(version, Side(version, links, networks=self._former))
+            side.links = links
+            side.belong_to(settings.network.networks())
         self._teller.have(self._sides)
 
     async def look(self) -> list[str]:
@@ -86,7 +90,7 @@ class RoutedUserspace(UserspaceBackend):
     ) -> None:
         """Work in `place`; see UserspaceBackend and PlainRoutes."""
         super().__init__(place, host, on_fatal)
-        self._routes = PlainRoutes(on_change)
+        self._routes = PlainRoutes(place.run_dir, on_change)
 
     async def prepare(self, settings: Settings) -> None:
         """Open what is missing."""
@@ -128,7 +132,7 @@ class RoutesBackend:
         """Work in `place`; `on_change` is called when somebody removed a route."""
         self._place = place
         self._host = host
-        self._routes = PlainRoutes(on_change)
+        self._routes = PlainRoutes(place.run_dir, on_change)
         self._plan: HostPlan | None = None
         self._kind = "kernel"
         self._is_carrying = False

@@ -69,16 +69,20 @@ def open_socket(slot: int, config: ForwarderConfig, device: str, holders: Holder
         address = config.underlay6 if role in (Fd.UDP6, Fd.UDP6_TX) else config.underlay4
         port = config.bare_port if role is Fd.BARE4 else config.vxlan_port
         if err.errno == errno.EADDRINUSE and role not in SENDING:
-            holder = holders.port(port) or "another process"
-            step = "Stop flanneld and remove the device" if "kernel" in holder else "Stop it"
-            raise RuntimeFailure(
-                f"UDP port {port} is held by {holder}. {step}, or choose another Port"
-            ) from None
+            raise port_taken(port, holders.port(port)) from None
         if err.errno == errno.EADDRNOTAVAIL:
             raise RuntimeFailure(f"{address} is not an address of this host. Check --public-ip") from None
         if err.errno in (errno.EPERM, errno.EACCES):
             raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_RAW and CAP_NET_ADMIN") from None
         raise
+
+
+def port_taken(port: int, holder: str | None) -> RuntimeFailure:
+    """Return the error that says who holds a UDP port, which no two networks of a host can share."""
+    step = "Stop flanneld and remove the device" if holder and "kernel" in holder else "Stop it"
+    return RuntimeFailure(
+        f"UDP port {port} is held by {holder or 'another process'}. {step}, or choose another Port"
+    )
 
 
 def check_free(name: str, holders: Holders) -> None:

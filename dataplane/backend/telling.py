@@ -42,6 +42,11 @@ class Side:
     wanted: Entries = field(default_factory=Entries)
     told: Entries | None = None  # None: to be read back
     found: Entries | None = None  # what was there at first
+    networks: tuple[Network, ...] = ()  # that our peers are or were in
+
+    def belong_to(self, networks: Iterable[Network]) -> None:
+        """Have peers in these networks now; routes that are left of earlier ones stay ours."""
+        self.networks = tuple(dict.fromkeys((*networks, *self.networks)))
 
     @property
     def family(self) -> int:
@@ -96,7 +101,7 @@ class Teller:
         """Read back what may be different now; return whether it is."""
         if side.told is not None:
             return False
-        side.told = await in_thread(netbatch.read, side.links.overlay, side.family)
+        side.told = await in_thread(netbatch.read, side.links.overlay, side.family, side.networks)
         if side.found is None:
             side.found = side.told
         return side.told != side.wanted

@@ -9,7 +9,7 @@ from typing import Any
 
 from dataplane.store.keyvalue import Record
 from tests.e2e.leased import LeasedDaemon
-from tests.etcd import Etcd
+from tests.etcd import Etcd, Seat
 from tests.gateway import Gateway
 
 
@@ -19,7 +19,7 @@ class EtcdLeasedDaemon(LeasedDaemon):
     @cached_property
     def etcd(self) -> Etcd:
         """Start it when it is first asked for; close() ends it."""
-        etcd = Etcd(self.directory / "etcd", within=self.namespace)
+        etcd = Etcd(self.directory / "etcd", seat=Seat(within=self.namespace))
         etcd.members[0].wait_listening()
         return etcd
 

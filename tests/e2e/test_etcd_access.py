@@ -14,7 +14,7 @@ from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
 from tests.e2e.test_etcd_store import KEY, ROOT, of, take, use
-from tests.etcd import Etcd
+from tests.etcd import Etcd, Seat
 from tests.pki import Authority
 
 USER, PASSWORD = "node", "correct horse"
@@ -23,9 +23,8 @@ USER, PASSWORD = "node", "correct horse"
 def secure(directory: Path, authority: Authority, server: tuple[Path, Path], *more: str) -> Etcd:
     """Return an etcd that speaks TLS, with this key and certificate."""
     key, certificate = server
-    etcd = Etcd(
-        directory, 1, ["--key-file", str(key), "--cert-file", str(certificate), *more], scheme="https"
-    )
+    flags = ["--key-file", str(key), "--cert-file", str(certificate), *more]
+    etcd = Etcd(directory, 1, flags, seat=Seat("https"))
     etcd.control_flags = ["--cacert", str(authority.certificate)]
     return etcd
 

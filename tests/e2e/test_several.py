@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several daemons on one host: each has a network, a device and routes, and leaves the others alone.
+
+The host's part alone is tried on two TUN devices in one namespace; whole daemons on a site (see site.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bench.lab import Namespace, wait_for
+from dataplane.netlink import UNREACHABLE_METRIC, unreachable_metric
+from tests.e2e.rig import ROOT, START_S, risen
+from tests.e2e.site import Member, Overlay, Running, Site, SiteDaemon, can_ping
+from tests.e2e.test_host import APPLY, REMOVE, do, own_routes, space, tun
+
+__all__ = ["space", "tun"]  # fixtures
+
+OTHER = """HostPlan(
+    "overlay1",
+    1400,
+    (IPv4Address("10.12.1.0"), IPv6Address("fd00:12:0:1::")),
+    (IPv4Network("10.12.0.0/16"), IPv6Network("fd00:12::/48")),
+)"""
+OTHER_NOW = 'HostPlan("overlay1", 1400, (IPv4Address("10.13.1.0"),), (IPv4Network("10.13.0.0/16"),))'
+
+
+def vxlan(name: str, net: str, *flags: str, vni: int = 1, port: int = 8472) -> Overlay:
+    """Return a VXLAN network of a site."""
+    return Overlay(name, {"Network": net, "Backend": {"Type": "vxlan", "VNI": vni, "Port": port}}, flags)
+
+
+# --- the host's part ----------------------------------------------------------------------------------------
+
+
+def test_metrics_tell_whose() -> None:
+    """Unreachable routes of two daemons have different metrics, behind all others."""
+    names = ["overlay0", "overlay1", "over-vx", "a", "b" * 15]
+    metrics = [unreachable_metric(name) for name in names]
+    assert metrics[0] == UNREACHABLE_METRIC
+    assert len(set(metrics)) == len(names)
+    assert all(UNREACHABLE_METRIC <= metric < 1 << 32 for metric in metrics)
+
+
+def look(space: Namespace) -> list[str]:
+    """Return the devices with their addresses and all routes, without what comes and goes by itself."""
+    devices = space.run("ip", "-br", "addr").stdout.splitlines()
+    lines = [re.sub(r" (UNKNOWN|UP|DOWN)|fe80::\S+", "", line) for line in devices]
+    for family in ("-4", "-6"):
+        shown = space.run("ip", family, "route", "show", "table", "all").stdout
+        lines += [line for line in shown.splitlines() if "fe80::" not in line and "ff00::" not in line]
+    return sorted(" ".join(line.replace(" linkdown", "").split()) for line in lines)
+
+
+def routes_of(space: Namespace, network: str) -> list[str]:
+    """Return the routes of our protocol to a network."""
+    return [line for line in own_routes(space) if network in line]
+
+
+def test_plans_side_by_side(tun: Namespace) -> None:
+    """Setting up, changing, putting right and removing one plan touches nothing of the other."""
+    do(tun, APPLY)
+    before = look(tun)
+    tun.ip("tuntap add overlay1 mode tun\n")
+    do(tun, f"await host.apply({OTHER})")
+    ours = (routes_of(tun, "10.244.0.0/16"), routes_of(tun, "fd00:244::/48"))
+    assert [len(routes) for routes in ours] == [2, 2]
+    assert do(tun, APPLY) == [[]]
+    do(tun, f"await host.apply({OTHER_NOW})")
+    assert [len(routes_of(tun, net)) for net in ("10.12.0.0/16", "fd00:12::/48", "10.13.0.0/16")] == [0, 0, 2]
+    assert (routes_of(tun, "10.244.0.0/16"), routes_of(tun, "fd00:244::/48")) == ours
+    tun.ip("route flush 10.13.0.0/16\n")
+    assert do(tun, APPLY) == [[]]
+    assert len(routes_of(tun, "10.13.0.0/16")) == 0
+    do(tun, f"await host.apply({OTHER_NOW})", 'await host.remove("overlay1")')
+    assert look(tun) == before
+    assert do(tun, APPLY) == [[]]
+
+
+def test_removal_leaves_the_other(tun: Namespace) -> None:
+    """Removing one leaves device, addresses and routes of the other, with and without its device."""
+    do(tun, APPLY)
+    before = look(tun)
+    for gone in ("", "link del overlay1\n"):
+        tun.ip("tuntap add overlay1 mode tun\n")
+        do(tun, f"await host.apply({OTHER})")
+        tun.ip(gone)
+        do(tun, 'await host.remove("overlay1")')
+        assert look(tun) == before
+    assert len(do(tun, REMOVE)[0]) == 3
+    assert own_routes(tun) == []
+
+
+PROBE = """
+import asyncio, json
+from dataplane.netlink import Host
+
+async def look():
+    host = Host()
+    try:
+        return [await host.vxlan_obstacle() for _ in range(20)]
+    finally:
+        await host.close()
+
+async def main():
+    return await asyncio.gather(*(look() for _ in range(4)))
+
+print(json.dumps(sum(asyncio.run(main()), [])))
+"""
+
+
+def test_probes_at_the_same_time(space: Namespace) -> None:
+    """Daemons that look at once whether the kernel has VXLAN all find it, and leave no device behind."""
+    space.ip("link add ovl-probe type vxlan id 16777214 dstport 9\n")  # one was interrupted
+    found = json.loads(space.run(sys.executable, "-c", PROBE).stdout)
+    assert found == [None] * 80
+    assert "ovl-probe" not in space.run("ip", "link").stdout
+
+
+# --- whole daemons ------------------------------------------------------------------------------------------
+
+FIRST, SECOND = vxlan("one", "10.11.0.0/16"), vxlan("two", "10.12.0.0/16", vni=2, port=8473)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Yield the site; nothing runs there yet."""
+    built = Site(tmp_path_factory.mktemp("site"), "several")
+    yield built
+    built.close()
+
+
+@pytest.fixture(scope="module")
+def running(site: Site) -> Iterator[Running]:
+    """Yield two networks on both hosts."""
+    with site.run(FIRST, SECOND) as running:
+        yield running
+
+
+def is_connected(running: Running, name: str) -> bool:
+    """Tell whether the pods of a network reach each other."""
+    near, far = running.pair(name)
+    return can_ping(near.pod, near.pod_ip[4], far.pod_ip[4])
+
+
+def others(member: Member) -> list[str]:
+    """Return what a host has but for what belongs to a daemon."""
+    tun = member.daemon.overlay.tun
+    net = member.daemon.env()["FLANNEL_NETWORK"]
+    return [line for line in look(member.host) if tun not in line and net not in line]
+
+
+def test_restart_and_down_of_one(running: Running) -> None:
+    """One is ended, taken down and started again: the other loses neither route nor packet nor its peace."""
+    first, second = running.members["one", "a"].daemon, running.members["two", "a"].daemon
+    before = others(running.members["two", "a"])
+    counted = first.settled_if_ours()
+    assert counted is not None
+    second.stop()
+    second.start()
+    assert others(running.members["two", "a"]) == before
+    second.stop()
+    second.down()
+    assert others(running.members["two", "a"]) == before
+    assert is_connected(running, "one")
+    second.start()
+    wait_for(lambda: is_connected(running, "two"), "the second network again", START_S)
+    assert others(running.members["two", "a"]) == before
+    after = first.settled_if_ours()
+    assert after is not None
+    assert risen(counted, after) == {}
+    assert first.status()["warnings"] == second.status()["warnings"] == []
+
+
+def test_network_and_device_of_one_change(site: Site, running: Running) -> None:
+    """With another network and another name since its last run, one leaves nothing of its former self."""
+    host, daemon = site.hosts["a"], running.members["two", "a"].daemon
+    kept = routes_of(host, "10.11.0.0/16")
+    assert len(kept) == 2
+    daemon.stop()
+    former = daemon.overlay
+    daemon.overlay = Overlay("new", {**SECOND.config, "Network": "10.14.0.0/16"})
+    site.put_config(daemon.overlay)
+    daemon.start()
+    assert sorted(own_routes(host)) == sorted([*kept, *routes_of(host, "10.14.0.0/16")])
+    assert "over-two" not in host.run("ip", "link").stdout
+    daemon.stop()
+    daemon.overlay = former
+    daemon.start()
+    assert sorted(own_routes(host)) == sorted([*kept, *routes_of(host, "10.12.0.0/16")])
+
+
+# --- what cannot be shared ----------------------------------------------------------------------------------
+
+
+def words(site: Site, prefix: str) -> list[str]:
+    """Return keys and values of a network in the store."""
+    return site.etcd.ctl("get", "--prefix", prefix).splitlines()
+
+
+def refused(site: Site, overlay: Overlay, *flags: str) -> str:
+    """Start a daemon that must not come to work; return its last words. Nothing of it may stay."""
+    host = site.hosts["a"]
+    before, kept = look(host), words(site, "/")
+    site.put_config(overlay)
+    daemon = SiteDaemon(site, "a", overlay)
+    command = daemon.run_command()
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if flag in command:
+            place = command.index(flag)
+            del command[place : place + 2]
+        command += [flag, value]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 1, done.stderr
+    site.etcd.ctl("del", f"{overlay.prefix}/config")
+    assert words(site, "/") == kept
+    assert look(host) == before
+    shutil.rmtree(daemon.directory)
+    return done.stderr.splitlines()[-1].removeprefix("overlayd: ")
+
+
+THIRD = vxlan("three", "10.13.0.0/16", vni=3, port=8474)
+HELD = r"UDP port 8472 is held by process \S+ \(pid \d+\). Stop it, or choose another Port"
+CLASHES: dict[str, tuple[Overlay, Callable[[SiteDaemon], list[str]], str]] = {
+    "port, other VNI": (vxlan("three", "10.13.0.0/16", vni=3), lambda first: [], HELD),
+    "port, kernel": (
+        vxlan("three", "10.13.0.0/16", "--datapath", "kernel", vni=3),
+        lambda first: [],
+        HELD,
+    ),
+    "prefix": (THIRD, lambda first: ["--etcd-prefix", FIRST.prefix], HELD),
+    "device": (
+        THIRD,
+        lambda first: ["--tun-name", FIRST.tun],
+        f"TUN device {FIRST.tun} is held by another process. Stop it, or choose another --tun-name",
+    ),
+    "run directory": (
+        THIRD,
+        lambda first: ["--run-dir", str(first.run_dir)],
+        r"another overlayd run \(pid \d+\) owns /.*/one-a/run",
+    ),
+    "subnet file": (
+        THIRD,
+        lambda first: ["--subnet-file", str(first.subnet_file)],
+        r"another overlayd run \(pid \d+\) writes /.*/one-a/subnet.env. Choose another --subnet-file",
+    ),
+}
+
+
+@pytest.mark.parametrize("clash", CLASHES)
+def test_clash_is_refused(site: Site, running: Running, clash: str) -> None:
+    """What two daemons cannot share is refused in one line; host, store and the first are as before."""
+    overlay, flags, expected = CLASHES[clash]
+    first = running.members["one", "a"].daemon
+    assert re.fullmatch(expected, refused(site, overlay, *flags(first)))
+    assert is_connected(running, "one")
+    wait_for(lambda: first.status()["reason"] == "ok", "the first is at ease", START_S)
+
+
+def test_kernel_devices_of_two(site: Site) -> None:
+    """Kernel devices share a port if their VNIs differ; else the second is told whose port it is."""
+    kernel = ("--datapath", "kernel")
+    one, two = (vxlan(f"k{n}", f"10.3{n}.0.0/16", *kernel, vni=n, port=8480) for n in (1, 2))
+    device = r"UDP port 8480 is held by kernel device over-k1.1 \(vni 1\). Stop .*, or choose another Port"
+    with site.run(one) as running:
+        for flags, vni in ((kernel, 1), ((), 3)):
+            clash = vxlan("three", "10.13.0.0/16", *flags, vni=vni, port=8480)
+            assert re.fullmatch(device, refused(site, clash))
+        first, second = running.members["k1", "a"], SiteDaemon(site, "a", two)
+        before = others(first)
+        site.put_config(two)
+        try:
+            second.start()
+            assert second.status()["warnings"] == []
+            assert is_connected(running, "k1")
+        finally:
+            second.close()
+        assert is_connected(running, "k1")
+        assert others(first) == before
