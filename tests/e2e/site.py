@@ -63,7 +63,7 @@ class SiteDaemon(Daemon):
         """Belong to a host; nothing is started yet."""
         self.overlay = overlay
         self._site = site
-        super().__init__(site.hosts[host], site.directory / f"{overlay.name}-{host}", {}, overlay.flags)
+        super().__init__(site.hosts[host], site.new_directory(f"{overlay.name}-{host}"), {}, overlay.flags)
 
     def run_command(self) -> list[str]:
         """Return the command line of `overlayd run`."""
@@ -182,7 +182,13 @@ class Site:
             f"addr add {ip6}/64 dev under0 nodad\n"
             f"route add default via {ETCD}\nroute add default via 2001:db8::fe dev under0\n"
         )
-        space.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        # Who asks the link for an overlay's address gets no answer: that would be a way around the overlay.
+        sysctls = (
+            "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1",
+            "net.ipv4.conf.all.arp_ignore=1",
+        )
+        space.run("sysctl", "-qw", *sysctls)
 
     def _start_etcd(self, stack: ExitStack) -> None:
         authority = Authority(self.directory / "pki", "authority", ETCD)
@@ -200,6 +206,14 @@ class Site:
         self.etcd.wait_healthy()
 
     # --- daemons
+
+    def new_directory(self, name: str) -> Path:
+        """Return where a daemon can keep its files: nothing is there yet."""
+        path, turn = self.directory / name, 1
+        while path.exists():
+            turn += 1
+            path = self.directory / f"{name}{turn}"
+        return path
 
     def put_config(self, overlay: Overlay) -> None:
         """Write the network config of an overlay."""

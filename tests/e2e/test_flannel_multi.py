@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several daemons on one host: each has a network, a device and routes, and leaves the others alone.
+"""flannel's case "multi": several daemons on a host, each with a network, a device and routes of its own.
+
+The original is in functional/etcd_test.go, "multi (vxlan+host-gw dual networks)". The rest is ours: none of
+them touches what is another's, and what two cannot share is refused.
 
 The host's part alone is tried on two TUN devices in one namespace; whole daemons on a site (see site.py).
 """
@@ -126,7 +129,8 @@ def test_probes_at_the_same_time(space: Namespace) -> None:
 
 # --- whole daemons ------------------------------------------------------------------------------------------
 
-FIRST, SECOND = vxlan("one", "10.11.0.0/16"), vxlan("two", "10.12.0.0/16", vni=2, port=8473)
+FIRST = vxlan("one", "10.11.0.0/16")
+SECOND = Overlay("two", {"Network": "10.12.0.0/16", "Backend": {"Type": "ipip"}})
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,43 @@ def others(member: Member) -> list[str]:
     tun = member.daemon.overlay.tun
     net = member.daemon.env()["FLANNEL_NETWORK"]
     return [line for line in look(member.host) if tun not in line and net not in line]
+
+
+def test_multi_right_interface(running: Running) -> None:
+    """Theirs, "routes traffic over the correct backend": each network answers, and nothing is dropped."""
+    before = running.totals()
+    for name in (FIRST.name, SECOND.name):
+        near, far = running.pair(name)
+        assert can_ping(near.host, near.own[4], far.own[4])
+        assert can_ping(far.host, far.own[4], near.own[4])
+        assert can_ping(near.pod, near.pod_ip[4], far.pod_ip[4])
+        done = far.host.run("ping", "-n", "-q", "-c", "3", "-i", "0.05", "-W", "2", near.own[4])
+        assert " 0% packet loss" in done.stdout
+    for was, now in zip(before, running.totals(), strict=True):
+        assert risen(was, now) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "target"), [(FIRST.tun, SECOND.name), (SECOND.tun, FIRST.name), ("under0", FIRST.name)]
+)
+def test_multi_wrong_interface(running: Running, device: str, target: str) -> None:
+    """Theirs, "wrong-interface pings should fail": what leaves by another device does not come there."""
+    near, far = running.pair(target)
+    assert not can_ping(near.host, device, far.own[4], 1, 1.0)
+    assert can_ping(near.host, near.own[4], far.own[4])
+
+
+def test_multi_wrong_source(running: Running) -> None:
+    """Not theirs: with an address of one network as source, packets to the other are dropped as forged."""
+    near, far = running.pair(FIRST.name)
+    stranger = running.members[SECOND.name, "a"].own[4]
+    before = far.daemon.settled_if_ours()
+    assert not can_ping(near.host, stranger, far.own[4], 1, 1.0)
+    after = far.daemon.settled_if_ours()
+    assert before is not None
+    assert after is not None
+    assert risen(before, after) == {"spoofed": 1}
+    assert can_ping(near.host, near.own[4], far.own[4])
 
 
 def test_restart_and_down_of_one(running: Running) -> None:
