@@ -36,15 +36,18 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 gate peers                     | sans-IO: which leases become peers
     P2 reach                          | how they are reached: by a plain route, or encapsulated
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
+    P2 ruleset                        | what we want of nftables
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 ways                           | the routes of this host
+    P3 firewall                       | nftables, by its command
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
     P5 takeover handover              | where flannel was before us, or will be after us
+    P5 traffic                        | firewall rules and reserved ports of a node
     P5 report                         | what control says of itself
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P5 cniconf                        | `cni-conf`

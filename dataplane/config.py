@@ -81,6 +81,7 @@ class RunConfig:
     rules_resync_s: int = 5
     forward_rules: bool = True
     blackhole_route: bool = False
+    guard: bool = True
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens
     log_level: str = "info"
@@ -299,6 +300,12 @@ FLAGS = (
         read.switch,
         is_switch=True,
         is_flannels=True,
+    ),
+    Flag(
+        *("guard", "guard", "true|false"),
+        "have the firewall drop tunnel packets that are not ours (default: true)",
+        read.switch,
+        is_switch=True,
     ),
     Flag(
         *("healthz-ip", "healthz_ip", "ADDRESS", "where health is told (default: 0.0.0.0)"),

@@ -47,6 +47,7 @@ from dataplane.reconcile import Reconciler
 from dataplane.report import Report
 from dataplane.rundir import RunDir
 from dataplane.store import LeaseStore, Store, open_store
+from dataplane.traffic import Traffic
 
 log = journal.Journal("daemon")
 
@@ -94,7 +95,8 @@ class Daemon:
         self._sure: tuple[Settings, HostPlan] | None = None  # the host is like this, as far as we heard
         self._retry: asyncio.TimerHandle | None = None
         self.is_changing = False  # to another datapath, by an end and a start
-        self.report = Report(config, run_dir, self._host, self._backend)
+        self._traffic = Traffic(config, run_dir.read_facts())
+        self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
 
     def _choose_backend(self, place: Place) -> Backend:
         return Switch(place, self._host, self._fail, lambda: self._inputs.put_nowait(HostChanged()))
@@ -136,7 +138,7 @@ class Daemon:
         return Leasing(self._config, store, lessee, lambda: self._inputs.put_nowait(OwnChanged()))
 
     async def _work_until_end(self, store: Store) -> None:
-        parts = [self._follow_store(store), self._follow_host(), self._work()]
+        parts = [self._follow_store(store), self._follow_host(), self._work(), self._traffic.run()]
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
             parts.append(self._follow_kernel())
         if self._leasing is not None:
@@ -180,6 +182,7 @@ class Daemon:
             await self._host.remove(self._config.tun_name)
         if self._takeover is not None:
             await self._takeover.undo()
+        await self._traffic.undo()
 
     # --- what arrives -----------------------------------------------------------------------------
 
@@ -297,12 +300,14 @@ class Daemon:
 
     async def _converge(self) -> None:
         """Bring backend and host to what must be; what already is like that is not touched."""
-        settings = self._settings()
-        if settings is None or self._plan is None or self._table is None:
+        settings, own = self._settings(), self._own()
+        if settings is None or own is None or self._plan is None or self._table is None:
             return
-        self.report.leave_facts(settings)
         if self._takeover is not None and not self.report.is_carrying:
             self._takeover.check(settings)
+        await self._traffic.apply(settings, own.key, self._table)
+        self.report.leave_facts(settings)
+        if self._takeover is not None and not self.report.is_carrying:
             await self._backend.warm(settings, self._plan)
             await self._takeover.finish(settings, self._plan, self._table)
         if (settings, self._plan) != self._sure and not self._must_wait(self._plan):
@@ -314,11 +319,10 @@ class Daemon:
         if self.report.former_tun != self._config.tun_name:
             await self._host.remove(self.report.former_tun)
             self.report.former_tun = self._config.tun_name
+        await self._traffic.replace_flannel()
         self.report.is_carrying = True
-        own = self._own()
-        if own is not None and subnetfile.write(
-            self._config.subnet_file, settings.network, own.key, settings.mtu
-        ):
+        has_masq, path = self._config.ip_masq, self._config.subnet_file
+        if subnetfile.write(path, settings.network, own.key, settings.mtu, has_masq=has_masq):
             log.info("subnet file written", path=self._config.subnet_file)
 
     def _must_wait(self, plan: HostPlan) -> bool:
@@ -363,7 +367,7 @@ class Daemon:
 
     async def _answer(self, request: Request) -> Reply:
         if request == {"cmd": "status"}:
-            return self.report.describe()
+            return self.report.describe(await self._traffic.count())
         if request == {"cmd": "stop"}:
             self._stop()
             return {"stopping": True, "pid": os.getpid()}

@@ -217,6 +217,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "rx": _describe_direction(None if totals is None else totals.rx),
         "spoof_observed": 0 if totals is None else totals.observed,
         "kernel": _describe_kernel(totals, str(facts.get("tun"))),
+        "guard": facts.get("guard", {}),
         "warnings": list(node.warnings),
         "peers": [_describe_peer(row, counters) for row in rows],
     }

@@ -299,6 +299,7 @@ class HostPlan:
     mtu: int
     addresses: tuple[Address, ...] = ()  # each as /32 or /128
     networks: tuple[Network, ...] = field(default=())  # each routed to the TUN, and unreachable behind it
+    blackholes: tuple[Network, ...] = ()  # nothing goes there that no other route takes
 
 
 @dataclass(frozen=True, slots=True)

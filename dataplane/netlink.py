@@ -40,7 +40,8 @@ IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
 TX_QUEUE_LEN = 4096
 MAIN_TABLE = 254
 TC_H_ROOT = 0xFFFFFFFF
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE = 1, 6, 7
+NOWHERE = {RTN_BLACKHOLE: "blackhole", RTN_UNREACHABLE: "unreachable"}
 SCOPE_LINK, SCOPE_GLOBAL, SCOPE_ANY = 253, 0, 255
 IFF_UP = 1
 IFF_TUN = 1  # IFLA_TUN_TYPE; 2 is a TAP
@@ -153,15 +154,23 @@ def _own_routes(index: int | None, tun_name: str) -> set[Route]:
     """Return the routes of our protocol by way of our device, and those that are unreachable behind it."""
     metric = unreachable_metric(tun_name)
     return {
-        (route.prefix, route.kind, route.iface, route.source, route.metric)
+        (
+            route.prefix,
+            route.kind,
+            None if route.kind in NOWHERE else route.iface,
+            route.source,
+            route.metric,
+        )
         for route in ways.list_routes(ROUTE_PROTOCOL)
-        if (route.metric == metric if route.kind == RTN_UNREACHABLE else route.iface == (index or -1))
+        if (route.metric == metric if route.kind in NOWHERE else route.iface == (index or -1))
     }
 
 
 def _wanted_routes(index: int | None, plan: HostPlan) -> set[Route]:
     sources = {ip.version: ip for ip in plan.addresses}
-    routes: set[Route] = set()
+    routes: set[Route] = {
+        (net, RTN_BLACKHOLE, None, None, unreachable_metric(plan.tun_name)) for net in plan.blackholes
+    }
     for net in plan.networks:
         routes.add((net, RTN_UNREACHABLE, None, None, unreachable_metric(plan.tun_name)))
         if index is not None and net.version in sources:
@@ -180,7 +189,7 @@ def _route_fields(route: Route) -> dict[str, Any]:
         "type": kind,
         "priority": metric,
     }
-    if kind == RTN_UNREACHABLE:
+    if kind in NOWHERE:
         return fields
     fields |= {"oif": index, "scope": SCOPE_LINK if net.version == 4 else SCOPE_GLOBAL}
     return fields if source is None else {**fields, "prefsrc": str(source)}
@@ -192,7 +201,7 @@ def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan) -> list[str]:
     changed = []
     for route in sorted(wanted - found, key=lambda route: (-route[1], str(route[0]))):
         ipr.route("replace", **_route_fields(route))
-        changed.append(f"route {route[0]} {'unreachable' if route[2] is None else plan.tun_name}")
+        changed.append(f"route {route[0]} {NOWHERE.get(route[1], plan.tun_name)}")
     # What "replace" replaced is gone already.
     for route in _own_routes(index, plan.tun_name) - wanted if found - wanted else ():
         ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})

@@ -242,6 +242,7 @@ class Reconciler:
             addresses=tuple(subnet.network_address for subnet in own.key.subnets()),
             # Nothing of the network is to lead anywhere with alloc.
             networks=network.networks() if network.encap is not Encap.NONE else (),
+            blackholes=own.key.subnets() if self._config.blackhole_route else (),
         )
 
     def _mtu(self, network: NetworkConfig, own: Lease, underlay: Interface) -> int:

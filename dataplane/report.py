@@ -19,17 +19,21 @@ from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
+from dataplane.traffic import Traffic
 
 
 class Report:
     """Holds how far the daemon is; the daemon writes it, and whoever asks reads it here."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, host: Host, backend: Backend) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: RunDir, host: Host, backend: Backend, traffic: Traffic
+    ) -> None:
         """Know nothing yet but where to look."""
         self._config = config
         self._run_dir = run_dir
         self._host = host
         self._backend = backend
+        self._traffic = traffic
         self._started_s = time.monotonic()
         self._facts: dict[str, object] = {
             "node": socket.gethostname(),
@@ -68,6 +72,7 @@ class Report:
             "tier_wanted": self._backend.tier_wanted,
             "selftest": self._backend.selftest,
             "offloads_off": self._backend.offloads_off,
+            **self._traffic.facts(),
         }
         if facts != self._facts:
             self._run_dir.write_facts(facts)
@@ -91,8 +96,8 @@ class Report:
             return False, f"starting, forwarder is {dataplane.state}"
         return True, "ok"
 
-    def describe(self) -> dict[str, object]:
-        """Return what `overlayd status --json` shows."""
+    def describe(self, guarded: dict[str, int]) -> dict[str, object]:
+        """Return what `overlayd status --json` shows; `guarded` is what the guard has counted."""
         ready, reason = self.readiness()
         age_s = None if self.store_heard_s is None else round(time.monotonic() - self.store_heard_s, 3)
         store = {
@@ -104,6 +109,7 @@ class Report:
         warnings = [
             *self._backend.warnings(),
             *self._host.warnings(),
+            *self._traffic.warnings(),
             *self.repairs.warnings(time.monotonic()),
         ]
         if self.leasing is not None:
@@ -114,7 +120,7 @@ class Report:
         node = Node(
             ready=ready,
             reason=reason,
-            facts={**self._facts, "store": store},
+            facts={**self._facts, "store": store, "guard": guarded},
             lease=None if self.leasing is None else self.leasing.describe(),
             control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
             warnings=tuple(warnings),

@@ -136,6 +136,12 @@ def _kernel(status: Status) -> list[str]:
     return lines
 
 
+GUARDED = {
+    "laundered": "neither from the underlay nor from us",
+    "strangers": "from nodes that are no peers",
+}
+
+
 def status_text(status: Status) -> str:
     """Return what `overlayd status` prints, without the final newline."""
     lines = [
@@ -146,6 +152,9 @@ def status_text(status: Status) -> str:
     ]
     if status.get("spoof_observed"):
         lines.append(f"!  {status['spoof_observed']} forged packets let pass (--spoof observe)")
+    for name, count in (status.get("guard") or {}).items():
+        if count:
+            lines.append(f"!  the firewall dropped {count} tunnel packets: {GUARDED[name]} ({name})")
     warnings = list(status["warnings"])
     if status["store"] and status["store"].get("error"):
         warnings.insert(0, f"store: {status['store']['error']}")

@@ -51,9 +51,9 @@ def read_previous(path: Path) -> SubnetKey | None:
     return key
 
 
-def write(path: Path, network: NetworkConfig, key: SubnetKey, mtu: int) -> bool:
+def write(path: Path, network: NetworkConfig, key: SubnetKey, mtu: int, *, has_masq: bool = False) -> bool:
     """Let the file say what is; return whether it said something else. `mtu` in bytes, for pods."""
-    text = format_subnet_env(network, key, mtu, has_masq=False)
+    text = format_subnet_env(network, key, mtu, has_masq=has_masq)
     try:
         if path.exists() and path.read_bytes() == text.encode():
             return False

@@ -60,3 +60,53 @@ def check_sysctls(*, has_ipv6: bool) -> list[str]:
             )
     # A strict net.ipv4.conf.all.rp_filter is none of them: the greater of it and our device's 2 holds.
     return warnings
+
+
+# --- ports that nobody gets who asks for any ----------------------------------------------------------------
+
+RESERVED = "net/ipv4/ip_local_reserved_ports"
+
+
+def _parse_ports(text: str) -> set[int]:
+    """Read `8080,9000-9010`, as the kernel writes it."""
+    ports: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        ports.update(range(int(first), int(last or first) + 1))
+    return ports
+
+
+def _format_ports(ports: set[int]) -> str:
+    edges = sorted(port for port in ports if port - 1 not in ports)
+    ends = sorted(port for port in ports if port + 1 not in ports)
+    return ",".join(f"{first}-{last}" for first, last in zip(edges, ends, strict=True))
+
+
+def reserve_ports(wanted: set[int], ours: set[int]) -> set[int]:
+    """Reserve ports, and of `ours`, which we have reserved before, no others; return which are ours now."""
+    text = read_sysctl(RESERVED)
+    if text is None:
+        return set()
+    reserved = _parse_ports(text)
+    kept = reserved - (ours - wanted)
+    result = kept | wanted
+    if result != reserved:
+        # An empty text would be no write at all.
+        set_sysctls({RESERVED: _format_ports(result) or "\n"})
+    return wanted - (kept - ours)
+
+
+# --- bridges ------------------------------------------------------------------------------------------------
+
+
+def check_bridges(*, has_ipv6: bool, sys: Path = Path("/sys"), proc: Path = Path("/proc/sys")) -> list[str]:
+    """Return a warning if packets between pods on one bridge go past the firewall, as flannel does."""
+    if not any(sys.glob("class/net/*/bridge")):
+        return []
+    families = ("iptables", "ip6tables") if has_ipv6 else ("iptables",)
+    missing = [name for name in families if not (proc / f"net/bridge/bridge-nf-call-{name}").exists()]
+    return [
+        f"there is no net.bridge.bridge-nf-call-{name}: what pods on one bridge send each other by way of a "
+        "service passes no firewall rules. Fix: modprobe br_netfilter"
+        for name in missing[:1]
+    ]

@@ -7,7 +7,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from dataplane import handover
+from dataplane import handover, traffic
 from dataplane.control import ForwarderClient, ask, newest_epoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.handover import HandOver
@@ -69,7 +69,9 @@ async def _take_down(run_dir: RunDir, tun_name: str, plans: list[HandOver]) -> N
             client.hello()
             client.stop()
             client.close()
-        await host.remove(tun_name, run_dir.read_networks())  # first: IPv6 takes no route by way of what another one leads to
+        await host.remove(
+            tun_name, run_dir.read_networks()
+        )  # first: IPv6 takes no route by way of what another one leads to
         await handover.finish(host, plans)
     finally:
         await host.close()
@@ -94,13 +96,16 @@ def down(run_dir: Path, tun_name: str, hand_over: tuple[str, ...] = ()) -> int:
         if hand_over:
             raise NotRunning(f"there is nothing to hand over: overlayd is not running in {run_dir}")
         asyncio.run(_clean_host(tun_name))
+        traffic.end(tun_name, {})
         return 0
     where.prepare()
-    left = where.read_facts().get("tun")
+    facts = where.read_facts()
+    left = facts.get("tun")
     name = left if isinstance(left, str) else tun_name
     asyncio.run(_plan(where, name, hand_over))  # before anything ends
     with _stop_control(where):
         plans = asyncio.run(_plan(where, name, hand_over))  # once the table does not change any more
         asyncio.run(_take_down(where, name, plans))
+        traffic.end(name, facts, is_handed_over=bool(hand_over))
         where.remove()
     return 0

@@ -16,6 +16,7 @@ from dataplane import native
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Encap
 from dataplane.native import ForwarderConfig, TunHandle
+from dataplane.ruleset import MARK
 from dataplane.slots import BARE_MAX, EACH, Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
@@ -64,6 +65,11 @@ def open_socket(slot: int, config: ForwarderConfig, device: str, holders: Holder
     role = role_of(slot)
     try:
         fd, _ = native.underlay_open(slot, config, device, BUFFER_BYTES)
+        try:
+            mark(slot, fd)
+        except KernelError:
+            os.close(fd)
+            raise
         return fd
     except KernelError as err:
         address = config.underlay6 if role in (Fd.UDP6, Fd.UDP6_TX) else config.underlay4
@@ -83,6 +89,16 @@ def port_taken(port: int, holder: str | None) -> RuntimeFailure:
     return RuntimeFailure(
         f"UDP port {port} is held by {holder or 'another process'}. {step}, or choose another Port"
     )
+
+
+def mark(slot: int, fd: int) -> None:
+    """Let the firewall know our packets."""
+    if role_of(slot) in SENDING:
+        with socket.socket(fileno=duplicate(fd)) as sock:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+            except OSError as err:
+                raise KernelError("marking our packets", err.errno or 0) from None
 
 
 def check_free(name: str, holders: Holders) -> None:

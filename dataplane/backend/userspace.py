@@ -29,6 +29,7 @@ from dataplane.backend.sockets import (
     buffer_warnings,
     check_free,
     close_all,
+    mark,
     open_socket,
     tun_name_of,
     wanted_sockets,
@@ -121,6 +122,8 @@ class UserspaceBackend:
         self._fds = fds
         self._config = self._config_in_force = config
         self._keys = wanted_sockets(config)
+        for slot in self._keys.keys() & fds.keys():
+            mark(slot, fds[slot])  # an earlier version of ours may not have
         self._counters = Counters(fds[Fd.COUNTERS])
         facts = self._place.run_dir.read_facts()
         self._offloads.recall(facts.get("selftest"))

@@ -21,6 +21,13 @@ ALLOWED, ALLOWED6, NOT_ALLOWED = "203.0.113.5", "2001:db8:1::5", "198.51.100.5"
 
 
 @pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Yield a rig whose firewall lets forged packets come as far as the forwarder."""
+    with Rig(tmp_path_factory.mktemp("rig") / "node", flags=(*DEFAULT_FLAGS, "--guard=false")) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
 def observing_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Yield a rig that counts spoofed packets without dropping them."""
     flags = (*DEFAULT_FLAGS, "--spoof", "observe")

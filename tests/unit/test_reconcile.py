@@ -106,6 +106,15 @@ def test_names_and_sources_of_the_configuration() -> None:
     assert table_of(actions).allowed == allowed
 
 
+def test_blackholes() -> None:
+    """Our own subnets are led nowhere if somebody asks for that."""
+    actions = Reconciler(CONFIG, FACTS_DUAL).apply(listed(dual(1), network=DUAL), 0.0)
+    assert plan_of(actions).blackholes == ()
+    config = replace(CONFIG, blackhole_route=True)
+    actions = Reconciler(config, FACTS_DUAL).apply(listed(dual(1), network=DUAL), 0.0)
+    assert plan_of(actions).blackholes == (IPv4Network("10.244.1.0/24"), IPv6Network("fd00:244:0:1::/64"))
+
+
 # --- which lease is ours ----------------------------------------------------------------------------------
 
 TWO_HELD = HostFacts((LO, Interface("eth0", 2, 1500, (IP1,)), Interface("eth1", 3, 9000, (IP2,))))

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nftables: puts a ruleset in force in one step, and hears of it when somebody changes it.
+
+nft reads JSON from its standard input, whole transactions of it; no shell, no file. The kernel tells of every
+change of a table, so that an idle daemon does nothing. What we want and what nft lists look different, and
+differ between versions of nft: so the list is compared with the one that was read when the rules were new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from dataplane import entries, ruleset
+from dataplane.errors import RuntimeFailure
+from dataplane.journal import Journal
+from dataplane.model import Address
+from dataplane.ruleset import FAMILY, Json, Masquerade, Ruleset
+
+log = Journal("firewall")
+
+SBIN = "/usr/sbin:/sbin"
+TIMEOUT_S = 30.0
+RECEIVE_BYTES = 1 << 17
+MISSING = ("No such file or directory", "rotocol not supported", "peration not supported")
+DENIED = "Operation not permitted"
+
+# linux/netfilter/nfnetlink.h and nf_tables.h; the first attribute of each message is the name of the table
+NETLINK_NETFILTER, NFNLGRP_NFTABLES, SUBSYSTEM = 12, 7, 10
+NFGENMSG_BYTES = 4
+NEWGEN = 15
+CHAINS, RULES = (3, 5), (6, 8)  # new, deleted
+TABLE, RULE_CHAIN, CHAIN_NAME = 1, 2, 3
+
+LEGACY = (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names"))
+
+
+# --- programs ---------------------------------------------------------------------------------------------
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
+
+
+def _call(words: list[str], text: str = "") -> str:
+    """Run a program; return what it printed. RuntimeFailure if it is not there, or fails."""
+    path = _find(words[0])
+    if path is None:
+        raise RuntimeFailure(f"{words[0]} is not installed here (Debian: apt-get install nftables)")
+    try:
+        done = subprocess.run(
+            [path, *words[1:]],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeFailure(f"{words[0]} did not end within {TIMEOUT_S:g} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        if DENIED in done.stderr:
+            raise RuntimeFailure("overlayd run needs CAP_NET_ADMIN to set up firewall rules")
+        raise RuntimeFailure(f"{' '.join(words)}: {lines[0]}")
+    return done.stdout
+
+
+def run(commands: list[Json]) -> None:
+    """Carry out commands, all of them or none."""
+    if commands:
+        _call(["nft", "-j", "-f", "-"], json.dumps({"nftables": commands}))
+
+
+def show(*what: str) -> list[Json] | None:
+    """Return what `nft -j list` says of something; None if it is not there."""
+    try:
+        text = _call(["nft", "-j", "list", *what])
+    except RuntimeFailure as err:
+        if any(text in str(err) for text in MISSING):
+            return None
+        raise
+    found: list[Json] = json.loads(text)["nftables"] if text.strip() else []
+    return found
+
+
+def _show_chains() -> list[Json]:
+    return show("chains") or []
+
+
+# --- what is removed --------------------------------------------------------------------------------------
+
+
+def _find_removals(chains: list[Json], named: Iterable[tuple[str, str]]) -> list[Json]:
+    """Return the commands that remove chains of tables of iptables, each as (table, chain)."""
+    commands = []
+    for table, name in named:
+        for family in ruleset.PROTOCOLS.values():
+            if ruleset.has_chain(chains, family, table, name):
+                rules = show("table", family, table) or []
+                commands += ruleset.remove_chain(family, table, name, rules)
+    return commands
+
+
+def remove(table: str, handed_over: Masquerade | None = None) -> None:
+    """Remove our rules; flannel's masquerade from then on, if there is something to masquerade."""
+    if _find("nft") is None:
+        return
+    commands = _find_removals(_show_chains(), [("filter", table)])
+    if show("table", FAMILY, table) is not None:
+        commands += ruleset.remove_table(FAMILY, table)
+    run(commands + (ruleset.flannels(handed_over) if handed_over is not None else []))
+
+
+def clean_flannel() -> list[str]:
+    """Remove the rules that flannel left behind; return what was removed."""
+    chains, removed = _show_chains(), []
+    commands = _find_removals(chains, ruleset.FLANNEL_CHAINS)
+    removed += [
+        name for _, name in ruleset.FLANNEL_CHAINS if any(_names(command, name) for command in commands)
+    ]
+    for family, table in ruleset.FLANNEL_TABLES:
+        if show("table", family, table) is not None:
+            commands += ruleset.remove_table(family, table)
+            removed.append(table)
+    run(commands)
+    return removed + _clean_legacy()
+
+
+def _names(command: Json, chain: str) -> bool:
+    return bool(command.get("delete", {}).get("chain", {}).get("name") == chain)
+
+
+def _clean_legacy() -> list[str]:
+    """Do the same in the tables of old, which nftables does not know."""
+    removed = []
+    for tool, tables in LEGACY:
+        try:
+            used = Path("/proc/net", tables).read_text(encoding="ascii").split()
+        except OSError:
+            continue
+        for table, name in ruleset.FLANNEL_CHAINS:
+            if table not in used or _find(f"{tool}-save") is None:
+                continue
+            text = ruleset.legacy_removal(_call([f"{tool}-save", "-t", table]), table, name)
+            if text:
+                _call([f"{tool}-restore", "--noflush", "--wait"], text)
+                removed.append(f"{name} ({tool})")
+    return removed
+
+
+# --- what is kept -----------------------------------------------------------------------------------------
+
+
+class Firewall:
+    """Our rules, in force for as long as nobody removes them, and then soon again."""
+
+    def __init__(self, resync_s: float) -> None:
+        """Look at most every so many seconds."""
+        self._resync_s = resync_s
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._wanted: Ruleset | None = None
+        self._peers: frozenset[Address] = frozenset()
+        self._new: list[Json] | None = None  # how nft listed the table when it was new; None: not sure
+        self._looked_s = -resync_s
+        self._is_new: bool | None = None  # no such table was there before
+        self.trouble: str | None = None
+        self._told: str | None = None  # in the log, which says nothing of a start that fails
+
+    async def put(self, wanted: Ruleset, peers: Iterable[Address] = ()) -> None:
+        """Put rules in force; what is in force already is not touched. `trouble` says why they are not."""
+        found = frozenset(peers) if wanted.has_peers else frozenset()
+        async with self._lock:
+            try:
+                if wanted != self._wanted:
+                    await self._in_thread(self._replace, wanted, found)
+                elif found != self._peers:
+                    await self._in_thread(self._change_peers, found)
+            except RuntimeFailure as err:
+                self._wanted, self._peers, self._looked_s = wanted, found, time.monotonic()
+                self._doubt(str(err))
+
+    def _doubt(self, trouble: str) -> None:
+        """Be not sure what is in force; it is looked at again."""
+        self._new, self.trouble = None, trouble
+        self._changed.set()
+
+    def _replace(self, wanted: Ruleset, peers: frozenset[Address]) -> None:
+        if self._is_new is None:
+            self._is_new = show("table", FAMILY, wanted.table) is None
+        run(ruleset.build(wanted, peers) + self._forward(wanted))
+        self._wanted, self._peers, self.trouble = wanted, peers, None
+        self._new = ruleset.strip(show("table", FAMILY, wanted.table) or [])
+
+    def _forward(self, wanted: Ruleset) -> list[Json]:
+        """Return what is to be done in FORWARD of iptables."""
+        chains = _show_chains()
+        if not wanted.forward:
+            return _find_removals(chains, [("filter", wanted.table)])
+        commands = []
+        for family in ruleset.dropping(chains):
+            commands += ruleset.open_forward(wanted, family, show("table", family, "filter") or [])
+        return commands
+
+    def _change_peers(self, peers: frozenset[Address]) -> None:
+        assert self._wanted is not None
+        table = self._wanted.table
+        commands = ruleset.change_peers(table, "add", peers - self._peers)
+        run(commands + ruleset.change_peers(table, "delete", self._peers - peers))
+        self._peers = peers
+
+    async def _in_thread(self, work: Any, *args: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+    async def undo(self) -> None:
+        """Remove what we have put where nothing of ours was."""
+        if self._wanted is not None and self._is_new:
+            await self._in_thread(remove, self._wanted.table)
+
+    # --- what somebody else does
+
+    async def run(self) -> None:
+        """Put right what somebody changes: the first time at once, then every few seconds at most."""
+        loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            with suppress(
+                OSError
+            ):  # without nftables in the kernel, or the right: nothing is in force anyway
+                kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+                sock = stack.enter_context(socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER))
+                sock.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+                loop.add_reader(sock, self._hear, sock)
+                stack.callback(loop.remove_reader, sock)
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(self._looked_s + self._resync_s - time.monotonic())
+                self._changed.clear()
+                await self._look()
+
+    def _hear(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # ENOBUFS: some were lost, so look
+                self._changed.set()
+                return
+            if self._wanted is not None and not self._changed.is_set():
+                table = self._wanted.table
+                if any(matters(kind, body, table) for kind, body in entries.split(data)):
+                    self._changed.set()
+
+    async def _look(self) -> None:
+        async with self._lock:
+            self._looked_s = time.monotonic()
+            if self._wanted is None:
+                return
+            try:
+                await self._in_thread(self._put_right, self._wanted)
+            except RuntimeFailure as err:
+                self._doubt(str(err))
+                if self.trouble != self._told:
+                    log.error("firewall rules are not in force", error=err)
+                self._told = self.trouble
+
+    def _put_right(self, wanted: Ruleset) -> None:
+        listing = show("table", FAMILY, wanted.table) or []
+        is_whole = ruleset.read_peers(listing) == set(map(str, self._peers))
+        if not is_whole or ruleset.strip(listing) != self._new:
+            self._replace(wanted, self._peers)
+            log.warning("firewall rules put right", table=wanted.table)
+        elif commands := self._forward(wanted):
+            run(commands)
+            log.info("packets of pods are accepted in FORWARD", table=wanted.table)
+
+    async def count(self) -> dict[str, int]:
+        """Return what our counters say; nothing while there is trouble."""
+        wanted = self._wanted
+        if wanted is None or wanted.guard is None or self.trouble is not None:
+            return {}
+        try:
+            return ruleset.read_counters(
+                await self._in_thread(show, "counters", "table", FAMILY, wanted.table) or []
+            )
+        except RuntimeFailure:
+            return {}
+
+
+def matters(kind: int, body: bytes, table: str) -> bool:
+    """Tell whether a message of the kernel's is about our table, or about FORWARD of iptables."""
+    subsystem, number = divmod(kind, 256)
+    if subsystem != SUBSYSTEM or number == NEWGEN:
+        return False
+    found = {key: text.rstrip(b"\0").decode(errors="replace") for key, text in _names_of(body).items()}
+    if found.get(TABLE) == table:
+        return True
+    attribute = RULE_CHAIN if number in RULES else CHAIN_NAME
+    is_rule_or_chain = number in RULES or number in CHAINS
+    return (
+        is_rule_or_chain and found.get(TABLE) == "filter" and found.get(attribute) in (ruleset.FORWARD, table)
+    )
+
+
+def _names_of(body: bytes) -> dict[int, bytes]:
+    found = entries.attributes(body, NFGENMSG_BYTES)
+    return {key: found[key] for key in (TABLE, RULE_CHAIN, CHAIN_NAME) if key in found}

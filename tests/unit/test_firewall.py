@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nftables by its command: what is heard of the kernel, and what is said when there is no nft."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+import pytest
+
+from dataplane import firewall, ruleset
+from dataplane.errors import RuntimeFailure
+from dataplane.firewall import Firewall, matters
+from dataplane.ruleset import Guard, Ruleset
+
+TABLE = "overlayd-overlay0"
+WANTED = Ruleset(TABLE, None, Guard((), "eth0", (), (8472,)))
+NEWTABLE, NEWCHAIN, NEWRULE, DELRULE, NEWSETELEM, NEWGEN = 0, 3, 6, 8, 12, 15
+
+
+def message(number: int, *names: tuple[int, str]) -> tuple[int, bytes]:
+    """Return type and body of a message of nf_tables."""
+    body = b"\2\0\0\0"
+    for kind, name in names:
+        text = name.encode() + b"\0"
+        body += struct.pack("=HH", 4 + len(text), kind) + text + b"\0" * (-len(text) % 4)
+    return 10 << 8 | number, body
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param(message(NEWTABLE, (1, TABLE)), True, id="our table"),
+        pytest.param(message(DELRULE, (1, TABLE), (2, "output")), True, id="our rule"),
+        pytest.param(message(NEWSETELEM, (1, TABLE), (2, "peers4")), True, id="a peer"),
+        pytest.param(message(NEWRULE, (1, "nat"), (2, "POSTROUTING")), False, id="another's rule"),
+        pytest.param(message(NEWTABLE, (1, f"{TABLE}2")), False, id="a longer name"),
+        pytest.param(message(NEWCHAIN, (1, "filter"), (3, "FORWARD")), True, id="policy of FORWARD"),
+        pytest.param(message(DELRULE, (1, "filter"), (2, "FORWARD")), True, id="rule of FORWARD"),
+        pytest.param(message(DELRULE, (1, "filter"), (2, TABLE)), True, id="our rule there"),
+        pytest.param(message(NEWRULE, (1, "filter"), (2, "INPUT")), False, id="rule of INPUT"),
+        pytest.param(message(NEWSETELEM, (1, "filter"), (2, "FORWARD")), False, id="a set called so"),
+        pytest.param(message(NEWGEN, (1, TABLE)), False, id="generation"),
+        pytest.param((1 << 8, message(NEWTABLE, (1, TABLE))[1]), False, id="another subsystem"),
+        pytest.param((10 << 8, b"\2\0"), False, id="cut off"),
+        pytest.param((10 << 8, b"\2\0\0\0\xff\xff\1\0ov"), False, id="garbled"),
+    ],
+)
+def test_matters(found: tuple[int, bytes], expected: bool) -> None:
+    """Only what changes our rules, or FORWARD of iptables, is worth a look."""
+    assert matters(*found, TABLE) is expected
+
+
+@pytest.fixture
+def no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let there be no nft but what a test puts here."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(firewall, "SBIN", str(tmp_path))
+    return tmp_path
+
+
+def fake(directory: Path, complaint: str) -> None:
+    """Put an nft there that only complains."""
+    path = directory / "nft"
+    path.write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n", encoding="ascii")
+    path.chmod(0o755)
+
+
+def test_no_nft(no_nft: Path) -> None:
+    """Without nft it is said what to install; there is nothing to remove then."""
+    with pytest.raises(RuntimeFailure, match=r"nft is not installed here .*apt-get install nftables"):
+        firewall.run(ruleset.build(WANTED))
+    firewall.remove(TABLE)
+
+
+def test_not_permitted(no_nft: Path) -> None:
+    """Without the right it is said which one is needed."""
+    fake(no_nft, "netlink: Error: cache initialization failed: Operation not permitted")
+    with pytest.raises(RuntimeFailure, match="CAP_NET_ADMIN"):
+        firewall.show("chains")
+
+
+def test_other_trouble(no_nft: Path) -> None:
+    """What else nft says is passed on in one line; a kernel without nftables has no rules."""
+    fake(no_nft, "Error: syntax error\n1 | x")
+    with pytest.raises(RuntimeFailure, match=r"^nft -j list chains: Error: syntax error$"):
+        firewall.show("chains")
+    fake(no_nft, "netlink: Error: cache initialization failed: Protocol not supported")
+    assert firewall.show("chains") is None
+
+
+def test_is_tried_again(no_nft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be put in force is put there later, and until then it is known why not."""
+
+    async def work() -> None:
+        wall = Firewall(0.01)
+        await wall.put(WANTED)
+        assert "not installed" in str(wall.trouble)
+        assert await wall.count() == {}
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        monkeypatch.setattr(Firewall, "_replace", lambda *_: loop.call_soon_threadsafe(done.set))
+        monkeypatch.setattr(firewall, "show", lambda *what: None)
+        task = asyncio.create_task(wall.run())
+        async with asyncio.timeout(5):
+            await done.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
