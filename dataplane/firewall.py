@@ -100,25 +100,44 @@ def _show_chains() -> list[Json]:
 # --- what is removed --------------------------------------------------------------------------------------
 
 
-def _find_removals(chains: list[Json], named: Iterable[tuple[str, str]]) -> list[Json]:
+FAMILIES = tuple(ruleset.PROTOCOLS.values())
+
+
+def _find_removals(
+    chains: list[Json], named: Iterable[tuple[str, str]], families: Iterable[str] = FAMILIES
+) -> list[Json]:
     """Return the commands that remove chains of tables of iptables, each as (table, chain)."""
     commands = []
     for table, name in named:
-        for family in ruleset.PROTOCOLS.values():
+        for family in families:
             if ruleset.has_chain(chains, family, table, name):
                 rules = show("table", family, table) or []
                 commands += ruleset.remove_chain(family, table, name, rules)
     return commands
 
 
-def remove(table: str, handed_over: Masquerade | None = None) -> None:
-    """Remove our rules; flannel's masquerade from then on, if there is something to masquerade."""
+def remove(table: str) -> None:
+    """Remove our rules."""
+    if _find("nft") is not None:
+        run(_find_removals(_show_chains(), [("filter", table)]) + _remove_table(table))
+
+
+def hand_over(table: str, masquerade: Masquerade | None) -> None:
+    """Leave what our rules do to rules that flannel calls its own."""
     if _find("nft") is None:
         return
-    commands = _find_removals(_show_chains(), [("filter", table)])
-    if show("table", FAMILY, table) is not None:
-        commands += ruleset.remove_table(FAMILY, table)
-    run(commands + (ruleset.flannels(handed_over) if handed_over is not None else []))
+    commands = _remove_table(table)
+    chains = _show_chains()
+    for family in FAMILIES:
+        if ruleset.has_chain(chains, family, "filter", ruleset.FLANNEL_FORWARD):
+            commands += _find_removals(chains, [("filter", table)], [family])
+        elif ruleset.has_chain(chains, family, "filter", table):
+            commands.append(ruleset.rename_chain(family, "filter", table, ruleset.FLANNEL_FORWARD))
+    run(commands + (ruleset.flannels(masquerade) if masquerade is not None else []))
+
+
+def _remove_table(table: str) -> list[Json]:
+    return ruleset.remove_table(FAMILY, table) if show("table", FAMILY, table) is not None else []
 
 
 def clean_flannel() -> list[str]:
@@ -196,6 +215,8 @@ class Firewall:
         self._changed.set()
 
     def _replace(self, wanted: Ruleset, peers: frozenset[Address]) -> None:
+        if wanted.is_empty and _find("nft") is None:
+            return
         if self._is_new is None:
             self._is_new = show("table", FAMILY, wanted.table) is None
         run(ruleset.build(wanted, peers) + self._forward(wanted))

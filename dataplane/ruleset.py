@@ -52,7 +52,8 @@ LAUNDERED, STRANGERS = "laundered", "strangers"
 COUNTERS = (LAUNDERED, STRANGERS)
 FORWARD = "FORWARD"  # the chain of iptables
 FLANNEL_TABLES = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
-FLANNEL_CHAINS = (("nat", "FLANNEL-POSTRTG"), ("filter", "FLANNEL-FWD"))
+FLANNEL_FORWARD = "FLANNEL-FWD"
+FLANNEL_CHAINS = (("nat", "FLANNEL-POSTRTG"), ("filter", FLANNEL_FORWARD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class Ruleset:
     masquerade: Masquerade | None
     guard: Guard | None
     forward: tuple[Network, ...] = ()  # accepted in FORWARD
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is wanted at all."""
+        return self.masquerade is None and self.guard is None and not self.forward
 
     @property
     def has_peers(self) -> bool:
@@ -351,6 +357,11 @@ def remove_chain(family: str, table: str, name: str, rules: Iterable[Json]) -> l
         for rule in _jumps(rules, name)
     ]
     return [*commands, {"flush": chain}, {"delete": chain}]
+
+
+def rename_chain(family: str, table: str, name: str, new: str) -> Json:
+    """Return the command that gives a chain another name; what leads there still does."""
+    return {"rename": {"chain": {"family": family, "table": table, "name": name, "newname": new}}}
 
 
 def legacy_removal(saved: str, table: str, name: str) -> str:

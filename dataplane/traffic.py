@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from dataplane import firewall, ruleset
 from dataplane.backend import Settings
 from dataplane.config import RunConfig
-from dataplane.errors import RuntimeFailure
+from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.firewall import Firewall
 from dataplane.flannel import find_port
 from dataplane.journal import Journal
@@ -62,6 +62,7 @@ class Traffic:
         self._wanted: Ruleset | None = None
         self._is_clean = False  # of flannel's rules
         self._ports = self._had = read_ports(facts)
+        self._ports_trouble: str | None = None
 
     async def apply(self, settings: Settings, key: SubnetKey, table: Table) -> None:
         """Have the rules and ports that a node needs; raises if it must masquerade and cannot."""
@@ -70,7 +71,14 @@ class Traffic:
         await self._firewall.put(wanted, (ip for peer in table.peers for ip in peer.addresses))
         if wanted.masquerade is not None and self._firewall.trouble is not None:
             raise RuntimeFailure(f"--ip-masq cannot be had: {self._firewall.trouble}")
-        self._ports = reserve_ports(set(find_ports(settings)), self._ports)
+        self._reserve(set(find_ports(settings)))
+
+    def _reserve(self, ports: set[int]) -> None:
+        """Reserve ports; where settings cannot be written, as in some containers, that is a warning."""
+        try:
+            self._ports, self._ports_trouble = reserve_ports(ports, self._ports), None
+        except KernelError as err:
+            self._ports_trouble = str(err)
 
     async def replace_flannel(self) -> None:
         """Remove flannel's rules where we have taken over from it; ours are in force."""
@@ -93,7 +101,7 @@ class Traffic:
 
     async def undo(self) -> None:
         """Take back a start that failed."""
-        self._ports = reserve_ports(self._had, self._ports)
+        self._reserve(self._had)
         await self._firewall.undo()
 
     # --- for others
@@ -121,6 +129,8 @@ class Traffic:
             warnings.append(
                 f"no firewall rules, so nothing keeps pods from forging tunnel packets: {trouble}"
             )
+        if self._ports_trouble is not None:
+            warnings.append(f"other programs may be given the ports of tunnels: {self._ports_trouble}")
         if wanted is not None and wanted.masquerade is not None:
             has_ipv6 = any(net.version == 6 for net in wanted.masquerade.networks)
             warnings += check_bridges(has_ipv6=has_ipv6)
@@ -149,7 +159,9 @@ def _read_masquerade(facts: Mapping[str, object]) -> Masquerade | None:
 
 
 def end(tun_name: str, facts: Mapping[str, object], *, is_handed_over: bool = False) -> None:
-    """Remove our rules and reserved ports; handed over, flannel's tables masquerade as ours did."""
+    """Remove our rules and reserved ports; handed over, rules of flannel's do what ours did."""
+    if is_handed_over:
+        firewall.hand_over(ruleset.table_name(tun_name), _read_masquerade(facts))
+    else:
+        firewall.remove(ruleset.table_name(tun_name))
     reserve_ports(set(), read_ports(facts))
-    masquerade = _read_masquerade(facts) if is_handed_over else None
-    firewall.remove(ruleset.table_name(tun_name), masquerade)

@@ -78,8 +78,6 @@ def crosses(walled: Walled) -> bool:
 MEDDLING = {
     "rule": f"flush chain inet {TABLE} output",
     "order": f"insert rule inet {TABLE} nat accept",
-    "set": f"add set inet {TABLE} more {{ type ipv4_addr; }}",
-    "table": f"delete table inet {TABLE}",
     "everything": "flush ruleset",
 }
 
@@ -155,7 +153,10 @@ def test_cleans_up_after_flannel(walled: Walled) -> None:
 
 
 def test_way_back(walled: Walled) -> None:
-    """Handed over, the node masquerades as before, by tables that flannel calls its own."""
+    """Handed over, the node masquerades and forwards as before, by rules that flannel calls its own."""
+    before = others(walled)
+    for tool in ("iptables-nft", "ip6tables-nft"):
+        walled.a.host.run(tool, "-P", "FORWARD", "DROP")
     walled.restart("--ip-masq")
     ours = [item["rule"]["expr"] for item in walled.ours() if item.get("rule", {}).get("chain") == "nat"]
     names = ("--hand-over", "flannel.1", "--hand-over", "flannel-v6.1")
@@ -170,8 +171,14 @@ def test_way_back(walled: Walled) -> None:
         ("ip6", "flannel-ipv6"),
     }
     assert {str(rule["expr"]) for rule in rules} == set(map(str, ours))
+    assert others(walled).count("-j FLANNEL-FWD") == 2
+    assert TABLE not in others(walled)
+    assert crosses(walled)
+    for tool in ("iptables-nft", "ip6tables-nft"):
+        walled.a.host.run(tool, "-P", "FORWARD", "ACCEPT")
     walled.more = ("--ip-masq", "--takeover", "flannel.1,flannel-v6.1")
     walled.start(walled.datapath)
+    assert others(walled) == before
     assert "flannel" not in walled.nft("list", "ruleset")
 
 

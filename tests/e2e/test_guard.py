@@ -47,7 +47,8 @@ table inet bystander {
 @pytest.fixture(scope="module", params=["userspace", "kernel"])
 def walled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walled]:
     """Yield the drawing, on each datapath."""
-    built = Walled(tmp_path_factory.mktemp("walled"), *FLAGS, datapath=request.param)
+    flags = (*FLAGS, "--encap=ipip") if request.param == "userspace" else FLAGS
+    built = Walled(tmp_path_factory.mktemp("walled"), *flags, datapath=request.param)
     try:
         yield built
     finally:
@@ -89,11 +90,6 @@ def test_pod_forges_to_another_node(walled: Walled) -> None:
         packet = forge(walled, "b", family)
         to = (address, VXLAN_PORT)
         refused(walled, "laundered", b.pod, family, lambda p=packet, t=to: speak(walled.a.pod, t, p))  # type: ignore[misc]
-    walled.restart("--ip-masq", "--guard=false")
-    with listen(b.pod, 4) as sock:
-        speak(walled.a.pod, (b.address, VXLAN_PORT), forge(walled, "b"))
-        assert sock.recv(100) == b"forged"
-    walled.restart(*FLAGS)
 
 
 def test_pod_forges_to_its_node(walled: Walled) -> None:
@@ -166,7 +162,6 @@ def test_tunnels_are_not_tracked(walled: Walled) -> None:
 @pytest.mark.parametrize("walled", ["userspace"], indirect=True)
 def test_forged_ipip(walled: Walled) -> None:
     """Where IPIP is in use, a pod's own IPIP packet does not leave either."""
-    walled.restart(*FLAGS, "--encap=ipip")
     inner = bytes(IP(src="10.244.1.9", dst=walled.b.pod_ip()) / UDP(dport=PORT) / Raw(b"forged"))
 
     def forgery() -> None:
@@ -194,6 +189,16 @@ def test_strangers(walled: Walled) -> None:
     ours = walled.ours()
     walled.nft("delete", "element", "inet", TABLE, "peers4", f"{{ {walled.b.address} }}")
     walled.wait_ours(ours, "the peer is back")
+
+
+@pytest.mark.parametrize("walled", ["userspace"], indirect=True)
+def test_without_guard(walled: Walled) -> None:
+    """With --guard=false nothing keeps a pod from laundering: so it is the guard that does."""
+    walled.restart("--ip-masq", "--guard=false")
+    with listen(walled.b.pod, 4) as sock:
+        speak(walled.a.pod, (walled.b.address, VXLAN_PORT), forge(walled, "b"))
+        assert sock.recv(100) == b"forged"
+    assert walled.guard() == {}
 
 
 SPEED = """

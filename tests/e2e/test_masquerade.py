@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import shlex
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from bench.lab import Namespace
-from tests.e2e.walled import GROUPS, PORT, Walled, listen, speak
+from bench.lab import Namespace, wait_for
+from tests.e2e.walled import GROUPS, PORT, TABLE, WAIT_S, Walled, listen, speak
 
 OUTSIDE = {4: "192.0.2.5", 6: "2001:db8:2::1"}  # the router's, on the far side of host a
 MARKED, ALSO_MARKED, UNMARKED = 7001, 7002, 7003  # ports whose packets are marked on host a
@@ -175,6 +176,38 @@ def observe_multicast(walled: Walled, family: int, source: str, who: dict[str, s
         return hear(sock, "all", who)
 
 
+AGAIN = """
+import sys
+from ipaddress import ip_network
+from dataplane import firewall, ruleset
+nets, subnets = ([ip_network(word) for word in words.split(",")] for words in sys.argv[1:])
+for count in range(40):
+    masquerade = ruleset.Masquerade(tuple(nets), tuple(subnets), (8472,), is_random=bool(count % 2))
+    firewall.run(ruleset.build(ruleset.Ruleset("overlayd-overlay0", masquerade, None)))
+"""
+
+
+def test_replaced_in_one_step(walled: Walled) -> None:
+    """While rules are replaced again and again, no packet of a pod leaves with the pod's address."""
+    command = (
+        sys.executable,
+        "-c",
+        AGAIN,
+        *(",".join(NETS[f][name] for f in (4, 6)) for name in ("net", "own")),
+    )
+    seen, process = set(), walled.a.host.spawn(*command)
+    try:
+        with listen(walled.lab.router, 4) as sock:
+            while process.poll() is None:
+                speak(walled.a.pod, (OUTSIDE[4], PORT), b"out")
+                seen.add(sock.recvfrom(100)[1][0])
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert seen == {walled.a.address}
+
+
 def test_table_is_flannels(walled: Walled) -> None:
     """Every receiver sees the same sender by our rules as by flannel's iptables rules, in both families."""
     assert "FLANNEL_IPMASQ=true\n" in walled.daemon.subnet_file.read_text()
@@ -190,3 +223,14 @@ def test_table_is_flannels(walled: Walled) -> None:
             walled.a.host.run(tool, "-F")
     assert ours == {4: WANTED, 6: WANTED}
     assert flannels == ours
+
+
+def test_follows_the_network(walled: Walled) -> None:
+    """When the network becomes larger, the rules are those of the new one."""
+    walled.restart("--ip-masq")
+    config = {"Network": "10.244.0.0/15", "EnableIPv6": True, "IPv6Network": NETS[6]["net"]}
+    walled.daemon.put_config({**config, "Backend": {"Type": "vxlan"}})
+    wait_for(lambda: "10.244.0.0/15" in walled.nft("list", "table", "inet", TABLE), "the new network", WAIT_S)
+    assert "10.244.0.0/16" not in walled.nft("list", "table", "inet", TABLE)
+    told = "FLANNEL_NETWORK=10.244.0.0/15\n"
+    wait_for(lambda: told in walled.daemon.subnet_file.read_text(), "subnet.env", WAIT_S)

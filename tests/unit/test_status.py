@@ -236,6 +236,16 @@ def test_warnings() -> None:
     ]
 
 
+def test_guard() -> None:
+    """What the firewall dropped is told, each reason with its name; what it did not, is not."""
+    lines = status_text(status(guard={"laundered": 3, "strangers": 0})).splitlines()
+    assert (
+        lines[-1]
+        == "!  the firewall dropped 3 tunnel packets: neither from the underlay nor from us (laundered)"
+    )
+    assert "firewall" not in status_text(status(guard={}))
+
+
 def test_store_error_is_said_once() -> None:
     """Control puts the error of its store among the warnings too; people read it once."""
     store = {"url": "file:///x", "revision": 7, "age_s": 42.0, "error": "peers.json line 3: bad"}

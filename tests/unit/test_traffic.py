@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -14,7 +15,7 @@ import pytest
 from dataplane import firewall, sysctls, traffic
 from dataplane.backend import Settings
 from dataplane.config import RunConfig
-from dataplane.errors import RuntimeFailure
+from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Encap, Interface, NetworkConfig, SubnetKey, Table
 from dataplane.ruleset import Guard, Masquerade
 from dataplane.traffic import Traffic
@@ -86,19 +87,41 @@ def test_without_nft() -> None:
 
 
 @pytest.mark.usefixtures("no_nft")
+def test_nothing_wanted() -> None:
+    """A node that wants no rules misses no nft."""
+    nothing = Traffic(replace(CONFIG, guard=False, forward_rules=False), {})
+    asyncio.run(nothing.apply(SETTINGS, KEY, Table()))
+    assert nothing.warnings() == []
+
+
+@pytest.mark.usefixtures("no_nft")
+def test_settings_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ports cannot be reserved a node works, and warns."""
+
+    def refuse(wanted: dict[str, str]) -> list[str]:
+        raise KernelError(f"setting {next(iter(wanted))}", errno.EROFS)
+
+    monkeypatch.setattr(sysctls, "read_sysctl", lambda name: "")
+    monkeypatch.setattr(sysctls, "set_sysctls", refuse)
+    node = Traffic(replace(CONFIG, guard=False, forward_rules=False), {})
+    asyncio.run(node.apply(SETTINGS, KEY, Table()))
+    (warning,) = node.warnings()
+    assert "given the ports of tunnels: setting net/ipv4/ip_local_reserved_ports: Read-only" in warning
+    assert node.facts()["reserved_ports"] == []
+
+
+@pytest.mark.usefixtures("no_nft")
 def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left behind in JSON is what `down` needs to remove rules, or to hand masquerading over."""
     seen: list[object] = []
     monkeypatch.setattr(firewall.Firewall, "_replace", lambda self, wanted, peers: None)
-    monkeypatch.setattr(firewall, "remove", lambda *args: seen.append(args))
+    monkeypatch.setattr(firewall, "remove", lambda table: seen.append(table))
+    monkeypatch.setattr(firewall, "hand_over", lambda *args: seen.append(args))
     node = Traffic(replace(CONFIG, ip_masq=True), {"reserved_ports": "nonsense", "masquerade": 7})
     asyncio.run(node.apply(SETTINGS, KEY, Table()))
     facts = json.loads(json.dumps(node.facts()))
     traffic.end("overlay0", facts)
     traffic.end("overlay0", facts, is_handed_over=True)
     traffic.end("overlay0", {"masquerade": None}, is_handed_over=True)
-    assert seen == [
-        ("overlayd-overlay0", None),
-        ("overlayd-overlay0", MASQUERADE),
-        ("overlayd-overlay0", None),
-    ]
+    table = "overlayd-overlay0"
+    assert seen == [table, (table, MASQUERADE), (table, None)]
