@@ -168,11 +168,11 @@ def free_ports(taken: Iterable[int]) -> tuple[int, int]:
 def _masquerade_rules(wanted: Masquerade) -> Iterator[list[Json]]:
     """Yield flannel's rules in flannel's order; the third and fourth of its list are one here."""
     flags: Json = {"flags": "fully-random"} if wanted.is_random else {}
-    udp = _match(_meta("l4proto"), "==", "udp")
-    verdicts: tuple[list[Json], ...] = (
-        [udp, {"masquerade": {"port": {"range": list(free_ports(wanted.ports))}, **flags}}],
-        [{"masquerade": flags or None}],
-    )
+    verdicts: list[list[Json]] = [[{"masquerade": flags or None}]]
+    if wanted.ports:
+        udp = _match(_meta("l4proto"), "==", "udp")
+        ports = list(free_ports(wanted.ports))
+        verdicts.insert(0, [udp, {"masquerade": {"port": {"range": ports}, **flags}}])
     subnets = {net.version: net for net in wanted.subnets}
     yield [_match(_masked(KUBE_MARK), "==", KUBE_MARK), RETURN]
     for net in wanted.networks:

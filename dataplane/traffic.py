@@ -47,7 +47,7 @@ def plan(config: RunConfig, settings: Settings, key: SubnetKey) -> Ruleset:
     return Ruleset(
         ruleset.table_name(config.tun_name),
         masquerade if config.ip_masq else None,
-        guard if config.guard else None,
+        guard if config.guard and (guard.ports or guard.has_ipip) else None,
         networks if config.forward_rules else (),
     )
 

@@ -69,6 +69,14 @@ def test_random_ports() -> None:
     assert not any("fully-random" in rule for rule in rules(plain, "nat"))
 
 
+def test_ports_of_no_tunnel() -> None:
+    """Where nothing is tunnelled, no port is kept free."""
+    assert not any(
+        '"port"' in rule for rule in rules(replace(BOTH, masquerade=replace(MASQUERADE, ports=())), "nat")
+    )
+    assert any('"range": [8473, 65535]' in rule for rule in rules(BOTH, "nat"))
+
+
 def test_both_families() -> None:
     """Each network has its own rules, with the subnet and the multicast addresses of its version."""
     both = Masquerade((NET, NET6), (OWN, OWN6), (8472,))

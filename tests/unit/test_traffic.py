@@ -57,7 +57,9 @@ def test_plan() -> None:
 
 
 def test_encapsulations() -> None:
-    """Every encapsulation in use is guarded; on the kernel datapath those of our VNI alone."""
+    """Every encapsulation in use is guarded; on the kernel datapath packets of our VNI alone."""
+    direct = replace(SETTINGS, network=replace(NETWORK, encap=Encap.DIRECT), encaps=frozenset({Encap.DIRECT}))
+    assert traffic.plan(CONFIG, direct, KEY).guard is None
     more = replace(SETTINGS, encaps=frozenset({Encap.VXLAN, Encap.IPIP, Encap.FLANNEL_UDP}))
     assert traffic.plan(CONFIG, more, KEY).guard == replace(GUARD, ports=(8472, 8285), has_ipip=True)
     assert traffic.plan(replace(CONFIG, datapath="kernel"), SETTINGS, KEY).guard == replace(GUARD, vni=7)
