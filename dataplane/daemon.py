@@ -307,23 +307,27 @@ class Daemon:
             self._takeover.check(settings)
         await self._traffic.apply(settings, own.key, self._table)
         self.report.leave_facts(settings)
-        if self._takeover is not None and not self.report.is_carrying:
-            await self._backend.warm(settings, self._plan)
-            await self._takeover.finish(settings, self._plan, self._table)
-        if (settings, self._plan) != self._sure and not self._must_wait(self._plan):
-            await self._backend.prepare(settings)
-            self.report.leave_facts(settings)
-            await self._set_up_host(self._plan)
-            self._sure = settings, self._plan
-        await self._backend.carry(self._table)
-        if self.report.former_tun != self._config.tun_name:
-            await self._host.remove(self.report.former_tun)
-            self.report.former_tun = self._config.tun_name
+        async with self._traffic.still:
+            await self._make_so(settings, self._plan, self._table)
         await self._traffic.replace_flannel()
         self.report.is_carrying = True
         has_masq, path = self._config.ip_masq, self._config.subnet_file
         if subnetfile.write(path, settings.network, own.key, settings.mtu, has_masq=has_masq):
             log.info("subnet file written", path=self._config.subnet_file)
+
+    async def _make_so(self, settings: Settings, plan: HostPlan, table: Table) -> None:
+        if self._takeover is not None and not self.report.is_carrying:
+            await self._backend.warm(settings, plan)
+            await self._takeover.finish(settings, plan, table)
+        if (settings, plan) != self._sure and not self._must_wait(plan):
+            await self._backend.prepare(settings)
+            self.report.leave_facts(settings)
+            await self._set_up_host(plan)
+            self._sure = settings, plan
+        await self._backend.carry(table)
+        if self.report.former_tun != self._config.tun_name:
+            await self._host.remove(self.report.former_tun)
+            self.report.former_tun = self._config.tun_name
 
     def _must_wait(self, plan: HostPlan) -> bool:
         """Return whether somebody undoes what we do, and had his turn too lately."""

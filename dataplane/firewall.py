@@ -186,20 +186,23 @@ class Firewall:
     def __init__(self, resync_s: float) -> None:
         """Look at most every so many seconds."""
         self._resync_s = resync_s
-        self._lock = asyncio.Lock()
+        # Held while nft runs: until it is nft, our child holds all that we do, also devices and ports that we
+        # close meanwhile. Whoever wants to have them free at once holds it too.
+        self.lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._wanted: Ruleset | None = None
         self._peers: frozenset[Address] = frozenset()
         self._new: list[Json] | None = None  # how nft listed the table when it was new; None: not sure
         self._looked_s = -resync_s
         self._is_new: bool | None = None  # no such table was there before
+        self._counted = dict.fromkeys(ruleset.COUNTERS, 0)
         self.trouble: str | None = None
         self._told: str | None = None  # in the log, which says nothing of a start that fails
 
     async def put(self, wanted: Ruleset, peers: Iterable[Address] = ()) -> None:
         """Put rules in force; what is in force already is not touched. `trouble` says why they are not."""
         found = frozenset(peers) if wanted.has_peers else frozenset()
-        async with self._lock:
+        async with self.lock:
             try:
                 if wanted != self._wanted:
                     await self._in_thread(self._replace, wanted, found)
@@ -283,7 +286,7 @@ class Firewall:
                     self._changed.set()
 
     async def _look(self) -> None:
-        async with self._lock:
+        async with self.lock:
             self._looked_s = time.monotonic()
             if self._wanted is None:
                 return
@@ -306,16 +309,16 @@ class Firewall:
             log.info("packets of pods are accepted in FORWARD", table=wanted.table)
 
     async def count(self) -> dict[str, int]:
-        """Return what our counters say; nothing while there is trouble."""
+        """Return what our counters say, or said last if something else is being done; {} while in trouble."""
         wanted = self._wanted
         if wanted is None or wanted.guard is None or self.trouble is not None:
             return {}
-        try:
-            return ruleset.read_counters(
-                await self._in_thread(show, "counters", "table", FAMILY, wanted.table) or []
-            )
-        except RuntimeFailure:
-            return {}
+        if not self.lock.locked():
+            async with self.lock:
+                with suppress(RuntimeFailure):
+                    found = await self._in_thread(show, "counters", "table", FAMILY, wanted.table)
+                    self._counted = ruleset.read_counters(found or [])
+        return self._counted
 
 
 def matters(kind: int, body: bytes, table: str) -> bool:

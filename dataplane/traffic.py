@@ -64,6 +64,11 @@ class Traffic:
         self._ports = self._had = read_ports(facts)
         self._ports_trouble: str | None = None
 
+    @property
+    def still(self) -> asyncio.Lock:
+        """To be held while devices and ports are closed and opened: see Firewall.lock."""
+        return self._firewall.lock
+
     async def apply(self, settings: Settings, key: SubnetKey, table: Table) -> None:
         """Have the rules and ports that a node needs; raises if it must masquerade and cannot."""
         wanted = plan(self._config, settings, key)

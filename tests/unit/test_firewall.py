@@ -108,3 +108,39 @@ def test_is_tried_again(no_nft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(work())
+
+
+def test_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While somebody keeps it still no nft runs: neither for a look, nor to count; then both are done."""
+    ran: list[str] = []
+
+    async def work() -> None:
+        wall, looked = Firewall(0.01), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        counter = {"counter": {"name": "laundered", "packets": 3}}
+        monkeypatch.setattr(firewall, "show", lambda *what: [counter])
+        monkeypatch.setattr(Firewall, "_replace", lambda *_: None)
+        await wall.put(WANTED)
+        wall._wanted = WANTED
+
+        def put_right(*_: object) -> None:
+            ran.append("look")
+            loop.call_soon_threadsafe(looked.set)
+
+        monkeypatch.setattr(Firewall, "_put_right", put_right)
+        wall._changed.set()
+        task = asyncio.create_task(wall.run())
+        async with wall.lock, asyncio.timeout(5):
+            assert await wall.count() == {"laundered": 0, "strangers": 0}
+            while wall._changed.is_set():  # until run() wants to look
+                await asyncio.get_running_loop().run_in_executor(None, int)
+            assert ran == []
+        async with asyncio.timeout(5):
+            await looked.wait()
+        async with wall.lock:
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await wall.count() == {"laundered": 3}
+
+    asyncio.run(work())
+    assert ran == ["look"]
