@@ -53,6 +53,12 @@ class EtcdDaemon(Daemon):
         """Whether it was told to use the kernel's device."""
         return "kernel" in self.flags
 
+    def restart(self, *flags: str) -> None:
+        """End control, as an upgrade does, and start it with other flags."""
+        self.stop()
+        self.flags = list(flags)
+        self.start()
+
     def _open_counters(self) -> Any:
         return None if self.is_kernel else super()._open_counters()
 
@@ -206,6 +212,31 @@ class Cluster:
         net = fields["FLANNEL_SUBNET"].partition("/")[0].rpartition(".")[0]
         net6 = fields["FLANNEL_IPV6_SUBNET"].partition("/")[0].removesuffix("1")
         host.join_pod(f"{net}.0/24", f"{net6}/64", int(fields["FLANNEL_MTU"]))
+
+    def move_flannel(self, name: str, octet: int, mac_end: int) -> FlannelNode:
+        """Let a flannel node that has left come back with its subnets, at other addresses with other MACs."""
+        old, host = self.flannels[name], self.hosts[name]
+        number, gateway = LINKS[host.link]
+        old.stop()
+        host.ip, host.ip6 = f"192.0.2.{octet}", f"2001:db8:{number}::{octet:x}"
+        host.host.ip(
+            "".join(f"link del {side.device}\n" for side in old.sides) + "addr flush dev under0\n"
+            f"addr add {host.ip}/25 dev under0\naddr add {host.ip6}/64 dev under0 nodad\n"
+            f"route replace default via 192.0.2.{gateway}\n"
+            f"route replace default via 2001:db8:{number}::fe\n"
+        )
+        node = FlannelNode(
+            host.host,
+            ENDPOINT,
+            Side(f"{host.ip}/25", old.sides[0].subnet, f"02:00:00:00:04:{mac_end:02x}"),
+            Side(f"{host.ip6}/64", old.sides[1].subnet, f"02:00:00:00:06:{mac_end:02x}"),
+        )
+        node.has_direct_routing = old.has_direct_routing
+        node.make_devices()
+        self._stack.callback(node.stop)
+        node.start()
+        self.flannels[name] = node
+        return node
 
     def close(self) -> None:
         """Take it all down."""

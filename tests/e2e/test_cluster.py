@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import permutations
 
 import pytest
@@ -20,13 +21,19 @@ PAIRS = list(permutations(SEATS, 2))
 FAMILIES = (4, 6)
 LARGE = (1, 1000, 1372, 20000)  # bytes of a ping: the largest that crosses in one piece, and one in fragments
 UDP_BYTES = 1200
+NETWORKS = {
+    "encapsulated": NETWORK,
+    "direct": {**NETWORK, "Backend": {**NETWORK["Backend"], "DirectRouting": True}},
+}
+NEW_OCTET, NEW_MAC_END = 140, 0xEE
+STALL_S = 2.0
 OURS: dict[str, tuple[str, ...]] = {"a": (), "b": (), "c": ("--datapath", "kernel")}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Yield the cluster, in which everybody reaches everybody."""
-    built = Cluster(tmp_path_factory.mktemp("cluster"), NETWORK, OURS)
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Yield the cluster, in which everybody reaches everybody; with DirectRouting, neighbours by host-gw."""
+    built = Cluster(tmp_path_factory.mktemp("cluster"), NETWORKS[request.param], OURS)
     try:
         built.settle()
         yield built
@@ -67,16 +74,37 @@ def test_each_writes_its_own_key_alone(cluster: Cluster) -> None:
     assert all(int(key["lease"]) != 0 for key in keys)
 
 
+def test_datapath_changes_live(cluster: Cluster) -> None:
+    """A node changes to the kernel's devices and back, and the connections of its pod live through it."""
+    node, near = cluster.daemons["a"], cluster.hosts["a"]
+    flags = list(node.flags)
+    far = [cluster.hosts[name] for name in ("b", "c", "d", "e")]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Stream(near.pod, host.pod, host.pod_of(4))) for host in far]
+        for datapath in ("kernel", "userspace"):
+            node.restart(*flags, *(("--datapath", "kernel") if datapath == "kernel" else ()))
+            assert node.status()["datapath"] == datapath
+            assert max(stream.longest_s() for stream in streams) < STALL_S
+    cluster.settle()
+
+
 def test_node_leaves_and_comes_back(cluster: Cluster) -> None:
-    """A flannel node that leaves is forgotten; with a new MAC address it is found again by all."""
+    """A node that leaves is forgotten; with another address and another MAC it is found again by all."""
     leaver = cluster.flannels["d"]
+    subnet = leaver.sides[0].subnet
+
+    def found(name: str) -> list[str]:
+        peers = cluster.daemons[name].status()["peers"]
+        return [peer["public_ip"] for peer in peers if subnet in peer["subnet"]]
+
     leaver.leave()
-    for name, daemon in cluster.daemons.items():
-        subnets = leaver.key.rpartition("/")[2].replace("-", "/")
+    for name in cluster.daemons:
+        wait_for(lambda n=name: not found(n), f"{name} forgets d", START_S)  # type: ignore[misc]
+    moved = cluster.move_flannel("d", NEW_OCTET, NEW_MAC_END)
+    for name in cluster.daemons:
         wait_for(
-            lambda d=daemon, s=subnets: s not in {p["subnet"] for p in d.status()["peers"]},  # type: ignore[misc]
-            f"{name} forgets d",
+            lambda n=name: found(n) == [moved.sides[0].ip],  # type: ignore[misc]
+            f"{name} finds d at its new address",
             START_S,
         )
-    leaver.put()
     cluster.settle()
