@@ -7,10 +7,11 @@ the field and what is allowed; who reads the text knows the file and the line.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
@@ -334,6 +335,7 @@ def _parse_data(data: object, where: str, *, strict: bool) -> tuple[int | None, 
 
 
 Ip = TypeVar("Ip", IPv4Address, IPv6Address)
+Net = TypeVar("Net", IPv4Network, IPv6Network)
 
 
 def _parse_ip(fields: Mapping[str, object], name: str, where: str, kind: type[Ip]) -> Ip | None:
@@ -411,17 +413,18 @@ def format_subnet_env(network: NetworkConfig, key: SubnetKey, mtu: int, *, has_m
 def parse_subnet_env(text: str) -> SubnetKey | None:
     """Return the subnet that an earlier subnet.env names; None if it names none that can be read."""
     fields = dict(line.partition("=")[::2] for line in text.splitlines())
-    subnet: IPv4Network | None = None
-    subnet6: IPv6Network | None = None
-    try:
-        subnet = read_net4(fields.get("FLANNEL_SUBNET", ""), "FLANNEL_SUBNET")
-    except ValueError:
-        pass  # as flannel: what cannot be read was not there
-    try:
-        subnet6 = read_net6(fields.get("FLANNEL_IPV6_SUBNET", ""), "FLANNEL_IPV6_SUBNET")
-    except ValueError:
-        pass
+    subnet = _read_one(fields.get("FLANNEL_SUBNET", ""), read_net4)
+    subnet6 = _read_one(fields.get("FLANNEL_IPV6_SUBNET", ""), read_net6)
     return SubnetKey(subnet, subnet6) if subnet is not None or subnet6 is not None else None
+
+
+def _read_one(text: str, read: Callable[[str, str], Net]) -> Net | None:
+    """Return the one network of a list; as flannel: what cannot be read is not there, and of two none is."""
+    found = []
+    for part in text.split(","):
+        with contextlib.suppress(ValueError):
+            found.append(read(part, "subnet"))
+    return found[0] if len(found) == 1 else None
 
 
 # --- what follows from the network ------------------------------------------------------------------------

@@ -92,8 +92,8 @@ def find_addresses(
     """
     known = () if current is None else current.public_ips()
     nodes = [ip for ip in link.addresses if can_be_node(ip) and not network.holds(ip)]
-    # An address that --iface names is meant, not just the interface that holds it.
-    nodes.sort(key=lambda ip: (str(ip) not in config.iface, ip not in known))
+    # An address that --iface names, or --iface-regex fits, is meant, not just the interface that holds it.
+    nodes.sort(key=lambda ip: (not _is_meant(config, str(ip)), ip not in known))
     ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
     ip6 = next((ip for ip in nodes if isinstance(ip, IPv6Address)), None)
     if network.encap in PLAIN_ENCAPS or (network.network6 is None and ip4 is not None):
@@ -105,6 +105,10 @@ def find_addresses(
     if config.public_ip is not None and network.network6 is None:
         ip6 = None
     return config.public_ip or ip4, config.public_ip6 or ip6
+
+
+def _is_meant(config: RunConfig, ip: str) -> bool:
+    return ip in config.iface or any(re.search(pattern, ip) for pattern in config.iface_regex)
 
 
 def find_identity(

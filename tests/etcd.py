@@ -89,7 +89,7 @@ class Member:
         sock = socket.socket(*kind) if within is None else within.socket(*kind)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.connect(("127.0.0.1", int(self.url.rpartition(":")[2])))
+            sock.connect((self.seat.address, int(self.url.rpartition(":")[2])))
         except BaseException:
             sock.close()
             raise

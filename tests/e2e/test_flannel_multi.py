@@ -22,7 +22,7 @@ from bench.lab import Namespace, wait_for
 from dataplane.netlink import UNREACHABLE_METRIC, unreachable_metric
 from tests.e2e.rig import ROOT, START_S, risen
 from tests.e2e.site import Member, Overlay, Running, Site, SiteDaemon, can_ping
-from tests.e2e.test_host import APPLY, REMOVE, do, own_routes, space, tun
+from tests.e2e.test_host import APPLY, REMOVE, do, space, tun
 
 __all__ = ["space", "tun"]  # fixtures
 
@@ -62,6 +62,15 @@ def look(space: Namespace) -> list[str]:
     return sorted(" ".join(line.replace(" linkdown", "").split()) for line in lines)
 
 
+def own_routes(space: Namespace) -> list[str]:
+    """Return the routes that daemons have made."""
+    lines: list[str] = []
+    for protocol in ("111", "112"):
+        for family in ("-4", "-6"):
+            lines += space.run("ip", family, "route", "show", "proto", protocol).stdout.splitlines()
+    return sorted(" ".join(line.split()) for line in lines)
+
+
 def routes_of(space: Namespace, network: str) -> list[str]:
     """Return the routes of our protocol to a network."""
     return [line for line in own_routes(space) if network in line]
@@ -98,7 +107,7 @@ def test_removal_leaves_the_other(tun: Namespace) -> None:
         do(tun, 'await host.remove("overlay1")')
         assert look(tun) == before
     assert len(do(tun, REMOVE)[0]) == 3
-    assert own_routes(tun) == []
+    assert [line for line in own_routes(tun) if "244" in line] == []
 
 
 PROBE = """
@@ -130,7 +139,9 @@ def test_probes_at_the_same_time(space: Namespace) -> None:
 # --- whole daemons ------------------------------------------------------------------------------------------
 
 FIRST = vxlan("one", "10.11.0.0/16")
-SECOND = Overlay("two", {"Network": "10.12.0.0/16", "Backend": {"Type": "ipip"}})
+SECOND = Overlay("two", {"Network": "10.12.0.0/16", "Backend": {"Type": "host-gw"}})
+THIRD = Overlay("three", {"Network": "10.13.0.0/16", "Backend": {"Type": "ipip"}})
+NETWORKS = (FIRST, SECOND, THIRD)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +154,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def running(site: Site) -> Iterator[Running]:
-    """Yield two networks on both hosts."""
-    with site.run(FIRST, SECOND) as running:
+    """Yield the networks, on both hosts."""
+    with site.run(*NETWORKS) as running:
         yield running
 
 
@@ -157,14 +168,14 @@ def is_connected(running: Running, name: str) -> bool:
 def others(member: Member) -> list[str]:
     """Return what a host has but for what belongs to a daemon."""
     tun = member.daemon.overlay.tun
-    net = member.daemon.env()["FLANNEL_NETWORK"]
+    net = member.daemon.env()["FLANNEL_NETWORK"].removesuffix("0.0/16")
     return [line for line in look(member.host) if tun not in line and net not in line]
 
 
 def test_multi_right_interface(running: Running) -> None:
     """Theirs, "routes traffic over the correct backend": each network answers, and nothing is dropped."""
     before = running.totals()
-    for name in (FIRST.name, SECOND.name):
+    for name in [overlay.name for overlay in NETWORKS]:
         near, far = running.pair(name)
         assert can_ping(near.host, near.own[4], far.own[4])
         assert can_ping(far.host, far.own[4], near.own[4])
@@ -176,7 +187,7 @@ def test_multi_right_interface(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "target"), [(FIRST.tun, SECOND.name), (SECOND.tun, FIRST.name), ("under0", FIRST.name)]
+    ("device", "target"), [(FIRST.tun, SECOND.name), (THIRD.tun, FIRST.name), ("under0", FIRST.name)]
 )
 def test_multi_wrong_interface(running: Running, device: str, target: str) -> None:
     """Theirs, "wrong-interface pings should fail": what leaves by another device does not come there."""
@@ -198,44 +209,48 @@ def test_multi_wrong_source(running: Running) -> None:
     assert can_ping(near.host, near.own[4], far.own[4])
 
 
-def test_restart_and_down_of_one(running: Running) -> None:
-    """One is ended, taken down and started again: the other loses neither route nor packet nor its peace."""
-    first, second = running.members["one", "a"].daemon, running.members["two", "a"].daemon
-    before = others(running.members["two", "a"])
-    counted = first.settled_if_ours()
-    assert counted is not None
-    second.stop()
-    second.start()
-    assert others(running.members["two", "a"]) == before
-    second.stop()
-    second.down()
-    assert others(running.members["two", "a"]) == before
-    assert is_connected(running, "one")
-    second.start()
-    wait_for(lambda: is_connected(running, "two"), "the second network again", START_S)
-    assert others(running.members["two", "a"]) == before
-    after = first.settled_if_ours()
-    assert after is not None
-    assert risen(counted, after) == {}
-    assert first.status()["warnings"] == second.status()["warnings"] == []
+@pytest.mark.parametrize("name", [SECOND.name, THIRD.name])
+def test_restart_and_down_of_one(running: Running, name: str) -> None:
+    """One is ended, taken down and started again: the others lose neither route nor packet nor peace."""
+    member = running.members[name, "a"]
+    kept = [running.members[overlay.name, "a"].daemon for overlay in NETWORKS if overlay.name != name]
+    before, counted = others(member), [daemon.settled_if_ours() for daemon in kept]
+    member.daemon.stop()
+    member.daemon.start()
+    assert others(member) == before
+    member.daemon.stop()
+    member.daemon.down()
+    assert others(member) == before
+    assert [line for line in look(member.host) if member.daemon.overlay.tun in line] == []
+    assert all(is_connected(running, daemon.overlay.name) for daemon in kept)
+    member.daemon.start()
+    wait_for(lambda: is_connected(running, name), "its network again", START_S)
+    assert others(member) == before
+    for was, now in zip(counted, [daemon.settled_if_ours() for daemon in kept], strict=True):
+        assert was is None or (now is not None and risen(was, now) == {})
+    assert [daemon.status()["warnings"] for daemon in kept] == [[]] * len(kept)
 
 
-def test_network_and_device_of_one_change(site: Site, running: Running) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"), [(SECOND.name, "host-gw"), (THIRD.name, "ipip"), (THIRD.name, "host-gw")]
+)
+def test_network_and_device_of_one_change(site: Site, running: Running, name: str, backend: str) -> None:
     """With another network and another name since its last run, one leaves nothing of its former self."""
-    host, daemon = site.hosts["a"], running.members["two", "a"].daemon
-    kept = routes_of(host, "10.11.0.0/16")
-    assert len(kept) == 2
+    host, daemon = site.hosts["a"], running.members[name, "a"].daemon
+    former, net = daemon.overlay, daemon.env()["FLANNEL_NETWORK"].removesuffix("0.0/16")
+    kept = [line for line in own_routes(host) if net not in line]
+    assert len(kept) == 4
     daemon.stop()
-    former = daemon.overlay
-    daemon.overlay = Overlay("new", {**SECOND.config, "Network": "10.14.0.0/16"})
+    daemon.overlay = Overlay("new", {"Network": "10.14.0.0/16", "Backend": {"Type": backend}})
     site.put_config(daemon.overlay)
     daemon.start()
-    assert sorted(own_routes(host)) == sorted([*kept, *routes_of(host, "10.14.0.0/16")])
-    assert "over-two" not in host.run("ip", "link").stdout
+    assert [line for line in own_routes(host) if "10.14." not in line] == kept
+    assert former.tun not in host.run("ip", "link").stdout
     daemon.stop()
     daemon.overlay = former
     daemon.start()
-    assert sorted(own_routes(host)) == sorted([*kept, *routes_of(host, "10.12.0.0/16")])
+    wait_for(lambda: is_connected(running, name), "its network again", START_S)
+    assert [line for line in own_routes(host) if net not in line] == kept
 
 
 # --- what cannot be shared ----------------------------------------------------------------------------------
@@ -267,28 +282,28 @@ def refused(site: Site, overlay: Overlay, *flags: str) -> str:
     return done.stderr.splitlines()[-1].removeprefix("overlayd: ")
 
 
-THIRD = vxlan("three", "10.13.0.0/16", vni=3, port=8474)
+NEW = vxlan("new", "10.15.0.0/16", vni=3, port=8474)
 HELD = r"UDP port 8472 is held by process \S+ \(pid \d+\). Stop it, or choose another Port"
 CLASHES: dict[str, tuple[Overlay, Callable[[SiteDaemon], list[str]], str]] = {
-    "port, other VNI": (vxlan("three", "10.13.0.0/16", vni=3), lambda first: [], HELD),
+    "port, other VNI": (vxlan("new", "10.15.0.0/16", vni=3), lambda first: [], HELD),
     "port, kernel": (
-        vxlan("three", "10.13.0.0/16", "--datapath", "kernel", vni=3),
+        vxlan("new", "10.15.0.0/16", "--datapath", "kernel", vni=3),
         lambda first: [],
         HELD,
     ),
-    "prefix": (THIRD, lambda first: ["--etcd-prefix", FIRST.prefix], HELD),
+    "prefix": (NEW, lambda first: ["--etcd-prefix", FIRST.prefix], HELD),
     "device": (
-        THIRD,
+        NEW,
         lambda first: ["--tun-name", FIRST.tun],
         f"TUN device {FIRST.tun} is held by another process. Stop it, or choose another --tun-name",
     ),
     "run directory": (
-        THIRD,
+        NEW,
         lambda first: ["--run-dir", str(first.run_dir)],
         r"another overlayd run \(pid \d+\) owns /.*/one-a/run",
     ),
     "subnet file": (
-        THIRD,
+        NEW,
         lambda first: ["--subnet-file", str(first.subnet_file)],
         r"another overlayd run \(pid \d+\) writes /.*/one-a/subnet.env. Choose another --subnet-file",
     ),
@@ -312,7 +327,7 @@ def test_kernel_devices_of_two(site: Site) -> None:
     device = r"UDP port 8480 is held by kernel device over-k1.1 \(vni 1\). Stop .*, or choose another Port"
     with site.run(one) as running:
         for flags, vni in ((kernel, 1), ((), 3)):
-            clash = vxlan("three", "10.13.0.0/16", *flags, vni=vni, port=8480)
+            clash = vxlan("new", "10.15.0.0/16", *flags, vni=vni, port=8480)
             assert re.fullmatch(device, refused(site, clash))
         first, second = running.members["k1", "a"], SiteDaemon(site, "a", two)
         before = others(first)
