@@ -252,7 +252,7 @@ BAD_FIELDS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "mtu-small": (put(*BACK, "MTU", value=100), ("MTU", "576")),
     "mtu-large": (put(*BACK, "MTU", value=70000), ("MTU", "65535")),
     "gbp": (put(*BACK, "GBP", value=True), ("GBP", "not supported")),
-    "direct-routing": (put(*BACK, "DirectRouting", value=True), ("DirectRouting", "not supported")),
+    "direct-routing": (put(*BACK, "DirectRouting", value="yes"), ("DirectRouting", "true or false")),
     "leases-array": (put("leases", value=[]), ("leases", "object")),
     "lease-text": (put("leases", LEASE, value="x"), ("object",)),
     "lease-unknown-field": (lease(PublicIp4="x"), ("PublicIp4",)),
@@ -339,7 +339,7 @@ def test_unreadable_file_is_refused(daemon: Daemon) -> None:
     Refusal(daemon, daemon.run_command()).expect(1, str(daemon.peers_path))
 
 
-def test_unwritable_run_dir_is_refused(daemon: Daemon) -> None:
+def test_unwritable_run_dir(daemon: Daemon) -> None:
     """A run directory that cannot be made: one line with the path; status 1."""
     daemon.run_dir = daemon.peers_path / "run"
     Refusal(daemon, daemon.run_command()).expect(1, str(daemon.run_dir))

@@ -480,11 +480,12 @@ def test_changes_at_once_are_one(space: Namespace) -> None:
     "line",
     [
         pytest.param("route add 10.50.0.0/16 via 192.0.2.9 proto 112", id="IPv4"),
-        pytest.param("route add 2001:db8:7::/48 via 2001:db8::9", id="IPv6"),
+        pytest.param("route add 2001:db8:7::/48 via 2001:db8::9 proto 112", id="IPv6"),
+        pytest.param("route add 10.50.0.0/16 via 192.0.2.9 table 77", id="another table"),
     ],
 )
-def test_routes_of_others_are_no_changes(space: Namespace, line: str) -> None:
-    """A host whose other routes change all the time does not keep us busy."""
+def test_routes_that_lead_to_no_node_are_no_changes(space: Namespace, line: str) -> None:
+    """What we tell the kernel of peers, and routes of other tables, do not keep us busy."""
     assert watch(space, [line], is_expected=False) == [False]
 
 

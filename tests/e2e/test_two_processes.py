@@ -137,8 +137,9 @@ def test_control_that_was_replaced_gives_up(pair: Pair) -> None:
     assert old is not None
     old.send_signal(signal.SIGSTOP)
     daemon.process = None
-    # A lock lost with its file is how two controls come to be.
+    # Locks lost with their files are how two controls come to be.
     (daemon.run_dir / "lock").unlink()
+    daemon.subnet_file.with_name(f".{daemon.subnet_file.name}.lock").unlink()
     try:
         daemon.start()
         new = daemon.status()
