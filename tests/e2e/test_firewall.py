@@ -91,7 +91,8 @@ def test_what_is_changed_is_put_right(walled: Walled) -> None:
         walled.wait_ours(ours, f"rules are back: {name}")
         if name != "everything":
             assert others(walled) == before
-    assert walled.daemon.log().count("firewall rules put right") == len(MEDDLING)
+    told = "firewall rules put right"
+    wait_for(lambda: walled.daemon.log().count(told) == len(MEDDLING), f"told: {walled.daemon.log()}", WAIT_S)
     assert crosses(walled)
     walled.load(kept.replace(f"table inet {TABLE} {{", "table inet copy {"))
     walled.nft("delete table inet copy")
