@@ -96,10 +96,10 @@ class Host:
 class Plugged:
     """The drawing above."""
 
-    def __init__(self, directory: Path, flags: Sequence[str] = ()) -> None:
-        """Build it and start overlayd on both hosts, with these flags too."""
+    def __init__(self, directory: Path, name: str, flags: Sequence[str] = ()) -> None:
+        """Build it and start overlayd on both hosts, with these flags too; `name` tells labs apart."""
         with ExitStack() as stack:
-            self.lab = Lab(f"e2ecni{os.getpid() % 100000}", names=("a", "b"), has_pods=False)
+            self.lab = Lab(f"e2e{name}{os.getpid() % 100000}", names=("a", "b"), has_pods=False)
             stack.callback(self.lab.close)
             nodes = list(self.lab.nodes.values())
             self.hosts: dict[str, Host] = {}

@@ -27,9 +27,9 @@ AT_A_TIME = 8
 class Village:
     """Two hosts and their pods: a1 with ports of the host, a2, b1; for a3 and b2 nobody masquerades."""
 
-    def __init__(self, directory: Path) -> None:
-        """Build it, and have the plugins make the pods."""
-        self.plugged = Plugged(directory)
+    def __init__(self, directory: Path, name: str = "cni", *flags: str) -> None:
+        """Build it, with these flags of overlayd's, and have the plugins make the pods."""
+        self.plugged = Plugged(directory, name, flags)
         try:
             self.a, self.b = self.plugged.hosts["a"], self.plugged.hosts["b"]
             self.runtimes = {host.node.name: host.write_conf() for host in (self.a, self.b)}
@@ -212,6 +212,36 @@ def test_source_address(village: Village, sender: str, receiver: str, seen: str,
     service = Service(village.space(receiver), DNS)
     source = service.hear(village.space(sender), village.address(receiver, family))
     assert name_of(village, source) == seen
+
+
+# The same, and by a port of host a, where overlayd masquerades and so the plugin does not.
+OURS = [
+    ("a2", "a1", "pod a2"),
+    ("a2", "b1", "pod a2"),
+    ("a2", "outside", "host a"),
+    ("b1", "a1", "pod b1"),
+    ("b1", "outside", "host b"),
+    ("host a", "b1", "overlay a"),
+    ("host b", "a1", "overlay b"),
+]
+
+
+def test_overlayd_masquerades(tmp_path: Path) -> None:
+    """With --ip-masq pods of all hosts see each other's addresses, the outside that of the host."""
+    village = Village(tmp_path, "cnimasq", "--ip-masq")
+    try:
+        assert "FLANNEL_IPMASQ=true\n" in village.a.daemon.subnet_file.read_text()
+        for family in (4, 6):
+            for sender, receiver, seen in OURS:
+                service = Service(village.space(receiver), DNS)
+                source = service.hear(village.space(sender), village.address(receiver, family))
+                assert (sender, receiver, name_of(village, source)) == (sender, receiver, seen)
+            for user, seen in USERS:
+                web, address = Service(village.a1.space, WEB), village.address("host a", family)
+                source = web.tcp(village.space(user), address, WEB_OUTSIDE, size=1 << 16)
+                assert (user, name_of(village, source)) == (user, seen)
+    finally:
+        village.plugged.close()
 
 
 # --- ports of the host -----------------------------------------------------------------------------------
