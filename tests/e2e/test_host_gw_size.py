@@ -65,7 +65,7 @@ def count_routes(daemon: Daemon) -> int:
     return daemon.namespace.run("ip", "route", "show", "proto", "112").stdout.count("\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ten_thousand_peers(daemon: BareDaemon) -> None:
     """Within 5 s of exec there is a route to each of 10 000 peers; one that changes costs a message."""
     started_s = time.monotonic()

@@ -90,10 +90,11 @@ def test_near(ways: tuple[Way, ...], address: str, is_near: bool) -> None:
         way("10.244.9.0/24", "192.0.2.9"),
         way("172.17.0.0/16", iface=7),
         way("198.51.100.0/24", "192.0.2.254"),
-        way("fe80::/64", iface=9),
+        way("10.244.9.0/24"),
+        way("fe80::/64"),
         DEFAULT,
     ],
-    ids=["pod", "peer", "bridge", "far", "link-local", "default"],
+    ids=["pod", "peer", "bridge", "far", "pods on the link", "link-local", "default"],
 )
 def test_what_has_nothing_to_do_with_it(other: Way) -> None:
     """Routes of pods and to elsewhere make no other value, so that no lease is judged anew for them."""
