@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
-from dataplane import choose, journal, subnetfile, takeover, vtep
+from dataplane import choose, journal, subnetfile, takeover, traffic, vtep
 from dataplane.backend import Backend, Settings
 from dataplane.backend.switch import Switch
 from dataplane.backend.userspace import Place
@@ -325,8 +325,10 @@ class Daemon:
             await self._set_up_host(plan)
             self._sure = settings, plan
         await self._backend.carry(table)
+        self.report.former_networks = settings.network.networks()
         if self.report.former_tun != self._config.tun_name:
             await self._host.remove(self.report.former_tun)
+            await asyncio.to_thread(traffic.end, self.report.former_tun, {})
             self.report.former_tun = self._config.tun_name
 
     def _must_wait(self, plan: HostPlan) -> bool:

@@ -42,6 +42,7 @@ class Report:
         }
         former = run_dir.read_facts().get("tun")
         self.former_tun = former if isinstance(former, str) else config.tun_name  # of the last run
+        self.former_networks = run_dir.read_networks()  # of which routes may be left
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
@@ -60,7 +61,9 @@ class Report:
             "encap": ENCAP_NAMES[settings.network.encap],
             "subnet": None if own is None else str(own.key),
             "datapath_reason": self._config.datapath_reason,
-            "networks": [str(net) for net in settings.network.networks()],
+            "networks": [
+                str(n) for n in dict.fromkeys((*settings.network.networks(), *self.former_networks))
+            ],
             "vni": settings.network.vni,
             "port": settings.network.port,
             "mtu": settings.mtu,

@@ -245,7 +245,7 @@ def test_network_and_device_of_one_change(site: Site, running: Running, name: st
     site.put_config(daemon.overlay)
     daemon.start()
     assert [line for line in own_routes(host) if "10.14." not in line] == kept
-    assert former.tun not in host.run("ip", "link").stdout
+    assert former.tun not in host.run("ip", "link").stdout + host.run("nft", "list", "tables").stdout
     daemon.stop()
     daemon.overlay = former
     daemon.start()
