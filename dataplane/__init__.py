@@ -37,6 +37,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 reach                          | how they are reached: by a plain route, or encapsulated
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
     P2 ruleset                        | what we want of nftables
+    P2 convergence                    | how long changes take
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
@@ -44,11 +45,13 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 ways                           | the routes of this host
     P3 firewall                       | nftables, by its command
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
+    P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon leasing       | the two processes; what keeps our lease
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 traffic                        | firewall rules and reserved ports of a node
-    P5 report                         | what control says of itself
+    P5 report health metrics          | what control says of itself, to whom
+    P5 reload logsetting rehearsal    | SIGHUP; what is logged; `run --dry-run`
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P5 cniconf                        | `cni-conf`
     P6 cli __main__                   | the command line
@@ -85,3 +88,5 @@ Conservation. Offered is counted where the read returned, forwarded where the wr
 packet in between ends in exactly one value of `enum dp_drop`: offered = forwarded + drops, exactly, in each
 direction. docs/counters.md says what each reason means and what to do.
 """
+
+VERSION = "0.1.0"

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dataplane import VERSION
 from dataplane.errors import ConfigError, OverlaydError, one_line
 
 if TYPE_CHECKING:
     from dataplane.config import RunConfig
 
-VERSION = "0.1.0"
 RUN_DIR = "/run/overlayd"
 TUN_NAME = "overlay0"
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -72,6 +72,14 @@ def _run(args: argparse.Namespace) -> int:
     from dataplane import config
 
     run_config = config.parse(args.given, os.environ)
+    if run_config.version:  # as flanneld says it
+        print(f"overlayd {VERSION}", file=sys.stderr)
+        return 0
+    if run_config.dry_run:
+        from dataplane import rehearsal
+
+        _print(rehearsal.rehearse(run_config))
+        return 0
     from dataplane import daemon
 
     return daemon.run(run_config)
@@ -138,6 +146,16 @@ def _peers(args: argparse.Namespace) -> int:
     from dataplane import status
 
     return _show(args, lambda answer: status.peers_text(answer, has_all=args.all))
+
+
+def _log(args: argparse.Namespace) -> int:
+    from dataplane import control
+
+    wished = {"level": args.level, "format": args.format}
+    request = {"cmd": "log", **{name: value for name, value in wished.items() if value is not None}}
+    answer = control.ask(args.run_dir, request)
+    _print(json.dumps(answer) if args.json else " ".join(f"{name} {value}" for name, value in answer.items()))
+    return 0
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -225,14 +243,22 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _device(text: str) -> str:
-    from dataplane.config import FLAGS
+def _read_as(name: str) -> Callable[[str], str]:
+    """Return a reader of what a flag of `run` takes."""
 
-    (flag,) = (flag for flag in FLAGS if flag.name == "tun-name")
-    try:
-        return str(flag.parse(text))
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(str(err)) from None
+    def read(text: str) -> str:
+        from dataplane.config import FLAGS
+
+        (flag,) = (flag for flag in FLAGS if flag.name == name)
+        try:
+            return str(flag.parse(text))
+        except ValueError as err:
+            raise argparse.ArgumentTypeError(str(err)) from None
+
+    return read
+
+
+_device = _read_as("tun-name")
 
 
 def _add_command(
@@ -283,6 +309,15 @@ STORE_FLAGS = (
     *("store", "state-dir", "etcd-endpoints", "etcd-prefix", "etcd-keyfile", "etcd-certfile"),
     *("etcd-cafile", "etcd-username", "etcd-password"),
 )
+
+
+def _add_log(commands: Any) -> None:
+    log = _add_command(commands, "log", "what the running daemon logs, and how, until it ends", _log)
+    levels, formats = "debug|info|warning|error", "text|json"
+    log.add_argument("--level", type=_read_as("log-level"), metavar=levels, help="least severe event to log")
+    log.add_argument("--format", type=_read_as("log-format"), metavar=formats, help="one line an event")
+    _add_run_dir(log)
+    log.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_group(commands: Any, name: str, text: str) -> Any:
@@ -366,11 +401,10 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
         description="A userspace VXLAN and IPIP overlay dataplane for pod networks.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"overlayd {VERSION}")
+    parser.add_argument("-version", "--version", action="version", version=f"overlayd {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     run = _add_command(commands, "run", "follow the store and carry this node's pod packets", _run)
     _add_flags(run, argv, "run")
-    run.add_argument("--version", action="version", version=f"overlayd {VERSION}")
     _add_run_dir(_add_command(commands, "forwarder", "carry packets; `run` starts it by itself", _forwarder))
     for name, text, function in (
         ("status", "is this node ready, and what became of its packets", _status),
@@ -381,6 +415,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
         command.add_argument("--json", action="store_true", help="for programs")
         if name == "peers":
             command.add_argument("--all", action="store_true", help="our own and unreadable leases too")
+    _add_log(commands)
     _add_network(commands, argv)
     _add_lease(commands, argv)
     _add_cni_conf(commands, argv)
@@ -410,7 +445,7 @@ def _double_dashes(words: Sequence[str]) -> list[str]:
     """Write flags with two dashes: programs in Go, such as flannel, take one as well."""
     from dataplane.config import FLAGS
 
-    names = {flag.name for flag in FLAGS} | {"version"}
+    names = {flag.name for flag in FLAGS}
     return [f"-{word}" if word[:1] == "-" and word[1:].partition("=")[0] in names else word for word in words]
 
 

@@ -19,7 +19,7 @@ from dataplane.model import ENCAPSULATE, OFFLOADS, Address, Encap, Network, Offl
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path, etcd and auto"
 QUEUES_MAX, SOURCES_MAX = 15, 16
-EVERYWHERE = IPv4Address("0.0.0.0")
+EVERYWHERE, HERE = IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1")
 CHATTY = 2  # flannel's --v from which on it tells what is for developers
 ETCD_ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
 
@@ -84,6 +84,10 @@ class RunConfig:
     guard: bool = True
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens
+    metrics_ip: Address = HERE
+    metrics_port: int = 0
+    dry_run: bool = False
+    version: bool = False  # asked for, instead of anything else
     log_level: str = "info"
     log_format: str = "text"
     verbosity: int = 0
@@ -308,13 +312,37 @@ FLAGS = (
         is_switch=True,
     ),
     Flag(
-        *("healthz-ip", "healthz_ip", "ADDRESS", "where health is told (default: 0.0.0.0)"),
+        *("healthz-ip", "healthz_ip", "ADDRESS", "where /healthz and /readyz are served (default: 0.0.0.0)"),
         read.any_address,
         is_flannels=True,
     ),
     Flag(
         *("healthz-port", "healthz_port", "PORT", "port of it, 0 to 65535 (default: 0, nobody listens)"),
         read.number(0, 65535, ""),
+        is_flannels=True,
+    ),
+    Flag(
+        *("metrics-ip", "metrics_ip", "ADDRESS", "where /metrics is served (default: 127.0.0.1)"),
+        read.any_address,
+    ),
+    Flag(
+        *("metrics-port", "metrics_port", "PORT", "port of it, 0 to 65535 (default: 0, nobody listens)"),
+        read.number(0, 65535, ""),
+    ),
+    Flag(
+        *("dry-run", "dry_run", "true|false", "print what would be done, and do nothing (default: false)"),
+        read.switch,
+        is_switch=True,
+    ),
+    Flag(
+        *(
+            "version",
+            "version",
+            "true|false",
+            "print the version on standard error (default: false)",
+        ),
+        read.switch,
+        is_switch=True,
         is_flannels=True,
     ),
     Flag(
@@ -389,6 +417,14 @@ def _check_etcd(config: RunConfig) -> None:
         raise ConfigError("--etcd-password is given without --etcd-username")
 
 
+def _check_shared_port(config: RunConfig) -> None:
+    if config.metrics_ip != config.healthz_ip:
+        raise ConfigError(
+            f"--metrics-port and --healthz-port are both {config.metrics_port}, and their addresses differ; "
+            "choose another port, or give --metrics-ip and --healthz-ip the same address"
+        )
+
+
 def parse(words: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> RunConfig:
     """Read flags (name -> texts, in order) and environment; a flag beats its variable, ours flannel's."""
     given = read.read_given(FLAGS, words, environ)
@@ -406,8 +442,12 @@ def parse(words: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> Run
     if fields.get("verbosity", 0) >= CHATTY:
         fields.setdefault("log_level", "debug")
     config = RunConfig(**fields)
+    if config.version:
+        return config
     if config.store == "etcd":
         _check_etcd(config)
+    if config.metrics_port and config.metrics_port == config.healthz_port:
+        _check_shared_port(config)
     if config.tun_name in config.iface:
         raise ConfigError(
             f"--iface and --tun-name are both {config.tun_name}; the overlay needs a device of its own"

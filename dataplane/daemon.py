@@ -25,8 +25,10 @@ from dataplane.backend.userspace import Place
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
 from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
+from dataplane.health import Health
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
+from dataplane.logsetting import LogSetting
 from dataplane.model import (
     Action,
     Alarm,
@@ -44,6 +46,7 @@ from dataplane.model import (
 )
 from dataplane.netlink import Host
 from dataplane.reconcile import Reconciler
+from dataplane.reload import Reload
 from dataplane.report import Report
 from dataplane.rundir import RunDir
 from dataplane.store import LeaseStore, Store, open_store
@@ -76,7 +79,7 @@ Input = Event | HostChanged | OwnChanged | Retry
 class Daemon:
     """One `overlayd run`, from its first look at the host to its end."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, epoch: int) -> None:
+    def __init__(self, config: RunConfig, run_dir: RunDir, epoch: int, log_setting: LogSetting) -> None:
         """Be the control of a run directory that is locked for us."""
         self._config = config
         self._run_dir = run_dir
@@ -97,6 +100,9 @@ class Daemon:
         self.is_changing = False  # to another datapath, by an end and a start
         self._traffic = Traffic(config, run_dir.read_facts())
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
+        self._health = Health(config, self.report)
+        self._log_setting = log_setting
+        self._reload: Reload | None = None
 
     def _choose_backend(self, place: Place) -> Backend:
         return Switch(place, self._host, self._fail, lambda: self._inputs.put_nowait(HostChanged()))
@@ -109,8 +115,12 @@ class Daemon:
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         async with AsyncExitStack() as stack:
             stack.enter_context(subnetfile.claim(self._config.subnet_file))
+            await self._health.open()
+            stack.push_async_callback(self._health.close)
             store = open_store(self._config)
             stack.push_async_callback(store.close)
+            self._reload = Reload(store, self._log_setting, self._health)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.ask)
             stack.push_async_callback(self._host.close)
             stack.push_async_callback(self._let_go)
             server = await serve_requests(self._run_dir.control_socket, self._answer)
@@ -138,7 +148,10 @@ class Daemon:
         return Leasing(self._config, store, lessee, lambda: self._inputs.put_nowait(OwnChanged()))
 
     async def _work_until_end(self, store: Store) -> None:
-        parts = [self._follow_store(store), self._follow_host(), self._work(), self._traffic.run()]
+        assert self._reload is not None
+        parts = [self._reload.follow(lambda: self._follow_store(store)), self._follow_host(), self._work()]
+        parts += [self._reload.run(lambda: self._inputs.put_nowait(HostChanged())), self._health.run()]
+        parts.append(self._traffic.run())
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
             parts.append(self._follow_kernel())
         if self._leasing is not None:
@@ -159,6 +172,7 @@ class Daemon:
     def _stop(self) -> None:
         if not self._end.done():
             log.info("stopping: forwarder, TUN and routes stay")
+            self._health.stopping()
             self._end.set_result(None)
 
     def _fail(self, err: RuntimeFailure) -> None:
@@ -196,6 +210,7 @@ class Daemon:
                     self.report.store_heard_s = time.monotonic()
                     self.report.store_error = event.reason if isinstance(event, Rejected) else None
                     if not isinstance(event, Heard):
+                        self.report.convergence.hear(event, time.monotonic())
                         self._inputs.put_nowait(event)
             except (StoreError, ConfigError) as err:
                 if self.report.store_heard_s is None and not store.is_remote:
@@ -232,8 +247,11 @@ class Daemon:
                 undone = inputs
                 await self._take(inputs)
                 undone = []
+                events = [item for item in inputs if isinstance(item, Event)]
+                self.report.convergence.take(len(events))
                 await self._converge()
                 self.report.trouble = None
+                self._note_in_force(events)
                 if self.report.revision is None and self.report.store_heard_s is not None:
                     self._tell_choices()
                 self.report.revision = self._reconciler.revision if self._reconciler else None
@@ -243,8 +261,15 @@ class Daemon:
                 if not self.report.is_carrying:
                     raise
                 log.error("not as it must be", error=err, retry_in_s=RETRY_S)
-                self.report.trouble = str(err)
+                self.report.fail(err)
                 self._retry_later()
+            self._health.look()
+
+    def _note_in_force(self, events: list[Event]) -> None:
+        if self.report.is_carrying:
+            self.report.convergence.settle(time.monotonic())
+        if self._reload is not None and any(isinstance(event, Listed) for event in events):
+            self._reload.note_list()
 
     def _tell_choices(self) -> None:
         """Log what was chosen, once it works: a start that is refused says why, and nothing else."""
@@ -374,12 +399,14 @@ class Daemon:
     async def _answer(self, request: Request) -> Reply:
         if request == {"cmd": "status"}:
             return self.report.describe(await self._traffic.count())
+        if request.get("cmd") == "log":
+            return self._log_setting.answer(request)
         if request == {"cmd": "stop"}:
             self._stop()
             return {"stopping": True, "pid": os.getpid()}
         if request == {"cmd": "release"}:
             return await self._release()
-        return {"error": 'allowed as "cmd" are status, stop and release'}
+        return {"error": 'allowed as "cmd" are status, log, stop and release'}
 
     async def _release(self) -> Reply:
         """Give our lease back, and end when that is done."""
@@ -403,8 +430,10 @@ class Daemon:
 
 async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
     is_over = False
+    log_setting = LogSetting(config, run_dir)
+    log_setting.forget()
     while not is_over:
-        daemon = Daemon(await _choose(config), run_dir, epoch)
+        daemon = Daemon(await _choose(config), run_dir, epoch, log_setting)
         try:
             await daemon.run()
         finally:

@@ -64,6 +64,8 @@ class Node:
     facts: Status  # node, encap, subnet, mtu, tun, underlay, store, offloads_off
     control: Status
     lease: Status | None = None
+    parts: Mapping[str, str | None] = field(default_factory=dict)  # what is wrong with each
+    convergence: Status = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     rows: tuple[PeerRow, ...] = field(default=())
 
@@ -196,6 +198,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
     return {
         "ready": node.ready,
         "reason": node.reason,
+        "parts": dict(node.parts),
         "node": facts.get("node"),
         "tier": None if config is None else tier_text(config.tier & ~refused),
         "offloads": None if config is None else _describe_offloads(config.tier, refused, facts),
@@ -213,6 +216,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "store": facts.get("store"),
         "forwarder": _describe_forwarder(dataplane, header),
         "control": node.control,
+        "convergence": node.convergence,
         "tx": _describe_direction(None if totals is None else totals.tx),
         "rx": _describe_direction(None if totals is None else totals.rx),
         "spoof_observed": 0 if totals is None else totals.observed,

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from dataplane.errors import one_line
 
 ROOT = "overlayd"
+LEVELS = ("debug", "info", "warning", "error")
+STYLES = ("text", "json")
 
 
 class Journal:
@@ -77,7 +79,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, style: str) -> None:
-    """Send everything to standard error: `style` is text or json."""
+    """Send everything to standard error: `style` is text or json. May be called again.
+
+    `level` is of what we say. Libraries are heard from warnings on: what they say while debugging is about
+    themselves, megabytes of it, and nobody knows which secrets are among that.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(wanted, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger(ROOT).setLevel(wanted)

@@ -97,6 +97,11 @@ def _has_carrier(ipr: IPRoute, name: str) -> bool:
     return link is not None and _is_tun(link) and bool(_attr(link, "IFLA_CARRIER"))
 
 
+def _is_foreign(ipr: IPRoute, name: str) -> bool:
+    link = vxlan.find_link(ipr, name)
+    return link is not None and not _is_tun(link)
+
+
 def _set_link(ipr: IPRoute, link: Any, plan: HostPlan) -> list[str]:
     """Set MTU, queue and state of the device."""
     changed = []
@@ -400,6 +405,10 @@ class Host:
     def is_tun_held(self, name: str) -> bool:
         """Return whether a process holds a TUN device: only then has it a carrier, even while down."""
         return self._thread.submit(self._do, _has_carrier, name).result()
+
+    async def is_foreign(self, name: str) -> bool:
+        """Return whether a device of this name is there and is no TUN device."""
+        return await self._call(_is_foreign, name)
 
     def warnings(self) -> list[str]:
         """Return what about this host keeps packets from flowing, with the remedy."""

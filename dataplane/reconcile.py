@@ -81,8 +81,16 @@ class Reconciler:
         self.own: Lease | None = None
         self.revision: int | None = None
         self.reason: str | None = "waiting for the store"  # None: everything is as it must be
+        self._is_own_sure = False
 
     # --- what is told ---------------------------------------------------------------------------------
+
+    @property
+    def reason_part(self) -> str:
+        """What the reason is about: store, lease or host."""
+        if self.network is None:
+            return "store"
+        return "host" if self._is_own_sure else "lease"
 
     def peers(self) -> tuple[PeerView, ...]:
         """Return the leases of all other nodes."""
@@ -154,6 +162,7 @@ class Reconciler:
         if self.network is None:
             return []
         own, self.reason = (self.own, self._own_problem) if self._is_leased else self._find_own()
+        self._is_own_sure = self.reason is None
         if own is None:
             # What was in force stays; a node without a lease has no reason to cut its pods off.
             return self._raise_alarm(self.reason)

@@ -9,6 +9,8 @@ import time
 
 from dataplane.backend import Backend, Settings
 from dataplane.config import RunConfig
+from dataplane.convergence import Convergence
+from dataplane.errors import ControlError, RuntimeFailure
 from dataplane.figures import Node, PeerRow, describe
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
@@ -20,6 +22,8 @@ from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
 from dataplane.traffic import Traffic
+
+PARTS = ("store", "lease", "host", "forwarder")  # what a node needs, in the order in which they come to be
 
 
 class Report:
@@ -46,8 +50,10 @@ class Report:
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
+        self.convergence = Convergence()
         self.is_carrying = False
-        self.trouble: str | None = None
+        self.trouble: str | None = None  # why the last pass failed
+        self.trouble_part = "host"
         self.revision: int | None = None  # of the store, in force
         self.store_error: str | None = None
         self.network_problem: str | None = None
@@ -81,9 +87,13 @@ class Report:
             self._run_dir.write_facts(facts)
             self._facts = facts
 
+    def fail(self, err: RuntimeFailure) -> None:
+        """Take that the last pass failed."""
+        self.trouble = str(err)
+        self.trouble_part = "forwarder" if isinstance(err, ControlError) else "host"
+
     def readiness(self) -> tuple[bool, str]:
         """Return whether everything is as it must be, and what is not."""
-        dataplane = self._backend.describe()
         if self.trouble is not None:
             return False, self.trouble
         if self.reconciler is None:
@@ -93,11 +103,36 @@ class Report:
             problem = self.leasing.reason()
         if problem is not None:
             return False, problem
+        problem = self._forwarder_problem()
+        return (True, "ok") if problem is None else (False, problem)
+
+    def parts(self) -> dict[str, str | None]:
+        """Return what is wrong with each part of what this node needs; None: nothing.
+
+        A store that is lost later, when its leases are known, is no reason for not being ready.
+        """
+        reconciler = self.reconciler
+        if reconciler is None:
+            return dict.fromkeys(PARTS, "starting")
+        found: dict[str, str | None] = dict.fromkeys(PARTS)
+        found["forwarder"] = self._forwarder_problem()
+        if not self.is_carrying:
+            found["host"] = "not set up yet"
+        if self.leasing is not None:
+            found["lease"] = self.leasing.reason()
+        if reconciler.reason is not None:
+            found[reconciler.reason_part] = reconciler.reason
+        if self.trouble is not None:
+            found[self.trouble_part] = self.trouble
+        return found
+
+    def _forwarder_problem(self) -> str | None:
+        dataplane = self._backend.describe()
         if not dataplane.is_alive:
-            return False, "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
+            return "waiting for a forwarder" if self._config.forwarder == "wait" else "no forwarder"
         if not self.is_carrying or dataplane.state != "running":
-            return False, f"starting, forwarder is {dataplane.state}"
-        return True, "ok"
+            return f"starting, forwarder is {dataplane.state}"
+        return None
 
     def describe(self, guarded: dict[str, int]) -> dict[str, object]:
         """Return what `overlayd status --json` shows; `guarded` is what the guard has counted."""
@@ -125,6 +160,8 @@ class Report:
             reason=reason,
             facts={**self._facts, "store": store, "guard": guarded},
             lease=None if self.leasing is None else self.leasing.describe(),
+            parts=self.parts(),
+            convergence=self.convergence.describe(),
             control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
             warnings=tuple(warnings),
             rows=self._rows(),

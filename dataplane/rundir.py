@@ -4,6 +4,7 @@
     lock            flock, held by the one `overlayd run` of this directory for as long as it lives
     epoch           grows with every `overlayd run`: a forwarder obeys none older than the newest it met
     run.json        what `status` and `down` must know when nobody answers
+    log.json        what is logged, where `overlayd log` said so
     control.sock    JSON status, served by `overlayd run`
     forwarder.lock, forwarder.sock, forwarder.log
                     the same of the forwarder
@@ -28,6 +29,7 @@ SOCKET_PATH_MAX = 107  # bytes of sun_path without its final NUL
 FILES = (
     "epoch",
     "run.json",
+    "log.json",
     "control.sock",
     "forwarder.sock",
     "forwarder.lock",
@@ -144,6 +146,13 @@ class RunDir:
                 f"run directory {self.path} is open to others. Fix: chown {os.geteuid()} {self.path}; "
                 f"chmod 700 {self.path}"
             )
+
+    def check(self) -> None:
+        """Raise what prepare() and lock() would; nothing is made."""
+        if self.path.exists():
+            self.prepare()
+        if (self.path / "lock").exists():
+            self.lock().close()
 
     def lock(self, owner: str = "overlayd run") -> Lock:
         """Become the one control of this directory."""

@@ -53,7 +53,7 @@ class Takeover:
     async def finish(self, settings: Settings, plan: HostPlan, table: Table) -> None:
         """Remove the devices."""
         for device in (*self._devices, *self._own):
-            version = _version(device)
+            version = version_of(device)
             address = next((ip for ip in plan.addresses if ip.version == version), None)
             if address is not None:
                 peers = handover.find_peers(table.subnets, version)
@@ -69,7 +69,7 @@ class Takeover:
             log.warning("gave back", device=plan.device.name)
 
 
-def _version(device: VxlanDevice) -> int:
+def version_of(device: VxlanDevice) -> int:
     """Return the IP version of the pods that a device of flannel's carries: that of its node's address."""
     return 4 if device.local is None else device.local.version
 
@@ -82,7 +82,7 @@ async def begin(config: RunConfig, host: Host) -> Takeover | None:
         if device is None:
             log.info("nothing to take over", device=name)
             continue
-        vtep.keep(config.state_dir, _version(device), device.mac)
+        vtep.keep(config.state_dir, version_of(device), device.mac)
         devices.append(device)
     # Ours are of another datapath, before this start; the kernel's own keeps them.
     names = await host.own_vxlan(config.tun_name) if config.datapath == "userspace" else []

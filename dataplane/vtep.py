@@ -36,7 +36,7 @@ def choose(randomness: bytes) -> MacAddress:
 
 def load(state_dir: Path) -> MacAddress:
     """Return the address kept in the state directory, chosen now if there is none yet."""
-    known = _read(state_dir, 4)
+    known = find(state_dir, 4)
     if known is None:
         known = choose(os.urandom(6))
         keep(state_dir, 4, known)
@@ -45,7 +45,7 @@ def load(state_dir: Path) -> MacAddress:
 
 def load6(state_dir: Path) -> MacAddress:
     """Return the address that IPv6 pods are reached by: the same, unless another one is kept."""
-    return _read(state_dir, 6) or load(state_dir)
+    return find(state_dir, 6) or load(state_dir)
 
 
 def keep(state_dir: Path, version: int, mac: MacAddress) -> None:
@@ -61,7 +61,8 @@ def _path(state_dir: Path, version: int) -> Path:
     return state_dir / ("vtep-mac" if version == 4 else "vtep-mac6")
 
 
-def _read(state_dir: Path, version: int) -> MacAddress | None:
+def find(state_dir: Path, version: int) -> MacAddress | None:
+    """Return the address kept for pods of an IP version; None if there is none yet."""
     path = _path(state_dir, version)
     try:
         text = path.read_text(encoding="ascii", errors="replace")

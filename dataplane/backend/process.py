@@ -22,10 +22,11 @@ log = Journal("backend")
 START_TIMEOUT_S = 10.0
 RETRY_S = 0.01
 RETRY_MAX_S = 0.5
-CAP_SETPCAP = 8
+CAP_SETPCAP, CAP_NET_ADMIN = 8, 12
 
 
-def _has_capability(number: int) -> bool:
+def has_capability(number: int) -> bool:
+    """Return whether this process may use a capability."""
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
@@ -35,7 +36,7 @@ def _has_capability(number: int) -> bool:
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-P", "-m", "dataplane", "forwarder", "--run-dir", os.fspath(run_dir)]
     setpriv = shutil.which("setpriv")
-    if setpriv and _has_capability(CAP_SETPCAP):
+    if setpriv and has_capability(CAP_SETPCAP):
         # The forwarder drops everything as its first act; this way not even its interpreter has it.
         none = ["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
         return [setpriv, *none, *command]

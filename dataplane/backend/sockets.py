@@ -109,20 +109,28 @@ def check_free(name: str, holders: Holders) -> None:
         )
 
 
+def no_tun() -> RuntimeFailure:
+    """Return what is wrong where the kernel has no TUN devices."""
+    step = "mkdir -p /dev/net; mknod /dev/net/tun c 10 200; modprobe tun"
+    return RuntimeFailure(f"there is no TUN here (/dev/net/tun). Fix: {step}")
+
+
+def foreign_device(name: str) -> RuntimeFailure:
+    """Return what is wrong where another kind of device has the name of ours."""
+    return RuntimeFailure(f"{name} is there and is no TUN device. Remove it, or choose another --tun-name")
+
+
 def open_tun(name: str, tier_mask: int) -> TunHandle:
     """Open a queue of the TUN device, which is made if it is not there."""
     try:
         return native.tun_open(name, tier_mask)
     except KernelError as err:
         if err.errno in (errno.ENOENT, errno.ENODEV):
-            step = "mkdir -p /dev/net; mknod /dev/net/tun c 10 200; modprobe tun"
-            raise RuntimeFailure(f"there is no TUN here (/dev/net/tun). Fix: {step}") from None
+            raise no_tun() from None
         if err.errno in (errno.EPERM, errno.EACCES):
             raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_ADMIN") from None
         if err.errno == errno.EINVAL and Path(f"/proc/sys/net/ipv4/conf/{name}").exists():
-            raise RuntimeFailure(
-                f"{name} is there and is no TUN device. Remove it, or choose another --tun-name"
-            ) from None
+            raise foreign_device(name) from None
         raise
 
 

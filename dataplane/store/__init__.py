@@ -30,6 +30,13 @@ class Store(Protocol):
         """Whether it is elsewhere, and may be out of reach when we start."""
         ...
 
+    async def reopen(self) -> None:
+        """Read anew what was read once, such as TLS files, and let the next events() begin with a list.
+
+        Raises, with all as before, what is wrong with it.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of it."""
         ...

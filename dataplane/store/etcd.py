@@ -248,6 +248,11 @@ class EtcdKeyValue:
         except StoreError:
             pass
 
+    async def reopen(self) -> None:
+        """Connect anew, with the TLS files as they are now, once that is known to work."""
+        request = rpc.RangeRequest(key=self._root, range_end=range_end(self._root), count_only=True)
+        await self._client.reopen(lambda line, said: line.kv.Range(request, timeout=CALL_S, metadata=said))
+
     async def close(self) -> None:
         """Let go of the server."""
         await self._client.close()

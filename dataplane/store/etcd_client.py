@@ -8,6 +8,7 @@ disk, and nothing else has to be told.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ class EtcdClient:
         self._turn = 0
         self._line: Line | None = None
         self._token: str | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     def line(self) -> Line:
         """Return a line to the server in use."""
@@ -206,7 +208,24 @@ class EtcdClient:
             tries -= 1
         raise StoreError("; ".join(why.values()))
 
+    async def reopen(self, call: Callable[[Line, Metadata], Awaitable[object]]) -> None:
+        """Connect anew, and use that if a call succeeds there; StoreError, with all as before, if not."""
+        endpoint = self._etcd.endpoints[self._turn % len(self._etcd.endpoints)]
+        line = Line(endpoint, open_channel(endpoint, self._etcd))
+        token, self._token = self._token, None
+        try:
+            await call(line, await self.metadata(line))
+        except grpc.aio.AioRpcError as err:
+            self._token = token
+            await line.channel.close()
+            raise StoreError(self.explain(err, line)) from None
+        old, self._line = self._line, line
+        if old is not None:  # calls that are under way come to their end
+            self._closing = asyncio.create_task(old.channel.close(CALL_S))
+
     async def close(self) -> None:
         """Let go of the server."""
+        if self._closing is not None:
+            self._closing.cancel()
         if self._line is not None:
             await self.drop(self._line)

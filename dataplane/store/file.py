@@ -296,6 +296,10 @@ class FileStore:
                 said = event
                 yield event
 
+    async def reopen(self) -> None:
+        """Check that the file can be read, as the next events() will."""
+        self._read()
+
     async def close(self) -> None:
         """Stop watching."""
         if self._watch is not None:

@@ -75,6 +75,10 @@ class KeyValue(Protocol):
         """Delete a key that was changed last at `expected`; return the revision. Conflict as put()."""
         ...
 
+    async def reopen(self) -> None:
+        """Read anew what was read once, such as TLS files; raises, with all as before, what is wrong."""
+        ...
+
     async def close(self) -> None:
         """Let go of it."""
         ...

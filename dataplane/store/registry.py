@@ -119,6 +119,7 @@ class Registry:
         self.is_remote = is_remote
         self._clock = clock
         self._revision: int | None = None  # everything up to here has been told
+        self._is_list_due = False
 
     async def read(self) -> Listed:
         """Return all there is now."""
@@ -134,6 +135,8 @@ class Registry:
     async def events(self) -> AsyncIterator[Event | Heard]:
         """Yield a list and then every change; from where it was left, when it is called again."""
         start = None  # where the last list ended, as long as nothing followed it
+        if self._is_list_due:
+            self._is_list_due, self._revision = False, None
         if self._revision is not None:
             yield Heard(await self._keys.revision())
         while True:
@@ -175,6 +178,11 @@ class Registry:
     async def delete(self, name: str, expected: int) -> int:
         """Delete a lease of revision `expected`; return the revision of that. Raises keyvalue.Conflict."""
         return await self._keys.delete(SUBNETS + name, expected)
+
+    async def reopen(self) -> None:
+        """Open the store anew, and list it with the next events()."""
+        await self._keys.reopen()
+        self._is_list_due = True
 
     async def close(self) -> None:
         """Let go of the store."""

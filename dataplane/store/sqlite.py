@@ -151,6 +151,10 @@ class SqliteKeyValue:
             raise StoreError(f"store {self._path}: it was away, or another one has taken its place")
         return db
 
+    async def reopen(self) -> None:
+        """Check that the file can be read; another one in its place is noticed without being asked."""
+        await self._do(Database.revision)
+
     async def close(self) -> None:
         """Close the file."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)

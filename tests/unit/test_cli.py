@@ -81,7 +81,7 @@ RUN = ("run", "--store", "file:///x")
         pytest.param((), "the command is missing; allowed are run, forwarder, status", id="nothing"),
         pytest.param(
             ("stauts",),
-            'command "stauts" is unknown; allowed are run, forwarder, status, peers, network, lease, '
+            'command "stauts" is unknown; allowed are run, forwarder, status, peers, log, network, lease, '
             "cni-conf, bench, down (did you mean status?)",
             id="unknown command",
         ),
@@ -104,6 +104,10 @@ RUN = ("run", "--store", "file:///x")
         pytest.param(("down", "--run-dir", ""), 'argument --run-dir: "" is no absolute path', id="down"),
         pytest.param(("forwarder", "--store", "x"), "flag --store is unknown to overlayd f", id="forwarder"),
         pytest.param(("network",), "the following arguments are required: COMMAND", id="no subcommand"),
+        pytest.param(
+            ("log", "--level", "warn"), '"warn": allowed are debug, info, warning, error', id="log level"
+        ),
+        pytest.param(("log", "--format", "xml"), '"xml": allowed are text, json', id="log format"),
         pytest.param(("lease", "sl"), "argument COMMAND: invalid choice: 'sl'", id="unknown subcommand"),
         pytest.param(("lease", "put", "x", "--ttl", "0"), '"0" is not allowed; allowed are 1 to', id="--ttl"),
         pytest.param(("lease", "ls", "--store", "x"), '--store: "x" is no store', id="store of lease ls"),
@@ -174,7 +178,12 @@ def test_version() -> None:
     done = overlayd("--version")
     declared = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert declared
-    assert (done.stdout, done.stderr, done.returncode) == (f"overlayd {declared[1]}\n", "", 0)
+    text = f"overlayd {declared[1]}\n"
+    assert (done.stdout, done.stderr, done.returncode) == (text, "", 0)
+    assert overlayd("-version").stdout == text
+    for flag in ("--version", "-version", "--version=true"):  # as flanneld says it
+        done = overlayd("run", flag)
+        assert (done.stdout, done.stderr, done.returncode) == ("", text, 0)
 
 
 def test_help() -> None:

@@ -38,6 +38,10 @@ VALID = (
     ("guard", ["F"], False),
     ("healthz-ip", ["::1"], IPv6Address("::1")),
     ("healthz-port", ["8081"], 8081),
+    ("metrics-ip", ["::1"], IPv6Address("::1")),
+    ("metrics-port", ["9465"], 9465),
+    ("dry-run", ["true"], True),
+    ("version", ["true"], True),
     ("v", ["1"], 1),
     ("run-dir", ["/run/other"], Path("/run/other")),
     ("state-dir", ["/srv/state"], Path("/srv/state")),
@@ -99,6 +103,10 @@ INVALID = (
     ("guard", "off", '"off": allowed are true, false'),
     ("healthz-ip", "localhost", '"localhost" is no IP address'),
     ("healthz-port", "65536", '"65536" is not allowed; allowed are 0 to 65535'),
+    ("metrics-ip", "*", '"*" is no IP address'),
+    ("metrics-port", "-1", '"-1" is not allowed; allowed are 0 to 65535'),
+    ("dry-run", "maybe", '"maybe": allowed are true, false'),
+    ("version", "0.1.0", '"0.1.0": allowed are true, false'),
     ("v", "-1", '"-1" is not allowed; allowed are 0 to 100'),
     ("kube-subnet-mgr", "true", "Kubernetes is not supported yet"),
     ("kube-api-url", "http://x", "Kubernetes is not supported yet"),
@@ -248,6 +256,15 @@ def test_flannels_verbosity() -> None:
     assert parse(("v", "1")).log_level == "info"
     assert parse(("v", "2")).log_level == "debug"
     assert parse(("v", "2"), ("log-level", "error")).log_level == "error"
+
+
+def test_metrics_beside_probes() -> None:
+    """One port for both is one address for both, and said to be: metrics are not served where probes are."""
+    with pytest.raises(ConfigError, match=r"^--metrics-port and --healthz-port are both 8081, and"):
+        parse(("healthz-port", "8081"), ("metrics-port", "8081"))
+    both = ("healthz-port", "8081"), ("metrics-port", "8081"), ("metrics-ip", "0.0.0.0")
+    assert parse(*both).metrics_ip == parse(*both).healthz_ip
+    assert str(parse(("metrics-port", "8081")).metrics_ip) == "127.0.0.1"
 
 
 def test_password_is_not_shown() -> None:
