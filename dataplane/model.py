@@ -336,7 +336,8 @@ class Interface:
     name: str
     index: int
     mtu: int  # bytes
-    addresses: tuple[Address, ...] = ()
+    addresses: tuple[Address, ...] = ()  # those to be known by first
+    unfit: frozenset[Address] = frozenset()  # of these, what nobody should be known by: deprecated, say
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from dataplane.entries import ROUTE_PROTOCOL as PEERS_PROTOCOL
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice
 from dataplane.sysctls import check_sysctls, device_sysctls, set_sysctls
+from dataplane.underlay import rank_addresses
 
 ROUTE_PROTOCOL = ways.OWN_PROTOCOL  # "overlayd" in `ip route show proto 111`; unassigned elsewhere
 UNREACHABLE_METRIC, USUAL_NAME = 0xFF000000, b"overlay0"  # behind every other route to the network
@@ -64,18 +65,18 @@ def _attr(message: Any, name: str) -> Any:
 
 
 def _read_facts(ipr: IPRoute) -> HostFacts:
-    addresses: dict[int, list[Address]] = {}
+    addresses: dict[int, list[tuple[Address, int]]] = {}
     for message in ipr.get_addr():
         text = _attr(message, "IFA_LOCAL") or _attr(message, "IFA_ADDRESS")
         if text is not None:
-            addresses.setdefault(message["index"], []).append(ip_address(text))
+            flags = _attr(message, "IFA_FLAGS") or message["flags"]
+            addresses.setdefault(message["index"], []).append((ip_address(text), flags))
     interfaces = tuple(
         Interface(
             _attr(link, "IFLA_IFNAME"),
             link["index"],
             _attr(link, "IFLA_MTU"),
-            # In the kernel's order: the first one is the primary one.
-            tuple(addresses.get(link["index"], ())),
+            *rank_addresses(addresses.get(link["index"], [])),
         )
         for link in ipr.get_links()
     )

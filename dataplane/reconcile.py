@@ -101,7 +101,7 @@ class Reconciler:
         """The interface that holds our public address; with --iface, that one or none."""
         if self.own is None:
             return None
-        told = find_told(self._config, self._facts)
+        told = find_told(self._config, self._facts, self.network)
         if isinstance(told, str):
             return None
         links = (self._facts.holder(ip, told.name if told else None) for ip in self.own.public_ips())
@@ -192,7 +192,7 @@ class Reconciler:
         return actions
 
     def _no_underlay(self, own: Lease) -> str:
-        told = find_told(self._config, self._facts)
+        told = find_told(self._config, self._facts, self.network)
         if isinstance(told, str):
             return told
         holder = NO_HOLDER if told is None else f"interface {told.name} does not have"

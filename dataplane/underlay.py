@@ -11,6 +11,7 @@ from dataplane.flannel import BACKEND_NAMES
 from dataplane.lease import Identity
 from dataplane.model import (
     PLAIN_ENCAPS,
+    Address,
     Encap,
     HostFacts,
     Interface,
@@ -20,8 +21,39 @@ from dataplane.model import (
     can_be_node,
 )
 
+# Of an address, as the kernel tells (linux/if_addr.h).
+IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x08, 0x20, 0x80
 
-def find_told(config: RunConfig, facts: HostFacts) -> Interface | str | None:
+
+def rank_addresses(found: list[tuple[Address, int]]) -> tuple[tuple[Address, ...], frozenset[Address]]:
+    """Return addresses, each given with its flags, in flannel's order, and which are unfit.
+
+    Global before link-local, permanent before dynamic, lasting before temporary (of IPv4: primary before
+    secondary, the same bit); otherwise in the kernel's order.
+    """
+
+    def rank(item: tuple[Address, int]) -> tuple[bool, bool, bool]:
+        ip, flags = item
+        return ip.is_link_local, not flags & IFA_F_PERMANENT, bool(flags & IFA_F_TEMPORARY)
+
+    unfit = frozenset(ip for ip, flags in found if flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED))
+    return tuple(ip for ip, _ in sorted(found, key=rank)), unfit
+
+
+def _match_addresses(pattern: str, links: list[Interface], network: NetworkConfig | None) -> Interface | None:
+    """Find the interface of which addresses match: one of each IP version of the pods, or else any."""
+    nets = () if network is None else network.networks()
+    matching = {
+        link.name: {ip.version for ip in link.addresses if re.search(pattern, str(ip))} for link in links
+    }
+    wanted = {net.version for net in nets}
+    whole = next((link for link in links if wanted and wanted <= matching[link.name]), None)
+    return whole or next((link for link in links if matching[link.name]), None)
+
+
+def find_told(
+    config: RunConfig, facts: HostFacts, network: NetworkConfig | None = None
+) -> Interface | str | None:
     """Find the interface that --iface, --iface-regex and --iface-can-reach name, tried in this order.
 
     None if none of them is given, a reason if what they name is not there.
@@ -32,10 +64,10 @@ def find_told(config: RunConfig, facts: HostFacts) -> Interface | str | None:
             if word == link.name or word in map(str, link.addresses):
                 return link
     for pattern in config.iface_regex:
-        by_address = [link for link in links if any(re.search(pattern, str(ip)) for ip in link.addresses)]
-        by_name = [link for link in links if re.search(pattern, link.name)]
-        if by_address or by_name:
-            return (by_address or by_name)[0]
+        by_name = (link for link in links if re.search(pattern, link.name))
+        matched = _match_addresses(pattern, links, network) or next(by_name, None)
+        if matched is not None:
+            return matched
     if config.iface_can_reach is not None:
         found = facts.way_to(config.iface_can_reach)
         for link in links:
@@ -52,10 +84,12 @@ def find_told(config: RunConfig, facts: HostFacts) -> Interface | str | None:
     return f"no interface is as told by {', '.join(told)} (there are: {names})"
 
 
-def find_interface(config: RunConfig, facts: HostFacts, current: Lease | None) -> Interface | str:
+def find_interface(
+    config: RunConfig, facts: HostFacts, network: NetworkConfig, current: Lease | None
+) -> Interface | str:
     """Find the interface that faces the other nodes, or say what is missing."""
     links = [link for link in facts.interfaces if link.name != config.tun_name]
-    found = find_told(config, facts)
+    found = find_told(config, facts, network)
     if found is not None:
         return found
     told = [ip for ip in (config.public_ip, config.public_ip6) if ip is not None]
@@ -92,6 +126,7 @@ def find_addresses(
     """
     known = () if current is None else current.public_ips()
     nodes = [ip for ip in link.addresses if can_be_node(ip) and not network.holds(ip)]
+    nodes = [ip for ip in nodes if ip not in link.unfit or str(ip) in config.iface]
     # An address that --iface names, or --iface-regex fits, is meant, not just the interface that holds it.
     nodes.sort(key=lambda ip: (not _is_meant(config, str(ip)), ip not in known))
     ip4 = next((ip for ip in nodes if isinstance(ip, IPv4Address)), None)
@@ -122,7 +157,7 @@ def find_identity(
 
     `macs` are our VTEP MACs for IPv4 and IPv6 pods; `current` is our lease as it is, or that of our last run.
     """
-    link = find_interface(config, facts, current)
+    link = find_interface(config, facts, network, current)
     if isinstance(link, str):
         return link
     ip4, ip6 = find_addresses(config, link, network, current)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dataplane.lease import Identity
-from dataplane.model import Encap, HostFacts, Interface, NetworkConfig, Way
-from dataplane.underlay import find_identity, find_told
+from dataplane.model import Address, Encap, HostFacts, Interface, NetworkConfig, SubnetKey, Way
+from dataplane.underlay import find_identity, find_told, rank_addresses
 from tests.leases import CONFIG, DUAL, IP1, IP1_6, IP2, IP2_6, LO, NET, NET6, mac
 
 LOCAL6 = IPv6Address("fe80::1")
@@ -146,6 +146,55 @@ def test_interface_is_found(told: dict[str, Any], name: str) -> None:
     found = find_told(replace(CONFIG, **told), replace(FACTS, ways=WAYS))
     assert isinstance(found, Interface)
     assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        pytest.param(DUAL, "eth1", id="both versions"),
+        pytest.param(NET, "eth0", id="IPv4 alone"),
+        pytest.param(NET6, "eth1", id="IPv6 alone"),
+    ],
+)
+def test_pattern_of_both_versions(network: NetworkConfig, name: str) -> None:
+    """A pattern means the interface that it matches in each IP version of the pods; one of them is enough."""
+    config = replace(CONFIG, iface_regex=(r"^192\.0\.2\.|^2001:db8::2$",))
+    found = find_told(config, FACTS, network)
+    assert isinstance(found, Interface)
+    assert found.name == name
+    only4 = find_told(replace(CONFIG, iface_regex=(r"^192\.0\.2\.2$",)), FACTS, DUAL)
+    assert only4 == ETH1
+
+
+PERMANENT, DYNAMIC, TEMPORARY, DEPRECATED, FAILED = 0x80, 0, 0x01, 0x20, 0x08
+IPS = tuple(IPv6Address(f"2001:db8::{n}") for n in range(1, 6))
+
+
+def test_addresses_in_order() -> None:
+    """Global before link-local, permanent before dynamic, lasting before temporary, else as it was."""
+    found: list[tuple[Address, int]] = [
+        (LOCAL6, PERMANENT),
+        *((IPS[0], DYNAMIC | TEMPORARY), (IPS[1], DYNAMIC), (IPS[2], PERMANENT), (IPS[3], PERMANENT)),
+        *((IP2, DYNAMIC), (IP1, PERMANENT), (IPS[4], PERMANENT | DEPRECATED), (IP1_6, PERMANENT | FAILED)),
+    ]
+    order, unfit = rank_addresses(found)
+    assert order == (IPS[2], IPS[3], IP1, IPS[4], IP1_6, IPS[1], IP2, IPS[0], LOCAL6)
+    assert unfit == {IPS[4], IP1_6}
+
+
+def test_unfit_address() -> None:
+    """A deprecated address is not published, even if it was before, unless --iface names it."""
+    link = replace(ETH0, addresses=(IP1, IP2, IP1_6), unfit=frozenset({IP1, IP1_6}))
+    facts = HostFacts((link,), ("eth0",))
+    before = V4.lease(SubnetKey(IPv4Network("10.244.1.0/24")))
+    for current in (None, before):
+        found = find_identity(CONFIG, facts, DUAL, (mac(7), mac(7)), current)
+        assert isinstance(found, Identity)
+        assert (found.public_ip, found.public_ip6) == (IP2, None)
+    meant = find_identity(replace(CONFIG, iface=(str(IP1),)), facts, NET, (mac(7), mac(7)))
+    assert meant == V4
+    alone = HostFacts((replace(link, addresses=(IP1,)),), ("eth0",))
+    assert "no address that other nodes could reach" in str(find_identity(CONFIG, alone, NET, None))
 
 
 def test_nothing_reaches() -> None:
