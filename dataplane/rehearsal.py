@@ -35,6 +35,7 @@ from dataplane.flannel import find_port, format_key
 from dataplane.health import places
 from dataplane.lease import Lessee, PutLease
 from dataplane.model import (
+    BARE_ENCAPS,
     Encap,
     HostFacts,
     HostPlan,
@@ -164,8 +165,10 @@ async def _find_plan(
         if isinstance(action, PlanHost):
             found.plan = action.plan
         elif isinstance(action, Publish):
-            peers, subnets = len(action.table.peers), len(action.table.subnets)
-            found.say("table", f"{peers} peers, {subnets} subnets")
+            subnets = action.table.subnets
+            direct = sum(entry.encap is Encap.DIRECT for entry in subnets)
+            by_routes = f", {direct} by plain routes" if direct else ""
+            found.say("table", f"{len(action.table.peers)} peers, {len(subnets)} subnets{by_routes}")
     for view in reconciler.peers():
         if view.refused is not None:
             found.say("refused", f"{view.entry.title}: {view.refused}")
@@ -242,7 +245,18 @@ async def _tell_host(node: _Node, found: _Findings) -> None:
     config, plan = node.config, node.plan
     ips = " and ".join(map(str, node.own.public_ips()))
     found.say("underlay", f"{node.link.name}, {ips}, mtu {node.link.mtu}")
-    await (_tell_kernel if config.datapath == "kernel" else _tell_userspace)(node, found)
+    if {node.network.encap, *config.encap} <= BARE_ENCAPS:
+        found.say("device", "none: nothing is encapsulated")
+        for net in plan.networks:
+            found.say("route", f"to each peer on our link; {net} unreachable behind them")
+    else:
+        await (_tell_kernel if config.datapath == "kernel" else _tell_userspace)(node, found)
+        _tell_device(plan, found)
+    found.say("file", f"{config.subnet_file}, with FLANNEL_MTU={plan.mtu}")
+    found.say("file", f"{config.run_dir}/ and {config.state_dir}/vtep-mac, where they are missing")
+
+
+def _tell_device(plan: HostPlan, found: _Findings) -> None:
     for address in plan.addresses:
         found.say("address", f"{address}/{address.max_prefixlen}")
     for net in plan.networks:
@@ -252,8 +266,6 @@ async def _tell_host(node: _Node, found: _Findings) -> None:
         found.say("sysctl", f"{name.replace('/', '.')} = {value}")
     for warning in check_sysctls(has_ipv6=has_ipv6):
         found.say("warning", warning)
-    found.say("file", f"{config.subnet_file}, with FLANNEL_MTU={plan.mtu}")
-    found.say("file", f"{config.run_dir}/ and {config.state_dir}/vtep-mac, where they are missing")
 
 
 async def _tell_kernel(node: _Node, found: _Findings) -> None:

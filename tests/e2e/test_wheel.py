@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bench.lab import Namespace
-from dataplane.cli import VERSION
+from dataplane import VERSION
 from tests.e2e.pair import peers_file
 from tests.e2e.rig import ROOT, Daemon
 
