@@ -134,6 +134,15 @@ class Line:
         self.auth = rpc.AuthStub(self.channel)
 
 
+async def _retire(channel: grpc.aio.Channel) -> None:
+    """Close a channel when its calls are over, or after some time; at once when cancelled."""
+    try:
+        await channel.close(CALL_S)
+    except asyncio.CancelledError:
+        await channel.close()
+        raise
+
+
 class EtcdClient:
     """One of the servers at a time; the next one when that fails."""
 
@@ -221,11 +230,12 @@ class EtcdClient:
             raise StoreError(self.explain(err, line)) from None
         old, self._line = self._line, line
         if old is not None:  # calls that are under way come to their end
-            self._closing = asyncio.create_task(old.channel.close(CALL_S))
+            self._closing = asyncio.create_task(_retire(old.channel))
 
     async def close(self) -> None:
         """Let go of the server."""
         if self._closing is not None:
             self._closing.cancel()
+            await asyncio.gather(self._closing, return_exceptions=True)
         if self._line is not None:
             await self.drop(self._line)

@@ -132,6 +132,44 @@ def test_certificate_of_ours(tmp_path: Path) -> None:
         etcd.close()
 
 
+def test_opened_anew(tmp_path: Path) -> None:
+    """What is read anew counts if it works; if not, the old connection and its watch go on, untouched."""
+    authority, stranger = Authority(tmp_path / "pki", "authority"), Authority(tmp_path / "other", "other")
+    trust = ("--client-cert-auth", "--trusted-ca-file", str(authority.certificate))
+    etcd = secure(tmp_path / "etcd", authority, authority.issue("server"), *trust)
+    pair = authority.issue("node")
+    etcd.control_flags += ["--key", str(pair[0]), "--cert", str(pair[1])]
+    ours = tmp_path / "node.key", tmp_path / "node.crt"
+    config = of(etcd, cafile=authority.certificate, keyfile=ours[0], certfile=ours[1])
+
+    def place(pair: tuple[Path, Path]) -> None:
+        for source, target in zip(pair, ours, strict=True):
+            shutil.copyfile(source, target)
+
+    async def work(keys: EtcdKeyValue) -> None:
+        first = await keys.put(KEY, "one", None, 0)
+        async with aclosing(keys.watch(first.changed - 1)) as changes:
+            assert await take(changes, 1) == [first]
+            place(stranger.issue("node"))
+            with pytest.raises(StoreError, match="etcd https"):
+                await keys.reopen()
+            second = await keys.put(KEY, "two", None, first.changed)
+            assert await take(changes, 1) == [second]
+            place(authority.issue("renewed"))
+            await keys.reopen()
+            third = await keys.put(KEY, "three", None, second.changed)
+            assert await take(changes, 1) == [third]  # it comes to its end by itself
+        async with aclosing(keys.watch(second.changed)) as changes:
+            assert await take(changes, 1) == [third]
+
+    try:
+        etcd.wait_healthy()
+        place(pair)
+        use(config, work)
+    finally:
+        etcd.close()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [pytest.param(None, "No such file or directory", id="missing"), pytest.param("", "etcd", id="empty")],
