@@ -123,6 +123,13 @@ def test_failed_pass(tmp_path: Path, err: RuntimeFailure, part: str) -> None:
     check(made)
 
 
+def test_not_set_up(tmp_path: Path) -> None:
+    """Until the first pass is through, the host is not as it must be, nor is the forwarder."""
+    made = report(tmp_path, listed(lease(1)))
+    made.is_carrying = False
+    check(made, host="not set up yet", forwarder="starting, forwarder is running")
+
+
 def test_forwarder(tmp_path: Path) -> None:
     """A forwarder that is not there, or does not run yet, is named as it is."""
     made = report(tmp_path, listed(lease(1)))
