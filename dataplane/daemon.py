@@ -398,7 +398,7 @@ class Daemon:
 
     async def _answer(self, request: Request) -> Reply:
         if request == {"cmd": "status"}:
-            return self.report.describe(await self._traffic.count())
+            return await self.report.measure()
         if request.get("cmd") == "log":
             return self._log_setting.answer(request)
         if request == {"cmd": "stop"}:

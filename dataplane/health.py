@@ -91,8 +91,9 @@ class Health:
         return await asyncio.shield(self._rendering)
 
     async def _render(self) -> Page:
+        status = await self._report.measure()
         # The text takes longer than the figures, and needs nothing that changes meanwhile.
-        return await asyncio.get_running_loop().run_in_executor(None, _write_page, self._report.describe())
+        return await asyncio.get_running_loop().run_in_executor(None, _write_page, status)
 
     # --- the service manager ----------------------------------------------------------------------
 

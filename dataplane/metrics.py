@@ -94,6 +94,10 @@ def _packets(status: Status) -> Iterator[Metric]:
     yield _counter(
         "spoof_observed", "Forged packets let pass by --spoof observe", [({}, status["spoof_observed"])]
     )
+    yield _counter(
+        *("guard_dropped", "Tunnel packets that the firewall dropped, by reason"),
+        [({"reason": reason}, count) for reason, count in status["guard"].items()],
+    )
     queues = {"tun": status["kernel"]["tun_tx_dropped"], **status["kernel"]["rxq_overflow"]}
     yield _counter(
         *("kernel_dropped", "Packets that the kernel dropped before the forwarder saw them"),

@@ -134,6 +134,10 @@ class Report:
             return f"starting, forwarder is {dataplane.state}"
         return None
 
+    async def measure(self) -> dict[str, object]:
+        """Return describe(), with what the guard has counted until now."""
+        return self.describe(await self._traffic.count())
+
     def describe(self, guarded: dict[str, int]) -> dict[str, object]:
         """Return what `overlayd status --json` shows; `guarded` is what the guard has counted."""
         ready, reason = self.readiness()

@@ -30,7 +30,13 @@ def node(rows: tuple[PeerRow, ...] = (), **changes: Any) -> Node:
     fields: dict[str, Any] = {
         "ready": True,
         "reason": "ok",
-        "facts": {"store": store, "tun": "overlay0", "encap": "vxlan", "mtu": 1450},
+        "facts": {
+            "store": store,
+            "tun": "overlay0",
+            "encap": "vxlan",
+            "mtu": 1450,
+            "guard": {"laundered": 2},
+        },
         "control": {"pid": 1, "uptime_s": 2.0},
         "lease": {"expires_in_s": 3600.0, "renews_in_s": 1800.0},
         "parts": {"store": None, "lease": None, "host": None, "forwarder": None},
@@ -93,6 +99,7 @@ def test_values_of_a_node() -> None:
     assert get(values, "lease_expires_in_seconds") == 3600
     assert get(values, "lease_renews_in_seconds") == 1800
     assert get(values, "mtu_bytes") == 1450
+    assert get(values, "guard_dropped_total", reason="laundered") == 2
     assert get(values, "convergence_seconds_count", change="lease_gone") == 1
     assert get(values, "convergence_seconds_bucket", change="lease_gone", le="0.1") == 0
     assert get(values, "convergence_seconds_bucket", change="lease_gone", le="0.25") == 1

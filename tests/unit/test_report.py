@@ -18,6 +18,7 @@ from dataplane.netlink import Host
 from dataplane.reconcile import Reconciler
 from dataplane.report import PARTS, Report
 from dataplane.rundir import RunDir
+from dataplane.traffic import Traffic
 from tests.leases import CONFIG, FACTS, IP1, lease, listed
 
 RUNNING = Dataplane(is_alive=True, state="running")
@@ -48,7 +49,9 @@ class FakeLeasing:
 
 def report(tmp_path: Path, event: Listed | None, facts: HostFacts = FACTS) -> Report:
     """Return the report of a node that has heard this of its store."""
-    made = Report(CONFIG, RunDir(tmp_path), cast(Host, None), cast(Backend, FakeBackend()))
+    made = Report(
+        CONFIG, RunDir(tmp_path), cast(Host, None), cast(Backend, FakeBackend()), cast(Traffic, None)
+    )
     made.reconciler = Reconciler(CONFIG, facts)
     made.is_carrying = True
     if event is not None:
