@@ -23,6 +23,7 @@ from dataplane.model import (
     NetworkConfig,
     NetworkPut,
 )
+from dataplane.moving import Mover
 from dataplane.store import LeaseStore
 from dataplane.store.keyvalue import Conflict
 from dataplane.store.registry import read_entry
@@ -46,6 +47,8 @@ class Leasing:
         self._network: NetworkConfig | None = None
         self._facts = HostFacts()
         self._macs: tuple[MacAddress, MacAddress] | None = None  # for IPv4 and for IPv6 pods
+        self._mover = Mover()
+        self._iface: str | None = None  # that had the address of our lease last
         self._wake = asyncio.Event()
         self._has_taken = False  # a subnet that was free before
         self._adopted: Entry | None = None  # the lease that stood where we wrote ours first
@@ -117,12 +120,16 @@ class Leasing:
         if self._macs is None and self._network.encap is Encap.VXLAN:
             state_dir = self._config.state_dir
             self._macs = vtep.load(state_dir), vtep.load6(state_dir)
-        current = self._lessee.find_own(self._facts.held())
-        found = find_identity(self._config, self._facts, self._network, self._macs, current)
+        held, own = self._facts.held(), self.own()
+        holder = None if own is None else self._facts.holder(own.public_ips()[0])
+        self._iface = self._iface if holder is None else holder.name
+        current = self._lessee.find_own(held)
+        found = find_identity(self._config, self._facts, self._network, self._macs, current, self._iface)
         if isinstance(found, str):
+            self._mover.forget()
             self._lessee.identify(None, found)
         else:
-            self._lessee.identify(found)
+            self._lessee.identify(self._mover.judge(found, own, held, time.monotonic()))
 
     # --- what is done -----------------------------------------------------------------------------
 
@@ -130,12 +137,14 @@ class Leasing:
         """Do what the Lessee wants, for ever; the store may fail and come back."""
         while True:
             now = time.monotonic()
+            if self._mover.due_s is not None and self._mover.due_s <= now:
+                self._identify()
             operation = self._lessee.next_operation(now)
             if operation is not None:
                 await self._do(operation)
             self._tell(is_settled=operation is None)
             if operation is None:
-                await self._pause(self._lessee.wake_s(now))
+                await self._pause(self._lessee.wake_s(now), self._mover.due_s)
 
     async def undo(self) -> None:
         """Take back a start that failed: the store says of our subnet what it said before, if anything.
@@ -165,7 +174,8 @@ class Leasing:
             self._told = said
             self._on_change()
 
-    async def _pause(self, until_s: float | None) -> None:
+    async def _pause(self, *ends_s: float | None) -> None:
+        until_s = min((end_s for end_s in ends_s if end_s is not None), default=None)
         timeout_s = None if until_s is None else max(0.0, until_s - time.monotonic())
         try:
             # Not wait_for(): that of Python 3.11 may swallow a cancellation.
@@ -174,6 +184,13 @@ class Leasing:
         except TimeoutError:
             pass
         self._wake.clear()
+
+    def _log_written(self, before: Entry | None, entry: Entry) -> None:
+        was = None if before is None or before.lease is None else before.lease.public_ips()
+        now = () if entry.lease is None else entry.lease.public_ips()
+        moved = {} if was in (None, now) else {"moved_to": " ".join(map(str, now))}
+        done = "leased" if before is None else "lease renewed"
+        log.info(done, lease=entry.name, revision=entry.changed, **moved)
 
     async def _do(self, operation: Operation) -> None:
         name = format_key(operation.lease.key) if isinstance(operation, PutLease) else operation.name
@@ -185,9 +202,7 @@ class Leasing:
                 entry = await self._store.put(operation.lease, operation.ttl_s, operation.expected)
                 self._lessee.written(entry)
                 self._has_taken |= before is None and operation.expected == 0
-                log.info(
-                    "lease renewed" if before is not None else "leased", lease=name, revision=entry.changed
-                )
+                self._log_written(before, entry)
             else:
                 await self._store.delete(operation.name, operation.expected)
                 self._lessee.dropped(operation.name)

@@ -477,4 +477,7 @@ def _is_judged_alike(one: Entry, other: Entry) -> bool:
 def _is_own(entry: Entry, own: Lease) -> bool:
     """Return whether an entry is our own lease, as it is or as it was before its last change."""
     lease = entry.lease
-    return lease is not None and lease.key == own.key and is_same_node(lease, own)
+    if lease is None or lease.key != own.key:
+        return False
+    mac = own.vtep_mac or own.vtep_mac6  # stays when the address does not
+    return is_same_node(lease, own) or (mac is not None and mac in (lease.vtep_mac, lease.vtep_mac6))

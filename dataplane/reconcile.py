@@ -180,8 +180,13 @@ class Reconciler:
                 f"pods would get an MTU of {plan.mtu}, at least {least} is needed; raise that of the underlay"
             )
             return self._raise_alarm(self.reason)
-        self._alarm = None
         actions = self._judge_peers(own, now)
+        missing = next((ip for ip in own.public_ips() if self._facts.holder(ip) is None), None)
+        if missing is None:
+            self._alarm = None
+        else:
+            self.reason = self.reason or f"{NO_HOLDER} the address {missing}"
+            actions += self._raise_alarm(self.reason)
         if plan != self._planned:
             self._planned = plan
             actions.append(PlanHost(plan))
@@ -190,6 +195,14 @@ class Reconciler:
             self._published = table
             actions.append(Publish(table))
         return actions
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the operator should know although the node is ready."""
+        told = None if self.network is None else self.network.underlay_mtu
+        link = self.underlay
+        if told is None or link is None or told <= link.mtu:
+            return ()
+        return (f"Backend.MTU is {told}, interface {link.name} has {link.mtu}: larger packets are lost",)
 
     def _no_underlay(self, own: Lease) -> str:
         told = find_told(self._config, self._facts, self.network)

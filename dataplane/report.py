@@ -12,6 +12,7 @@ from dataplane.config import RunConfig
 from dataplane.convergence import Convergence
 from dataplane.errors import ControlError, RuntimeFailure
 from dataplane.figures import Node, PeerRow, describe
+from dataplane.journal import Journal
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
 from dataplane.native import ENCAP_NAMES
@@ -24,6 +25,8 @@ from dataplane.rundir import RunDir
 from dataplane.traffic import Traffic
 
 PARTS = ("store", "lease", "host", "forwarder")  # what a node needs, in the order in which they come to be
+
+log = Journal("report")
 
 
 class Report:
@@ -51,6 +54,7 @@ class Report:
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
         self.convergence = Convergence()
+        self._told: list[str] = []
         self.is_carrying = False
         self.trouble: str | None = None  # why the last pass failed
         self.trouble_part = "host"
@@ -83,6 +87,8 @@ class Report:
             "offloads_off": self._backend.offloads_off,
             **self._traffic.facts(),
         }
+        if self.is_carrying and facts["underlay"] != self._facts.get("underlay"):
+            log.info("underlay", iface=settings.underlay.name, mtu=settings.underlay.mtu, pods=settings.mtu)
         if facts != self._facts:
             self._run_dir.write_facts(facts)
             self._facts = facts
@@ -91,6 +97,14 @@ class Report:
         """Take that the last pass failed."""
         self.trouble = str(err)
         self.trouble_part = "forwarder" if isinstance(err, ControlError) else "host"
+
+    def tell_warnings(self) -> None:
+        """Log what about this host keeps packets from flowing, when that is new."""
+        found = self._host.warnings()
+        for warning in found:
+            if warning not in self._told:
+                log.warning(warning)
+        self._told = found
 
     def readiness(self) -> tuple[bool, str]:
         """Return whether everything is as it must be, and what is not."""
@@ -154,6 +168,8 @@ class Report:
             *self._traffic.warnings(),
             *self.repairs.warnings(time.monotonic()),
         ]
+        if self.reconciler is not None:
+            warnings[:0] = self.reconciler.warnings()
         if self.leasing is not None:
             warnings[:0] = self.leasing.warnings()
         for problem in (self.network_problem, self.store_error):

@@ -85,9 +85,16 @@ def find_told(
 
 
 def find_interface(
-    config: RunConfig, facts: HostFacts, network: NetworkConfig, current: Lease | None
+    config: RunConfig,
+    facts: HostFacts,
+    network: NetworkConfig,
+    current: Lease | None,
+    last: str | None = None,
 ) -> Interface | str:
-    """Find the interface that faces the other nodes, or say what is missing."""
+    """Find the interface that faces the other nodes, or say what is missing.
+
+    `last` is the one that had the address of our lease, while we run.
+    """
     links = [link for link in facts.interfaces if link.name != config.tun_name]
     found = find_told(config, facts, network)
     if found is not None:
@@ -101,7 +108,27 @@ def find_interface(
         holder = facts.holder(current.public_ips()[0])
         if holder is not None and holder.name != config.tun_name:
             return holder
+        if last is not None:
+            return _find_next(facts, current, last)
     return _find_default(facts, links)
+
+
+def _find_next(facts: HostFacts, lease: Lease, last: str) -> Interface | str:
+    """Find where the address of a lease has gone: it changed where it was, or the default route leads there.
+
+    Unlike at start, nothing is guessed: any interface of pods could be the only one for a moment.
+    """
+    has_address = {
+        link.name: {ip.version for ip in link.addresses if can_be_node(ip)} for link in facts.interfaces
+    }
+    versions = {ip.version for ip in lease.public_ips()}
+    names = [name for name in (last, *facts.default_ifaces) if has_address.get(name)]
+    whole = [name for name in names if versions <= has_address[name]]
+    found = next(iter(whole or names), None)
+    for link in facts.interfaces:
+        if link.name == found:
+            return link
+    return f"interface {last} does not have the address {lease.public_ips()[0]} any more, and no other"
 
 
 def _find_default(facts: HostFacts, links: list[Interface]) -> Interface | str:
@@ -152,12 +179,14 @@ def find_identity(
     network: NetworkConfig,
     macs: tuple[MacAddress, MacAddress] | None,
     current: Lease | None = None,
+    last: str | None = None,
 ) -> Identity | str:
     """Return what our lease is to say of us, or why that is not known yet.
 
-    `macs` are our VTEP MACs for IPv4 and IPv6 pods; `current` is our lease as it is, or that of our last run.
+    `macs` are our VTEP MACs for IPv4 and IPv6 pods; `current` is our lease as it is, or that of our last run;
+    `last` is the interface that had its address, while we run.
     """
-    link = find_interface(config, facts, network, current)
+    link = find_interface(config, facts, network, current, last)
     if isinstance(link, str):
         return link
     ip4, ip6 = find_addresses(config, link, network, current)

@@ -350,7 +350,7 @@ def test_our_key_in_strange_hands() -> None:
     reconciler = Reconciler(CONFIG, FACTS, is_leased=True)
     reconciler.apply(listed(lease(1), lease(2)), 0.0)
     reconciler.own_changed(lease(1), None, 0.0)
-    (alarm,) = reconciler.apply(put(2, replace(lease(1), public_ip=address(66))), 1.0)
+    (alarm,) = reconciler.apply(put(2, replace(lease(1), public_ip=address(66), vtep_mac=mac(66))), 1.0)
     assert alarm == Alarm("lease 10.244.1.0-24 refused: its subnet 10.244.1.0/24 overlaps our own")
 
 
