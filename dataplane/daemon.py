@@ -127,7 +127,7 @@ class Daemon:
             stack.callback(self._remove_socket, self._run_dir.control_socket.stat().st_ino)
             stack.callback(server.close)
 
-            self._takeover = await takeover.begin(self._config, self._host)
+            self._takeover = await takeover.begin(self._config, self._host, self.report.former_tun)
             known_peers = await self._backend.adopt()
             facts = await self._host.facts()
             is_leased = isinstance(store, LeaseStore)
@@ -336,6 +336,7 @@ class Daemon:
             await self._make_so(settings, self._plan, self._table)
         await self._traffic.replace_flannel()
         self.report.is_carrying = True
+        self.report.tell_warnings()
         has_masq, path = self._config.ip_masq, self._config.subnet_file
         if subnetfile.write(path, settings.network, own.key, settings.mtu, has_masq=has_masq):
             log.info("subnet file written", path=self._config.subnet_file)
@@ -344,24 +345,26 @@ class Daemon:
         if self._takeover is not None and not self.report.is_carrying:
             await self._backend.warm(settings, plan)
             await self._takeover.finish(settings, plan, table)
-        if (settings, plan) != self._sure and not self._must_wait(plan):
+        if (settings, plan) != self._sure:
+            self._pause_fights(plan)
             await self._backend.prepare(settings)
             self.report.leave_facts(settings)
             await self._set_up_host(plan)
             self._sure = settings, plan
-        await self._backend.carry(table)
-        self.report.former_networks = settings.network.networks()
         if self.report.former_tun != self._config.tun_name:
+            # First: IPv6 takes no route by way of what another one leads to.
             await self._host.remove(self.report.former_tun)
             await asyncio.to_thread(traffic.end, self.report.former_tun, {})
             self.report.former_tun = self._config.tun_name
+        await self._backend.carry(table)
+        self.report.former_networks = settings.network.networks()
 
-    def _must_wait(self, plan: HostPlan) -> bool:
-        """Return whether somebody undoes what we do, and had his turn too lately."""
-        wait_s = self.report.repairs.wait_s(time.monotonic()) if plan == self._applied else 0.0
-        if wait_s > 0:
-            self._retry_later(wait_s)
-        return wait_s > 0
+    def _pause_fights(self, plan: HostPlan) -> None:
+        """Let be what somebody undoes again and again, until it is its turn."""
+        now = time.monotonic()
+        self._host.paused = self.report.repairs.paused(now) if plan == self._applied else frozenset()
+        if self._host.paused:
+            self._retry_later(self.report.repairs.wait_s(now))
 
     async def _set_up_host(self, plan: HostPlan) -> None:
         changes = await self._backend.set_up_host(plan)

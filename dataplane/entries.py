@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple, TypeVar
@@ -242,6 +242,52 @@ def note(entries: Entries, index: int, kind: int, body: bytes) -> None:
                 bool(flags & RTNH_F_ONLINK),
                 int.from_bytes(metrics.get(RTAX_MTU, b""), sys.byteorder),
             )
+
+
+def replaces(kind: int, body: bytes, routes: Container[Network]) -> bool:
+    """Tell whether a message is about a route of somebody else's to what one of these leads to.
+
+    Of one that takes the place of ours nothing else is said.
+    """
+    if kind != RTM_NEWROUTE or len(body) < RTMSG.size:
+        return False
+    _, length, _, _, table, protocol, *_ = RTMSG.unpack_from(body)
+    if table != MAIN_TABLE or protocol == ROUTE_PROTOCOL:
+        return False
+    found = attributes(body, RTMSG.size).get(RTA_DST)
+    return found is not None and ip_network((found, length)) in routes
+
+
+def contradicts(wanted: Entries, index: int, kind: int, body: bytes) -> bool:
+    """Tell whether a message about a device is none that our own telling of these entries makes.
+
+    Whoever removes an entry while we tell of it is heard together with ourselves.
+    """
+    found = Entries()
+    is_gone = kind in (RTM_DELNEIGH, RTM_DELROUTE)
+    if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+        head = list(NDMSG.unpack_from(body))
+        is_gone |= not head[4] & NUD_PERMANENT
+        head[4] |= NUD_PERMANENT
+        body = NDMSG.pack(*head) + body[NDMSG.size :]
+        # One that is given up has no MAC address any more.
+        address = attributes(body, NDMSG.size).get(NDA_DST)
+        if is_gone and head[0] != AF_BRIDGE and address is not None:
+            return ip_address(address) in wanted.neighbours
+        note(found, index, RTM_NEWNEIGH, body)
+    elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
+        note(found, index, RTM_NEWROUTE, body)
+    else:
+        return True
+    for told, ours in (
+        (found.neighbours, wanted.neighbours),
+        (found.forwarding, wanted.forwarding),
+        (found.routes, wanted.routes),
+    ):
+        for key, value in told.items():
+            if key in ours and (is_gone or ours[key] != value):  # type: ignore[index]
+                return True
+    return False
 
 
 def undoes(family: int, links: Links, kind: int, body: bytes) -> bool:

@@ -30,6 +30,7 @@ from dataplane import netbatch, vxlan, ways
 from dataplane.entries import ROUTE_PROTOCOL as PEERS_PROTOCOL
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice
+from dataplane.repairs import Changes
 from dataplane.sysctls import check_sysctls, device_sysctls, set_sysctls
 from dataplane.underlay import rank_addresses
 
@@ -52,7 +53,8 @@ IFA_F_NODAD = 0x02
 NLMSG_HEADER = struct.Struct("=IHHII")
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTMSG_TABLE, RTMSG_PROTOCOL = NLMSG_HEADER.size + 4, NLMSG_HEADER.size + 5
-GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, IPv4 and IPv6 addresses and routes
+# Links, IPv4 and IPv6 addresses and routes, and settings of interfaces such as rp_filter.
+GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24
 
 Result = TypeVar("Result")
 
@@ -103,48 +105,54 @@ def _is_foreign(ipr: IPRoute, name: str) -> bool:
     return link is not None and not _is_tun(link)
 
 
-def _set_link(ipr: IPRoute, link: Any, plan: HostPlan) -> list[str]:
+def _set_link(ipr: IPRoute, link: Any, plan: HostPlan, changes: Changes) -> None:
     """Set MTU, queue and state of the device."""
-    changed = []
     index, name = link["index"], plan.tun_name
-    if _attr(link, "IFLA_MTU") != plan.mtu:
-        ipr.link("set", index=index, mtu=plan.mtu)
-        changed.append(f"{name} mtu {plan.mtu}")
-    if _attr(link, "IFLA_TXQLEN") != TX_QUEUE_LEN:
+    _set_mtu(ipr, link, plan, changes)
+    if _attr(link, "IFLA_TXQLEN") != TX_QUEUE_LEN and changes.may(f"{name} txqueuelen {TX_QUEUE_LEN}"):
         ipr.link("set", index=index, txqlen=TX_QUEUE_LEN)
-        changed.append(f"{name} txqueuelen {TX_QUEUE_LEN}")
-    changed += set_sysctls(device_sysctls(name, has_ipv6=any(ip.version == 6 for ip in plan.addresses)))
-    if not link["flags"] & IFF_UP:
-        ipr.link("set", index=index, state="up")
-        changed.append(f"{name} up")
+    _set_settings(plan, changes)
+    _set_up(ipr, link, plan, changes)
     # A device that is down has none yet.
-    if any(_attr(qdisc, "TCA_KIND") != "noqueue" for qdisc in ipr.get_qdiscs(index=index)):
-        # The device has a queue of its own; another one in front of it costs a lock, and time.
+    has_queue = any(_attr(qdisc, "TCA_KIND") != "noqueue" for qdisc in ipr.get_qdiscs(index=index))
+    # The device has a queue of its own; another one in front of it costs a lock, and time.
+    if has_queue and changes.may(f"{name} qdisc noqueue"):
         ipr.tc("replace", "noqueue", index=index, parent=TC_H_ROOT)
-        changed.append(f"{name} qdisc noqueue")
-    return changed
 
 
-def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan) -> list[str]:
-    """Give the device exactly the planned addresses; link-local ones are left alone."""
+def _set_mtu(ipr: IPRoute, link: Any, plan: HostPlan, changes: Changes) -> None:
+    if _attr(link, "IFLA_MTU") != plan.mtu and changes.may(f"{plan.tun_name} mtu {plan.mtu}"):
+        ipr.link("set", index=link["index"], mtu=plan.mtu)
+
+
+def _set_settings(plan: HostPlan, changes: Changes) -> None:
+    has_ipv6 = any(ip.version == 6 for ip in plan.addresses)
+    set_sysctls(device_sysctls(plan.tun_name, has_ipv6=has_ipv6), changes)
+
+
+def _set_up(ipr: IPRoute, link: Any, plan: HostPlan, changes: Changes) -> None:
+    if not link["flags"] & IFF_UP and changes.may(f"{plan.tun_name} up"):
+        ipr.link("set", index=link["index"], state="up")
+
+
+def _set_addresses(ipr: IPRoute, index: int, plan: HostPlan, changes: Changes) -> None:
+    """Give the device exactly the planned addresses."""
     wanted = {ip_interface((ip, ip.max_prefixlen)) for ip in plan.addresses}
     found = set()
     for message in ipr.get_addr(index=index):
         text = _attr(message, "IFA_LOCAL") or _attr(message, "IFA_ADDRESS")
         found.add(ip_interface(f"{text}/{message['prefixlen']}"))
-    changed = []
     for interface in sorted(found - wanted, key=str):
-        if not interface.ip.is_link_local:
+        if changes.may(f"{plan.tun_name} without {interface}"):
             ipr.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
-            changed.append(f"{plan.tun_name} without {interface}")
     for interface in sorted(wanted - found, key=str):
+        if not changes.may(f"{plan.tun_name} {interface}"):
+            continue
         # Without, an IPv6 address is tentative for a moment, and a route that prefers it as source invalid.
         flags = IFA_F_NODAD if interface.version == 6 else 0
         ipr.addr(
             "add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, flags=flags
         )
-        changed.append(f"{plan.tun_name} {interface}")
-    return changed
 
 
 # (destination, type, interface or None, preferred source or None, metric)
@@ -201,53 +209,65 @@ def _route_fields(route: Route) -> dict[str, Any]:
     return fields if source is None else {**fields, "prefsrc": str(source)}
 
 
-def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan) -> list[str]:
+def _set_routes(ipr: IPRoute, index: int | None, plan: HostPlan, changes: Changes) -> None:
     """Have exactly the planned routes among those that are ours; the unreachable ones come first."""
     found, wanted = _own_routes(index, plan.tun_name), _wanted_routes(index, plan)
-    changed = []
     for route in sorted(wanted - found, key=lambda route: (-route[1], str(route[0]))):
-        ipr.route("replace", **_route_fields(route))
-        changed.append(f"route {route[0]} {NOWHERE.get(route[1], plan.tun_name)}")
+        if changes.may(f"route {route[0]} {NOWHERE.get(route[1], plan.tun_name)}"):
+            ipr.route("replace", **_route_fields(route))
     # What "replace" replaced is gone already.
     for route in _own_routes(index, plan.tun_name) - wanted if found - wanted else ():
-        ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
-        changed.append(f"no route {route[0]}")
-    return changed
+        if changes.may(f"no route {route[0]}"):
+            ipr.route("del", **_route_fields(route) | {"scope": SCOPE_ANY})
 
 
-def _apply(ipr: IPRoute, plan: HostPlan) -> list[str]:
+def _apply(ipr: IPRoute, plan: HostPlan, paused: frozenset[str]) -> list[str]:
     link = vxlan.find_link(ipr, plan.tun_name)
     if link is None:
         raise RuntimeFailure(f"device {plan.tun_name} is gone")
-    changed = _set_link(ipr, link, plan)
-    changed += _set_addresses(ipr, link["index"], plan)
-    return changed + _set_routes(ipr, link["index"], plan)
+    changes = Changes(paused)
+    _set_link(ipr, link, plan, changes)
+    _set_addresses(ipr, link["index"], plan, changes)
+    # A device that has to stay down, or without its address, takes no routes.
+    needed = {f"{plan.tun_name} up", *(f"{plan.tun_name} {ip}/{ip.max_prefixlen}" for ip in plan.addresses)}
+    if needed.isdisjoint(changes.waiting):
+        _set_routes(ipr, link["index"], plan, changes)
+    return changes.made
 
 
-def _remove_tun(ipr: IPRoute, plan: HostPlan) -> list[str]:
-    changed = []
+def _remove_tun(ipr: IPRoute, plan: HostPlan, paused: frozenset[str]) -> list[str]:
+    changes = Changes(paused)
     link = vxlan.find_link(ipr, plan.tun_name)
-    if link is not None and _is_tun(link):
+    if link is not None and _is_tun(link) and changes.may(f"no {plan.tun_name}"):
         ipr.link("del", index=link["index"])
-        changed.append(f"no {plan.tun_name}")
-    return changed + _set_routes(ipr, None, plan)
+    _set_routes(ipr, None, plan, changes)
+    return changes.made
 
 
-def _set_up_vxlan(ipr: IPRoute, plan: HostPlan) -> list[str]:
+def _set_up_vxlan(ipr: IPRoute, plan: HostPlan, paused: frozenset[str]) -> list[str]:
     link = vxlan.find_link(ipr, plan.tun_name)
     if link is None:
         raise RuntimeFailure(f"device {plan.tun_name} is gone")
-    changed = []
-    if _attr(link, "IFLA_MTU") != plan.mtu:
-        ipr.link("set", index=link["index"], mtu=plan.mtu)
-        changed.append(f"{plan.tun_name} mtu {plan.mtu}")
-    has_ipv6 = any(ip.version == 6 for ip in plan.addresses)
-    changed += set_sysctls(device_sysctls(plan.tun_name, has_ipv6=has_ipv6))
-    changed += _set_addresses(ipr, link["index"], plan)
-    if not link["flags"] & IFF_UP:
-        ipr.link("set", index=link["index"], state="up")
-        changed.append(f"{plan.tun_name} up")
-    return changed
+    changes = Changes(paused)
+    _set_mtu(ipr, link, plan, changes)
+    _set_settings(plan, changes)
+    _set_addresses(ipr, link["index"], plan, changes)
+    _set_up(ipr, link, plan, changes)
+    return changes.made
+
+
+def _rename(ipr: IPRoute, old: str, name: str) -> None:
+    """Give a device of ours its name; before Linux 6.2 it has to be down for that."""
+    link = vxlan.find_link(ipr, old)
+    if link is None:
+        raise RuntimeFailure(f"device {old} is gone")
+    try:
+        ipr.link("set", index=link["index"], ifname=name)
+    except NetlinkError as err:
+        if err.code != errno.EBUSY:
+            raise
+        ipr.link("set", index=link["index"], state="down")
+        ipr.link("set", index=link["index"], ifname=name)
 
 
 def _remove(ipr: IPRoute, tun_name: str, networks: tuple[Network, ...]) -> list[str]:
@@ -322,6 +342,7 @@ class Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ipr: IPRoute | None = None
         self._has_ipv6 = False
+        self.paused: frozenset[str] = frozenset()  # changes that are not to be made now
 
     def _do(self, what: Callable[..., Result], *args: Any) -> Result:
         """Run in the thread: open the socket at first use, and turn netlink's errors into ours."""
@@ -347,11 +368,23 @@ class Host:
     async def apply(self, plan: HostPlan) -> list[str]:
         """Make the host as planned; return what was changed. The device must be there."""
         self._has_ipv6 = any(net.version == 6 for net in plan.networks)
-        return await self._call(_apply, plan)
+        return await self._call(_apply, plan, self.paused)
+
+    async def rename(self, old: str, name: str) -> None:
+        """Give a device another name."""
+        await self._call(_rename, old, name)
 
     async def vxlan(self, name: str) -> VxlanDevice | None:
         """Return a VXLAN device; None if there is none of that name."""
         return await self._call(vxlan.read, name)
+
+    async def find_twin(self, device: VxlanDevice) -> VxlanDevice | None:
+        """Return the VXLAN device that is this one but for its name."""
+        return await self._call(vxlan.find_twin, device)
+
+    async def set_mac(self, device: VxlanDevice) -> None:
+        """Give a VXLAN device its MAC address."""
+        await self._call(vxlan.set_mac, device)
 
     async def own_vxlan(self, tun_name: str) -> list[str]:
         """Return the names of the VXLAN devices that we have made."""
@@ -380,12 +413,12 @@ class Host:
 
     async def set_up_vxlan(self, plan: HostPlan) -> list[str]:
         """Give a VXLAN device MTU and addresses, and set it up; return what was changed."""
-        return await self._call(_set_up_vxlan, plan)
+        return await self._call(_set_up_vxlan, plan, self.paused)
 
     async def remove_tun(self, plan: HostPlan) -> list[str]:
         """Remove the TUN of a plan, and the routes into it; return what was changed."""
         self._has_ipv6 = any(net.version == 6 for net in plan.networks)
-        return await self._call(_remove_tun, plan)
+        return await self._call(_remove_tun, plan, self.paused)
 
     async def set_forwarding(self, name: str, peers: Iterable[SubnetEntry]) -> None:
         """Tell a VXLAN device which node has which VTEP MAC."""

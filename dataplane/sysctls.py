@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataplane.errors import KernelError
+from dataplane.repairs import Changes
 
 
 def _sysctl(name: str) -> Path:
@@ -31,18 +32,15 @@ def device_sysctls(tun_name: str, *, has_ipv6: bool) -> dict[str, str]:
     }
 
 
-def set_sysctls(wanted: dict[str, str]) -> list[str]:
-    """Write the settings that differ; return which those were. Without IPv6 there is nothing to set."""
-    changed = []
+def set_sysctls(wanted: dict[str, str], changes: Changes) -> None:
+    """Write the settings that differ, as far as they may be. Without IPv6 there is nothing to set."""
     for name, value in wanted.items():
-        if read_sysctl(name) in (None, value):
+        if read_sysctl(name) in (None, value) or not changes.may(f"{name.replace('/', '.')} = {value}"):
             continue
         try:
             _sysctl(name).write_text(value, encoding="ascii")
         except OSError as err:
             raise KernelError(f"setting {name.replace('/', '.')} to {value}", err.errno or 0) from None
-        changed.append(f"{name.replace('/', '.')} = {value}")
-    return changed
 
 
 def check_sysctls(*, has_ipv6: bool) -> list[str]:
@@ -92,7 +90,7 @@ def reserve_ports(wanted: set[int], ours: set[int]) -> set[int]:
     result = kept | wanted
     if result != reserved:
         # An empty text would be no write at all.
-        set_sysctls({RESERVED: _format_ports(result) or "\n"})
+        set_sysctls({RESERVED: _format_ports(result) or "\n"}, Changes())
     return wanted - (kept - ours)
 
 

@@ -74,8 +74,11 @@ def version_of(device: VxlanDevice) -> int:
     return 4 if device.local is None else device.local.version
 
 
-async def begin(config: RunConfig, host: Host) -> Takeover | None:
-    """Find the devices that --takeover names, and make their MAC addresses ours; None if none is there."""
+async def begin(config: RunConfig, host: Host, former: str) -> Takeover | None:
+    """Find the devices that --takeover names, and make their MAC addresses ours; None if none is there.
+
+    `former` is the --tun-name of last time, which ours may be named after.
+    """
     devices = []
     for name in config.takeover:
         device = await host.vxlan(name)
@@ -85,7 +88,8 @@ async def begin(config: RunConfig, host: Host) -> Takeover | None:
         vtep.keep(config.state_dir, version_of(device), device.mac)
         devices.append(device)
     # Ours are of another datapath, before this start; the kernel's own keeps them.
-    names = await host.own_vxlan(config.tun_name) if config.datapath == "userspace" else []
+    named = {config.tun_name, former} if config.datapath == "userspace" else set()
+    names = [name for tun_name in sorted(named) for name in await host.own_vxlan(tun_name)]
     found = [await host.vxlan(name) for name in names if name not in config.takeover]
     own = tuple(device for device in found if device is not None)
     return Takeover(host, tuple(devices), own) if devices or own else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -70,6 +71,18 @@ def read(ipr: Any, name: str) -> VxlanDevice | None:
         data.get_attr("IFLA_VXLAN_LINK") or 0,
         link["index"],
     )
+
+
+def find_twin(ipr: Any, device: VxlanDevice) -> VxlanDevice | None:
+    """Return the device that is this one but for its name: two with the same MAC and VNI are never needed."""
+    found = (read(ipr, link.get_attr("IFLA_IFNAME")) for link in ipr.get_links() if kind(link) == "vxlan")
+    alike = (one for one in found if one and replace(one, name=device.name, mtu=device.mtu) == device)
+    return next(alike, None)
+
+
+def set_mac(ipr: Any, device: VxlanDevice) -> None:
+    """Give a device its MAC address."""
+    ipr.link("set", index=_index(ipr, device.name), address=str(device.mac))
 
 
 def remove(ipr: Any, name: str) -> None:

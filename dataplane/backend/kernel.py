@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from dataplane import entries, vxlan
 from dataplane.backend import Settings
+from dataplane.backend.device import DeviceRepairs
 from dataplane.backend.process import end_forwarder
 from dataplane.backend.sockets import port_taken
 from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
@@ -33,6 +34,11 @@ class DeviceSide(Side):
     """One device, and what the kernel knows of the peers behind it."""
 
     device: VxlanDevice
+
+    @property
+    def change(self) -> str:
+        """What is said where somebody has changed those entries."""
+        return f"entries of peers behind {self.device.name}"
 
 
 def plan_sides(settings: Settings) -> dict[int, DeviceSide]:
@@ -80,6 +86,7 @@ class KernelBackend:
         self._former = place.run_dir.read_networks()
         self._made: list[str] = []
         self._has_routed = False  # where nobody of ours was before
+        self._device = DeviceRepairs(host)
         self._is_carrying = False
         self._unreachable = 0
         self._unreached = Unreached()
@@ -98,17 +105,27 @@ class KernelBackend:
         if settings.encaps - {Encap.DIRECT} != {Encap.VXLAN}:
             raise RuntimeFailure("the kernel datapath carries VXLAN alone; give --datapath userspace")
         wanted = plan_sides(settings)
-        for version in self._sides.keys() - wanted.keys():
-            await self._host.remove_vxlan(self._sides[version].device.name)
+        await self._remove_others(settings.tun_name, {side.device.name for side in wanted.values()})
         for version, side in wanted.items():
             await self._have_device(side, self._sides.get(version))
             side.belong_to(settings.network.networks())
         self._sides = wanted
         self._teller.have(wanted)
 
+    async def _remove_others(self, tun_name: str, names: set[str]) -> None:
+        """Remove devices of ours that are wanted no more: those of another VNI, or of a family."""
+        if names == {side.device.name for side in self._sides.values()}:
+            return
+        for name in await self._host.own_vxlan(tun_name):
+            if name not in names:
+                await self._host.remove_vxlan(name)
+                log.info("device removed", device=name)
+
     async def _have_device(self, side: DeviceSide, known: DeviceSide | None) -> None:
-        found = await self._host.vxlan(side.device.name)
-        if found is None or replace(found, mtu=side.device.mtu) != side.device:
+        found = await self._find_device(side.device)
+        if found is None:
+            if known is not None and replace(known.device, mtu=side.device.mtu) == side.device:
+                self._device.note_made(side.device.name)
             await self._host.remove_vxlan(side.device.name)
             await self._free_port(side.device.port, self._host.make_vxlan(side.device))
             found = await self._host.vxlan(side.device.name)
@@ -118,21 +135,35 @@ class KernelBackend:
             raise RuntimeFailure(f"device {side.device.name} is gone")
         side.links = side.links._replace(overlay=found.index)
         is_known = known is not None and known.links.overlay == found.index
-        side.told = known.told if known is not None and is_known else None
+        if known is not None and is_known:
+            side.told, side.known = known.told, known.known
         side.wanted = Entries() if known is None else known.wanted
         side.networks = self._former if known is None else known.networks
+
+    async def _find_device(self, device: VxlanDevice) -> VxlanDevice | None:
+        """Find a device as it must be, and give it back its name and MAC address if it has others."""
+        found = await self._host.vxlan(device.name)
+        if found is None and (found := await self._host.find_twin(device)) is not None:
+            await self._device.rename(found.name, device.name)
+            found = replace(found, name=device.name)
+        if found is None or replace(found, mac=device.mac, mtu=device.mtu) != device:
+            return None
+        if found.mac != device.mac:
+            await self._device.set_mac(device)
+        return found
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the devices addresses, set them up, and see what somebody removed; return what was changed."""
         has_ended = await end_forwarder(self._place.run_dir, self._place.epoch)
-        changes = await self._host.remove_tun(plan)
+        changes = [*self._device.take(), *await self._host.remove_tun(plan)]
         self._has_routed |= not has_ended
         for side in self._sides.values():
             addresses = tuple(ip for ip in plan.addresses if ip.version == side.version)
             own = HostPlan(side.device.name, plan.mtu, addresses)
             changes += await self._free_port(side.device.port, self._host.set_up_vxlan(own))
+            side.is_paused = side.change in self._host.paused
             if await self._teller.look(side) and self._is_carrying:
-                changes.append(f"entries of peers behind {side.device.name}")
+                changes.append(side.change)
         return changes
 
     async def _free_port(self, port: int, work: Awaitable[Result]) -> Result:

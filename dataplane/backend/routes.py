@@ -44,13 +44,15 @@ class PlainRoutes:
             side.belong_to(settings.network.networks())
         self._teller.have(self._sides)
 
-    async def look(self) -> list[str]:
-        """See what somebody removed; return what is to be put right."""
-        return [
-            f"IPv{side.version} routes to peers"
-            for side in self._sides.values()
-            if await self._teller.look(side) and self._is_carrying
-        ]
+    async def look(self, paused: frozenset[str]) -> list[str]:
+        """See what somebody removed; return what is to be put right, but for what has to wait."""
+        changes = []
+        for side in self._sides.values():
+            change = f"IPv{side.version} routes to peers"
+            side.is_paused = change in paused
+            if await self._teller.look(side) and self._is_carrying:
+                changes.append(change)
+        return changes
 
     async def carry(self, table: Table) -> None:
         """Have the routes that the table wants, and of ours no others."""
@@ -99,7 +101,7 @@ class RoutedUserspace(UserspaceBackend):
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the TUN its addresses and routes, and see which plain routes are missing."""
-        return await super().set_up_host(plan) + await self._routes.look()
+        return await super().set_up_host(plan) + await self._routes.look(self._host.paused)
 
     async def carry(self, table: Table) -> None:
         """Put the table in force, first where it always leads somewhere."""
@@ -153,7 +155,7 @@ class RoutesBackend:
         """Keep what has no route from leaking, and see what somebody removed; return what was changed."""
         self._plan = plan
         changes = await self._host.remove_tun(plan) if self._is_carrying else []
-        return changes + await self._routes.look()
+        return changes + await self._routes.look(self._host.paused)
 
     async def carry(self, table: Table) -> None:
         """Have the routes; then let go of what carried packets before."""

@@ -129,9 +129,14 @@ def open_tun(name: str, tier_mask: int) -> TunHandle:
             raise no_tun() from None
         if err.errno in (errno.EPERM, errno.EACCES):
             raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_ADMIN") from None
-        if err.errno == errno.EINVAL and Path(f"/proc/sys/net/ipv4/conf/{name}").exists():
+        if err.errno == errno.EINVAL and has_device(name):
             raise foreign_device(name) from None
         raise
+
+
+def has_device(name: str) -> bool:
+    """Return whether this network namespace has a device of that name."""
+    return Path(f"/proc/sys/net/ipv4/conf/{name}").exists()
 
 
 def tun_name_of(fd: int) -> str | None:

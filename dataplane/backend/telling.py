@@ -40,9 +40,11 @@ class Side:
     version: int
     links: Links
     wanted: Entries = field(default_factory=Entries)
-    told: Entries | None = None  # None: to be read back
+    known: Entries = field(default_factory=Entries)  # what it was told, or had, last
+    told: Entries | None = None  # the same; None: to be read back
     found: Entries | None = None  # what was there at first
     networks: tuple[Network, ...] = ()  # that our peers are or were in
+    is_paused: bool = False  # somebody undoes it: not to be read back now, and so not told again
 
     def belong_to(self, networks: Iterable[Network]) -> None:
         """Have peers in these networks now; routes that are left of earlier ones stay ours."""
@@ -83,6 +85,14 @@ class Unreached:
         )
 
 
+def _is_news(side: Side, telling: Side | None, kind: int, body: bytes) -> bool:
+    if entries.replaces(kind, body, side.wanted.routes):
+        return True
+    if not entries.undoes(side.family, side.links, kind, body):
+        return False
+    return side is not telling or entries.contradicts(side.wanted, side.links.overlay, kind, body)
+
+
 class Teller:
     """Keeps the kernel's entries of peers as they must be."""
 
@@ -99,9 +109,10 @@ class Teller:
 
     async def look(self, side: Side) -> bool:
         """Read back what may be different now; return whether it is."""
-        if side.told is not None:
+        if side.told is not None or side.is_paused:
             return False
-        side.told = await in_thread(netbatch.read, side.links.overlay, side.family, side.networks)
+        side.known = await in_thread(netbatch.read, side.links.overlay, side.family, side.networks)
+        side.told = side.known
         if side.found is None:
             side.found = side.told
         return side.told != side.wanted
@@ -110,16 +121,17 @@ class Teller:
         """Tell the kernel what it does not know, and to forget the rest; return the number of messages."""
         side.wanted = wanted
         await self.look(side)  # somebody meddled since
-        before = side.told or Entries()
-        if before == wanted:
+        if side.known == wanted:
             return 0
-        side.told = None
+        before, is_sure, side.told = side.known, side.told is not None, None
         self._stop_hearing()
         try:
             messages = entries.difference(side.links.overlay, before, wanted)
             count = await in_thread(netbatch.send, messages)
-            self._drain()  # what we have done ourselves is no news
-            side.told = wanted
+            side.known = wanted
+            side.told = wanted if is_sure else None
+            if self._drain(side):
+                self._on_change()
         finally:
             self._start_hearing()
         return count
@@ -140,8 +152,11 @@ class Teller:
         if self._drain():
             self._on_change()
 
-    def _drain(self) -> bool:
-        """Take what the kernel tells; return whether anything of ours may be different now."""
+    def _drain(self, telling: Side | None = None) -> bool:
+        """Take what the kernel tells; return whether anything of ours may be different now.
+
+        Of the side that we were just telling of, what we have done ourselves is no news.
+        """
         has_changed = False
         while self._watch is not None:
             try:
@@ -152,7 +167,7 @@ class Teller:
                 has_changed = self._doubt(self._sides) or has_changed
                 continue
             for kind, body in entries.split(data):
-                sides = [side for side in self._sides if entries.undoes(side.family, side.links, kind, body)]
+                sides = [side for side in self._sides if _is_news(side, telling, kind, body)]
                 has_changed = self._doubt(sides) or has_changed
         return has_changed
 

@@ -17,10 +17,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dataplane import native
 from dataplane.backend import Settings
+from dataplane.backend.device import DeviceRepairs, find_tun
 from dataplane.backend.offloads import OF_SOCKETS, Offloads
 from dataplane.backend.process import spawn, wait_listening
 from dataplane.backend.sockets import (
@@ -29,9 +29,9 @@ from dataplane.backend.sockets import (
     buffer_warnings,
     check_free,
     close_all,
+    has_device,
     mark,
     open_socket,
-    tun_name_of,
     wanted_sockets,
 )
 from dataplane.backend.spread import find_spread, open_queues
@@ -98,6 +98,7 @@ class UserspaceBackend:
         self._table: Table | None = None
         self._is_go_due = True
         self._has_made_tun = False
+        self._device = DeviceRepairs(host)
 
     # --- what an earlier control left ---------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class UserspaceBackend:
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the TUN its addresses and routes."""
-        return await self._host.apply(plan)
+        return [*self._device.take(), *await self._host.apply(plan)]
 
     async def prepare(self, settings: Settings) -> None:
         """Open TUN, counters and sockets as far as they are missing or depend on what changed."""
@@ -161,6 +162,7 @@ class UserspaceBackend:
         if self._needs_other_tier():
             await self._stop_forwarder()
             close_all(self._take_queues())
+        await self._device.keep_name(self._fds, settings.tun_name)
         opened: Fds = {}
         try:
             config = self._open_tun(settings, opened)
@@ -178,16 +180,16 @@ class UserspaceBackend:
 
     def _needs_other_tier(self) -> bool:
         # A TUN keeps the flags it was first attached with as long as anybody holds it.
-        held = Fd.TUN in self._fds and tun_name_of(self._fds[Fd.TUN]) == self._place.config.tun_name
+        held = find_tun(self._fds) == self._place.config.tun_name
         return held and self._tier_wanted is not None and self._tier_wanted != self._offloads.of_tun
 
     def _open_tun(self, settings: Settings, opened: Fds) -> ForwarderConfig:
-        config = self._forwarder_config(settings)
-        of_sockets = self._offloads.of_sockets()
+        config, of_sockets = self._forwarder_config(settings), self._offloads.of_sockets()
         config = replace(config, tier=config.tier & ~OF_SOCKETS | of_sockets)
-        if Fd.TUN not in self._fds or tun_name_of(self._fds[Fd.TUN]) != settings.tun_name:
+        if find_tun(self._fds) is None:
+            self._device.note_gone(self._fds, settings.tun_name)
             check_free(settings.tun_name, self._holders)
-            is_new = not Path(f"/proc/sys/net/ipv4/conf/{settings.tun_name}").exists()
+            is_new = not has_device(settings.tun_name)
             tun = self._offloads.open_tun(settings.tun_name)
             opened[Fd.TUN] = tun.fd
             self._has_made_tun |= is_new
