@@ -252,8 +252,6 @@ class Daemon:
                 await self._converge()
                 self.report.trouble = None
                 self._note_in_force(events)
-                if self.report.revision is None and self.report.store_heard_s is not None:
-                    self._tell_choices()
                 self.report.revision = self._reconciler.revision if self._reconciler else None
             except StaleEpoch:
                 raise
@@ -335,6 +333,8 @@ class Daemon:
         async with self._traffic.still:
             await self._make_so(settings, self._plan, self._table)
         await self._traffic.replace_flannel()
+        if not self.report.is_carrying:
+            self._tell_choices()
         self.report.is_carrying = True
         self.report.tell_warnings()
         has_masq, path = self._config.ip_masq, self._config.subnet_file

@@ -100,7 +100,7 @@ def test_nothing_wanted() -> None:
 def test_settings_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ports cannot be reserved a node works, and warns."""
 
-    def refuse(wanted: dict[str, str]) -> list[str]:
+    def refuse(wanted: dict[str, str], changes: object) -> list[str]:
         raise KernelError(f"setting {next(iter(wanted))}", errno.EROFS)
 
     monkeypatch.setattr(sysctls, "read_sysctl", lambda name: "")
