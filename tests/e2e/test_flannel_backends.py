@@ -43,7 +43,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     built.close()
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+# udp is tried with more in test_flannel_udp.py, ipip in test_flannel_multi.py.
+LONG = {"udp", "ipip", "host-gw-dual"}
+PARAMS = [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in BACKENDS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Yield each backend in turn."""
     name: str = request.param

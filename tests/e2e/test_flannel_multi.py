@@ -96,6 +96,7 @@ def test_plans_side_by_side(tun: Namespace) -> None:
     assert do(tun, APPLY) == [[]]
 
 
+@pytest.mark.soak
 def test_removal_leaves_the_other(tun: Namespace) -> None:
     """Removing one leaves device, addresses and routes of the other, with and without its device."""
     do(tun, APPLY)
@@ -231,9 +232,7 @@ def test_restart_and_down_of_one(running: Running, name: str) -> None:
     assert [daemon.status()["warnings"] for daemon in kept] == [[]] * len(kept)
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), [(SECOND.name, "host-gw"), (THIRD.name, "ipip"), (THIRD.name, "host-gw")]
-)
+@pytest.mark.parametrize(("name", "backend"), [(SECOND.name, "host-gw"), (THIRD.name, "ipip")])
 def test_network_and_device_of_one_change(site: Site, running: Running, name: str, backend: str) -> None:
     """With another network and another name since its last run, one leaves nothing of its former self."""
     host, daemon = site.hosts["a"], running.members[name, "a"].daemon
@@ -241,7 +240,7 @@ def test_network_and_device_of_one_change(site: Site, running: Running, name: st
     kept = [line for line in own_routes(host) if net not in line]
     assert len(kept) == 4
     daemon.stop()
-    daemon.overlay = Overlay("new", {"Network": "10.14.0.0/16", "Backend": {"Type": backend}})
+    daemon.overlay = Overlay("moved", {"Network": "10.14.0.0/16", "Backend": {"Type": backend}})
     site.put_config(daemon.overlay)
     daemon.start()
     assert [line for line in own_routes(host) if "10.14." not in line] == kept
@@ -320,6 +319,7 @@ def test_clash_is_refused(site: Site, running: Running, clash: str) -> None:
     wait_for(lambda: first.status()["reason"] == "ok", "the first is at ease", START_S)
 
 
+@pytest.mark.soak
 def test_kernel_devices_of_two(site: Site) -> None:
     """Kernel devices share a port if their VNIs differ; else the second is told whose port it is."""
     kernel = ("--datapath", "kernel")
