@@ -202,10 +202,11 @@ class Daemon:
 
     async def _follow_store(self, store: Store) -> None:
         """Queue what the store says. It must be usable at start; later it may fail and come back."""
-        pause_s = STORE_RETRY_MIN_S
+        pause_s, trouble = STORE_RETRY_MIN_S, journal.Trouble(log, "store lost")
         while True:
             try:
                 async for event in store.events():
+                    trouble.over()
                     pause_s = STORE_RETRY_MIN_S
                     self.report.store_heard_s = time.monotonic()
                     self.report.store_error = event.reason if isinstance(event, Rejected) else None
@@ -215,8 +216,7 @@ class Daemon:
             except (StoreError, ConfigError) as err:
                 if self.report.store_heard_s is None and not store.is_remote:
                     raise
-                if str(err) != self.report.store_error:
-                    log.error("store lost", error=err)
+                trouble.failed(str(err))
                 self.report.store_error = str(err)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s * random.uniform(0.75, 1.25), RETRY_S)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from dataplane.errors import one_line
@@ -13,6 +15,7 @@ from dataplane.errors import one_line
 ROOT = "overlayd"
 LEVELS = ("debug", "info", "warning", "error")
 STYLES = ("text", "json")
+AGAIN_MIN_S, AGAIN_MAX_S = 60.0, 3600.0  # between lines about one trouble, which grow rarer
 
 
 class Journal:
@@ -37,6 +40,38 @@ class Journal:
     def error(self, event: str, **fields: object) -> None:
         """Tell what needs an operator."""
         self._log.error(event, extra={"fields": fields})
+
+
+class Trouble:
+    """Tells of what fails again and again in few lines: that it began, what is new of it, that it is over."""
+
+    def __init__(self, log: Journal, event: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Tell of nothing yet."""
+        self._log = log
+        self._event = event
+        self._clock = clock
+        self._began_s: float | None = None
+        self._told: str | None = None
+        self._next_s = 0.0
+        self._pause_s = AGAIN_MIN_S
+
+    def failed(self, why: str, **fields: object) -> None:
+        """Take that it failed."""
+        now = self._clock()
+        if self._began_s is None:
+            self._began_s, self._pause_s, self._next_s = now, AGAIN_MIN_S, now
+        if why == self._told or now < self._next_s:
+            return
+        self._log.error(self._event, **fields, error=why)
+        self._told, self._next_s = why, now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN_MAX_S)
+
+    def over(self) -> None:
+        """Take that it works."""
+        if self._began_s is not None:
+            lasted_s = round(self._clock() - self._began_s, 1)
+            self._log.info(f"{self._event}: over", lasted_s=lasted_s)
+        self._began_s = self._told = None
 
 
 def _stamp(record: logging.LogRecord) -> str:

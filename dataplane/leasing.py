@@ -50,6 +50,7 @@ class Leasing:
         self._mover = Mover()
         self._iface: str | None = None  # that had the address of our lease last
         self._wake = asyncio.Event()
+        self._refusals = journal.Trouble(log, "store refuses")
         self._has_taken = False  # a subnet that was free before
         self._adopted: Entry | None = None  # the lease that stood where we wrote ours first
 
@@ -207,6 +208,7 @@ class Leasing:
                 await self._store.delete(operation.name, operation.expected)
                 self._lessee.dropped(operation.name)
                 log.info("lease deleted", lease=name)
+            self._refusals.over()
         except Conflict as conflict:
             now = time.monotonic()
             found = [read_entry(record, now) for record in conflict.found]
@@ -214,4 +216,4 @@ class Leasing:
             log.debug("another was quicker", lease=name)
         except RuntimeFailure as err:
             self._lessee.failed(str(err), time.monotonic())
-            log.error("store refuses", lease=name, error=err)
+            self._refusals.failed(str(err), lease=name)

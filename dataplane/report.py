@@ -116,7 +116,8 @@ class Report:
         if problem is None and self.leasing is not None:
             problem = self.leasing.reason()
         if problem is not None:
-            return False, problem
+            is_deaf = self.store_heard_s is None and self.store_error is not None
+            return False, f"{problem}: {self.store_error}" if is_deaf else problem
         problem = self._forwarder_problem()
         return (True, "ok") if problem is None else (False, problem)
 

@@ -36,14 +36,20 @@ class Gateway:
 
     def ask(self, call: str, **request: Any) -> dict[str, Any]:
         """Make one call; AssertionError with etcd's words when it refuses."""
-        if self._http.sock is None:
-            self._http.sock = self._connect()
-        body = json.dumps(request)
-        self._http.request("POST", f"/v3/{call}", body, {"Content-Type": "application/json"})
-        response = self._http.getresponse()
+        try:
+            response = self._post(call, json.dumps(request))
+        except (ConnectionError, http.client.HTTPException):  # of a server that is not there any more
+            self._http.close()
+            response = self._post(call, json.dumps(request))
         answer = json.loads(response.read())
         assert response.status == http.HTTPStatus.OK, answer
         return dict(answer)
+
+    def _post(self, call: str, body: str) -> http.client.HTTPResponse:
+        if self._http.sock is None:
+            self._http.sock = self._connect()
+        self._http.request("POST", f"/v3/{call}", body, {"Content-Type": "application/json"})
+        return self._http.getresponse()
 
     def _all(self) -> dict[str, str]:
         return {"key": _encode(self._prefix), "range_end": _encode(_end(self._prefix))}

@@ -8,6 +8,7 @@ ends, etcd does not say unless asked, key by key; so nobody asks, and its time i
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -25,7 +26,8 @@ from dataplane.store.etcd_client import CALL_S, EtcdClient, Line, Metadata
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
 
 SUBNETS = "subnets/"
-FIRST_S = 10.0  # for a watch to begin
+FIRST_S = 5.0  # for a watch to begin
+QUIET_S = 10.0  # after which a server that says nothing is asked whether it is there
 Result = TypeVar("Result")
 
 
@@ -54,6 +56,7 @@ class EtcdKeyValue:
         self._root = f"{etcd.prefix}/".encode()
         self._client = EtcdClient(etcd)
         self._clock = clock
+        self._cluster = self._term = 0  # whose revisions we know; the term of its last leader
         self._ends: dict[int, float] = {}  # of the etcd leases that we granted: when, by our clock
 
     # --- keys and records ---------------------------------------------------------------------------
@@ -92,6 +95,7 @@ class EtcdKeyValue:
         """Return all keys, as one revision has them."""
         found = await self._range(self._root)
         records = [record for kv in found.kvs if (record := self._record(kv)) is not None]
+        self._cluster, self._term = found.header.cluster_id, found.header.raft_term
         return Snapshot(found.header.revision, tuple(records), f"{found.header.cluster_id:x}")
 
     async def revision(self) -> int:
@@ -118,12 +122,13 @@ class EtcdKeyValue:
         )
         line = self._client.line()
         try:
-            said = await self._client.metadata(line)
-            stream = line.watch.Watch(metadata=(*said, ("hasleader", "true")))
-            await stream.write(rpc.WatchRequest(create_request=create))
-            async for response in stream:
-                for record in self._read_changes(response, after):
-                    yield record
+            stream = await self._begin(line, create, after)
+            try:
+                while (response := await self._hear(line, stream)) is not grpc.aio.EOF:
+                    for record in self._read_changes(response):
+                        yield record
+            finally:
+                stream.cancel()
             raise StoreError(f"etcd {line.server} ended the watch")
         except grpc.aio.AioRpcError as err:
             why = self._client.explain(err, line)
@@ -132,14 +137,50 @@ class EtcdKeyValue:
             await self._client.drop(line)
             raise StoreError(why) from None
 
-    def _read_changes(self, response: Any, after: int) -> list[Record]:
+    async def _begin(self, line: Line, create: Any, after: int) -> Any:
+        """Return a watch that the server has begun; one that hangs is left."""
+        try:
+            async with asyncio.timeout(FIRST_S):
+                said = await self._client.metadata(line)
+                stream = line.watch.Watch(metadata=(*said, ("hasleader", "true")))
+                await stream.write(rpc.WatchRequest(create_request=create))
+                first = await stream.read()
+        except TimeoutError:
+            await self._client.drop(line)
+            raise StoreError(f"etcd {line.server} does not begin to watch within {FIRST_S:g} s") from None
+        if first is grpc.aio.EOF:
+            raise StoreError(f"etcd {line.server} ended the watch")
+        self._read_changes(first)  # which says whether it may be had
+        self._check_history(first.header, after)
+        return stream
+
+    async def _hear(self, line: Line, stream: Any) -> Any:
+        """Return what the server says next. It may be frozen, and its connection stand for hours."""
+        reading = asyncio.ensure_future(stream.read())  # to give read() up ends the watch
+        try:
+            while not (await asyncio.wait({reading}, timeout=QUIET_S))[0]:
+                await stream.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+                if not (await asyncio.wait({reading}, timeout=CALL_S))[0]:
+                    await self._client.drop(line)
+                    raise StoreError(f"etcd {line.server} does not answer within {CALL_S:g} s")
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    def _check_history(self, header: Any, after: int) -> None:
+        """See whether this is still the history that we know. Terms only grow, as revisions do."""
+        if self._cluster and header.cluster_id != self._cluster:
+            raise Compacted("another etcd cluster is in its place")
+        if header.revision < after or header.raft_term < self._term:
+            raise Compacted("etcd is an older copy of what it was")
+        self._term = header.raft_term
+
+    def _read_changes(self, response: Any) -> list[Record]:
         if response.compact_revision:
             raise Compacted(f"etcd has forgotten what was before revision {response.compact_revision}")
         if response.canceled:
             is_old = self._client.forget_token(response.cancel_reason)
             raise (OldToken if is_old else StoreError)(f"etcd ended the watch: {response.cancel_reason}")
-        if response.created and response.header.revision < after:
-            raise Compacted("etcd is an older copy of what it was")
         changes = []
         for event in response.events:
             record = self._record(event.kv, is_gone=event.type == event.DELETE)

@@ -215,7 +215,7 @@ class EtcdClient:
                 if err.code() not in TRANSIENT:
                     break
             tries -= 1
-        raise StoreError("; ".join(why.values()))
+        raise StoreError("; ".join(why[server] for server in self._etcd.endpoints if server in why))
 
     async def reopen(self, call: Callable[[Line, Metadata], Awaitable[object]]) -> None:
         """Connect anew, and use that if a call succeeds there; StoreError, with all as before, if not."""

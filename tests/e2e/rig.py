@@ -104,10 +104,14 @@ class Daemon:
         state = ["--state-dir", str(self.directory / "state"), "--subnet-file", str(self.subnet_file)]
         return [*self.command("run", "--store", f"file://{self.peers_path}", *state), *self.flags]
 
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
+    def launch(self) -> None:
+        """Start it."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(self.run_command(), stdout=log, stderr=log, cwd=ROOT)
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        self.launch()
         wait_for(self._is_ready, f"overlayd run of {self.directory} ready", START_S)
         if self._counters is None:
             self._counters = self._open_counters()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -297,9 +298,20 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A server that is frozen is given up, for the next one, by calls and by watches alike."""
     monkeypatch.setattr("dataplane.store.etcd_client.CALL_S", 0.5)
     monkeypatch.setattr("dataplane.store.etcd.CALL_S", 0.5)
+    monkeypatch.setattr("dataplane.store.etcd.FIRST_S", 0.5)
+    monkeypatch.setattr("dataplane.store.etcd.QUIET_S", 0.2)
     with Etcd(tmp_path / "etcd") as etcd:
 
         async def work(keys: EtcdKeyValue) -> None:
+            made = await keys.put(KEY, "one", None, 0)
+            async with aclosing(keys.watch(made.changed - 1)) as changes:
+                assert await take(changes, 1) == [made]
+                etcd.members[0].signal(signal.SIGSTOP)
+                with pytest.raises(StoreError, match="does not answer within"):
+                    await take(changes, 1)
+            with pytest.raises(StoreError, match="does not begin to watch within"):
+                await take(keys.watch(made.changed), 1)
+            etcd.members[0].signal(signal.SIGCONT)
             await keys.snapshot()
             etcd.members[0].signal(signal.SIGSTOP)
             begun_s = time.monotonic()
@@ -310,6 +322,54 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             await keys.snapshot()
 
         use(of(etcd), work)
+
+
+def test_another_history(etcd: Etcd) -> None:
+    """A cluster that is not the one we knew, or an older copy of it, is listed anew and not followed."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", None, 0)
+        await keys.snapshot()
+        term, keys._term = keys._term, keys._term + 1
+        with pytest.raises(Compacted, match="older copy"):
+            await take(keys.watch(made.changed - 1), 1)
+        keys._term, keys._cluster = term, keys._cluster ^ 1
+        with pytest.raises(Compacted, match="another etcd cluster"):
+            await take(keys.watch(made.changed - 1), 1)
+        await keys.snapshot()
+        assert await take(keys.watch(made.changed - 1), 1) == [made]
+
+    use(of(etcd), work)
+
+
+def test_calls_do_not_grow_with_leases(etcd: Etcd) -> None:
+    """A list is one range read, and nobody asks for the time of each lease, however many there are."""
+
+    def calls() -> list[str]:
+        command = ["curl", "-s", f"{etcd.urls[0]}/metrics"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        wanted = ("Range", "LeaseTimeToLive", "LeaseLeases")
+        lines = (line for line in done.stdout.splitlines() if line.startswith("grpc_server_started_total"))
+        return [line for line in lines if any(f'grpc_method="{name}"' in line for name in wanted)]
+
+    def count(lines: list[str], method: str) -> float:
+        return sum(float(line.split()[-1]) for line in lines if f'"{method}"' in line)
+
+    gateway = etcd.members[0].gateway()
+    try:
+        for number in range(40):
+            gateway.put(f"subnets/10.244.{number}.0-24", "x", 600)
+    finally:
+        gateway.close()
+    before = calls()
+
+    async def work(keys: EtcdKeyValue) -> None:
+        assert len((await keys.snapshot()).records) == 40
+
+    use(of(etcd), work)
+    after = calls()
+    assert count(after, "Range") - count(before, "Range") == 1
+    assert count(after, "LeaseTimeToLive") == count(before, "LeaseTimeToLive")
 
 
 def test_leader_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
