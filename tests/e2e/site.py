@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
+from itertools import permutations
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -255,13 +256,20 @@ class Running:
                 member.daemon.wait_ready()
                 member.join_pod()
                 stack.callback(member.host.ip, f"link del {member.daemon.overlay.name}0\n")
-            self._settle()
+            self.settle()
             self._stack = stack.pop_all()
         return self
 
-    def _settle(self) -> None:
-        for (name, _), member in self.members.items():
-            wait_for(lambda m=member: m.daemon.peers(), f"{name} has its peer", START_S)  # type: ignore[misc]
+    def settle(self) -> None:
+        """Wait until the pods of each overlay reach each other: a peer is known before it is in force."""
+        for overlay in self._overlays:
+            for near, far in permutations(self.pair(overlay.name)):
+                for family, ip in near.pod_ip.items():
+                    wait_for(
+                        lambda n=near, i=ip, t=far.pod_ip[family]: can_ping(n.pod, i, t, 1, 1.0),  # type: ignore[misc]
+                        f"pods of {overlay.name} reach each other",
+                        START_S,
+                    )
 
     def totals(self) -> list[Totals]:
         """Return what all forwarders have counted, once all is accounted for."""

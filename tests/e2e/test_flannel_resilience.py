@@ -98,6 +98,7 @@ def test_node_leaves(site: Site, running: Running) -> None:
     assert risen(before, after) == {"no_peer": 1}
     daemon.start()
     wait_for(lambda: near.daemon.peers() == {subnet_of(far)}, "a knows b again", START_S)
+    running.settle()
     five_pings(running)
 
 
@@ -146,5 +147,6 @@ def test_lease_runs_out(site: Site, running: Running) -> None:
         far.daemon.process.send_signal(signal.SIGCONT)
     wait_for(lambda: near.daemon.peers() == {subnet_of(far)}, "a knows b again", START_S)
     wait_for(lambda: far.daemon.status()["ready"], "b is ready", START_S)
+    running.settle()
     five_pings(running)
     assert set(HOSTS) == {host for _, host in running.members}
