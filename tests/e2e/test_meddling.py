@@ -86,8 +86,11 @@ ip link set overlay0-v6.1 down""",
     "replaced": (
         """ip route replace blackhole 10.244.0.0/16
 ip -6 route replace fd00:244::/48 dev under0""",
-        """ip route replace {subnet} via {gateway}
-bridge fdb replace {mac} dev overlay0.1 dst 192.0.2.99 self
+        "ip route replace {subnet} via {gateway}",
+    ),
+    "entries replaced": (
+        "",
+        """bridge fdb replace {mac} dev overlay0.1 dst 192.0.2.99 self
 ip -6 neigh replace {start6} lladdr 02:00:00:00:00:77 dev overlay0-v6.1 nud permanent""",
     ),
     "IPv6 off": (
