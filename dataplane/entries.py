@@ -31,13 +31,12 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLM_F_DUMP = 0x1, 0x4, 0x100, 0x400, 0x300
 NDA_DST, NDA_LLADDR = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 4, 5, 6, 8
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS = 1, 4, 5, 8
 RTAX_MTU = 2
 NUD_PERMANENT, NUD_NOARP, NTF_SELF = 0x80, 0x40, 0x02
 RTNH_F_ONLINK = 4
 MAIN_TABLE, SCOPE_UNIVERSE, RTN_UNICAST = 254, 0, 1
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
-METRICS = 256
 ROUTE_PROTOCOL = 112  # "overlayd" peers in `ip route show proto 112`; netlink.py has 111 for the network
 
 K = TypeVar("K")
@@ -138,11 +137,6 @@ def route(kind: int, prefix: Network, hop: Hop) -> bytes:
     if hop.gateway is not None:
         body += _attribute(RTA_GATEWAY, hop.gateway.packed)
     body += _attribute(RTA_OIF, struct.pack("=i", hop.iface))
-    if kind == RTM_NEWROUTE and prefix.version == 4:
-        # The kernel keeps what routes say of their way in a hash table, by all but the gateway: 10 000 of one
-        # metric are one chain, searched for each. Of one prefix there is one route, so the metric is free.
-        metric = (int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)) % METRICS + 1
-        body += _attribute(RTA_PRIORITY, struct.pack("=I", metric))
     if hop.mtu and kind == RTM_NEWROUTE:
         body += _attribute(RTA_METRICS, _attribute(RTAX_MTU, struct.pack("=I", hop.mtu)))
     return message(kind, NEW if kind == RTM_NEWROUTE else GONE, body)

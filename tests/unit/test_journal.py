@@ -59,3 +59,23 @@ def test_bug_keeps_its_traceback() -> None:
     assert (
         "KeyError: 'bug'" in json.loads(journal.JsonFormatter().format(record({}, failed=True)))["traceback"]
     )
+
+
+def test_trouble_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """A day of trouble, with a new reason every 5 s, is under 100 lines; its end is one line."""
+    now = 0.0
+    trouble = journal.Trouble(journal.Journal("test"), "store lost", lambda: now)
+    with caplog.at_level(logging.INFO):
+        trouble.over()
+        assert not caplog.messages
+        for turn in range(24 * 720):
+            now = 5.0 * turn
+            trouble.failed(f"reason {turn}")
+        assert 10 < len(caplog.messages) < 100
+        caplog.clear()
+        trouble.over()
+        trouble.over()
+        assert caplog.messages == ["store lost: over"]
+        trouble.failed("again")
+        trouble.failed("again")
+        assert caplog.messages == ["store lost: over", "store lost"]
