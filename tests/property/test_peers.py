@@ -52,13 +52,19 @@ STEPS = st.one_of(
 )
 
 
+def is_ours(lease: Lease, own: Lease) -> bool:
+    """Return whether a lease under our key says an address or a MAC of ours."""
+    mac = own.vtep_mac or own.vtep_mac6
+    has_mac = mac is not None and mac in (lease.vtep_mac, lease.vtep_mac6)
+    return lease.key == own.key and (lease.public_ips()[0] == own.public_ips()[0] or has_mac)
+
+
 def judge_whole(entries: dict[str, Entry], scene: Scene) -> dict[str, str | None]:
     """Return why each lease of another node is refused, from scratch."""
-    own = (scene.own.key, scene.own.public_ips()[0])
     others = {
         name: entry
         for name, entry in entries.items()
-        if entry.lease is None or (entry.lease.key, entry.lease.public_ips()[0]) != own
+        if entry.lease is None or not is_ours(entry.lease, scene.own)
     }
     refusals = {name: refuse(entry, scene) for name, entry in others.items()}
     return refusals | find_collisions(others[name] for name, why in refusals.items() if why is None)
