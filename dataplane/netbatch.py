@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,8 @@ BUFFER_BYTES = 4 << 20
 RECEIVE_BYTES = 1 << 17
 # What must be gone already is, and what is there already is as well.
 HARMLESS = {errno.ESRCH, errno.ENOENT, errno.EEXIST}
+# A list of what is in a table that was never made, or of an IP family that the kernel does not have.
+NOTHING = {errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 
 
 def _open() -> socket.socket:
@@ -62,13 +63,14 @@ def _collect(sock: socket.socket, count: int) -> None:
             if code and code not in HARMLESS and not failed:
                 failed = code
     if failed:
-        raise KernelError(f"telling the kernel of peers ({os.strerror(failed)})", failed)
+        raise KernelError("telling the kernel of peers", failed)
 
 
 def dump(request: bytes, *, is_filtered: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yield type and body of all that the kernel has; `is_filtered`: it may leave out what is not asked for.
 
-    It filters from Linux 4.20 on; before, and for what it does not filter by, the caller must.
+    It filters from Linux 4.20 on; before, and for what it does not filter by, the caller must. KernelError if
+    it does not, or stops in between: an error is not the end of a list.
     """
     with _open() as sock:
         if is_filtered:
@@ -78,8 +80,16 @@ def dump(request: bytes, *, is_filtered: bool = False) -> Iterator[tuple[int, by
         while True:
             for kind, body in split(sock.recv(RECEIVE_BYTES)):
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    _check_end(body)
                     return
                 yield kind, body
+
+
+def _check_end(body: bytes) -> None:
+    """Raise KernelError if a list ends with an error: it is not whole, or there is none."""
+    code = -struct.unpack_from("=i", body)[0]
+    if code and code not in NOTHING:
+        raise KernelError("reading what the kernel knows of routes and neighbours", code)
 
 
 def read(index: int, family: int, networks: tuple[Network, ...]) -> Entries:
