@@ -171,6 +171,16 @@ class Etcd:
         """Write a key that never expires."""
         self.ctl("put", "--", key, value)
 
+    def leases(self) -> list[str]:
+        """Return the etcd leases that there are."""
+        return [line.strip() for line in self.ctl("lease", "list").splitlines()[1:] if line.strip()]
+
+    def clear(self) -> None:
+        """Take away all keys and etcd leases."""
+        self.ctl("del", "--prefix", "/")
+        for lease in self.leases():
+            self.ctl("lease", "revoke", lease)
+
     def close(self) -> None:
         """End it."""
         self._stack.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -13,11 +14,12 @@ import pytest
 from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
-from tests.e2e.test_etcd_store import KEY, ROOT, of, take, use
+from tests.e2e.test_etcd_store import KEY, NOTICE_S, ROOT, of, take, use
 from tests.etcd import Etcd, Seat
 from tests.pki import Authority
 
 USER, PASSWORD = "node", "correct horse"
+TOKEN_S = 3.0  # in which a token of 1 s has ended for certain: etcd looks once a second
 
 
 def secure(directory: Path, authority: Authority, server: tuple[Path, Path], *more: str) -> Etcd:
@@ -227,6 +229,29 @@ def test_token_ends(guarded: Etcd) -> None:
         await keys.delete(KEY, made.changed)
 
     use(of(guarded, username=USER, password=PASSWORD), work)
+
+
+def test_token_runs_out(guarded: Etcd) -> None:
+    """A token of 1 s ends while a watch goes on: the watch does not, and a renewal gets another token."""
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(KEY, "one", 60, 0)
+        token = keys._client._token
+        async with aclosing(keys.watch(made.changed)) as changes:
+            told = asyncio.ensure_future(anext(changes))
+            # Who asked etcd whether it knows the token still would make it last longer.
+            assert not (await asyncio.wait({told}, timeout=TOKEN_S))[0]
+            assert keys._client._token == token
+            renewed = await keys.put(KEY, "two", 60, made.changed)
+            assert keys._client._token != token, "it had not run out"
+            async with asyncio.timeout(NOTICE_S):
+                assert (await told).changed == renewed.changed
+            again = await keys.put(KEY, "three", 60, renewed.changed)
+            assert [record.changed for record in await take(changes, 1)] == [again.changed]
+        await keys.delete(KEY, again.changed)
+
+    use(of(guarded, username=USER, password=PASSWORD), work)
+    assert guarded.leases() == []
 
 
 def test_wrong_password(guarded: Etcd) -> None:

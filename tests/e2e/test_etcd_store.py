@@ -21,6 +21,7 @@ from bench.lab import wait_for
 from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
+from dataplane.store.etcd_client import CALL_S
 from dataplane.store.keyvalue import Compacted, Conflict, Record
 from tests.etcd import Etcd, free_port
 
@@ -40,16 +41,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 @pytest.fixture
 def etcd(cluster: Etcd) -> Etcd:
     """Return it without any keys and leases."""
-    cluster.ctl("del", "--prefix", "/")
-    for line in cluster.ctl("lease", "list").splitlines()[1:]:
-        if line.strip():
-            cluster.ctl("lease", "revoke", line.strip())
+    cluster.clear()
     return cluster
 
 
 def leases(etcd: Etcd) -> int:
     """Return how many etcd leases there are."""
-    return int(etcd.ctl("lease", "list").split()[1])
+    return len(etcd.leases())
 
 
 def use(config: EtcdConfig, work: Callable[[EtcdKeyValue], Awaitable[Result]]) -> Result:
@@ -322,6 +320,45 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             await keys.snapshot()
 
         use(of(etcd), work)
+
+
+@pytest.mark.parametrize(
+    "call_s", [pytest.param(0.5, id="soon"), pytest.param(CALL_S, id="as it is", marks=pytest.mark.soak)]
+)
+def test_first_server_hangs(
+    etcd: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_s: float
+) -> None:
+    """A first endpoint that is frozen costs a list, a watch or a lease one deadline; the next one does."""
+    for name in ("etcd_client.CALL_S", "etcd.CALL_S", "etcd.FIRST_S"):
+        monkeypatch.setattr(f"dataplane.store.{name}", call_s)
+
+    async def within(work: Awaitable[Result]) -> Result:
+        """Wait for something that the frozen server may hold up once, and does."""
+        begun_s = time.monotonic()
+        try:
+            async with asyncio.timeout(NOTICE_S + call_s):
+                return await work
+        finally:
+            assert time.monotonic() - begun_s >= call_s * 0.9, "it was not asked"
+
+    async def look(keys: EtcdKeyValue) -> None:
+        assert [record.key for record in (await within(keys.snapshot())).records] == [OTHER]
+
+    async def lease(keys: EtcdKeyValue) -> None:
+        made = await within(keys.put(KEY, "one", 60, 0))
+        assert (etcd.get(f"{ROOT}/{KEY}"), made.value) == ("one", "one")
+
+    async def watch(keys: EtcdKeyValue) -> None:
+        with pytest.raises(StoreError, match="does not begin to watch within"):
+            await within(anext(keys.watch(start)))
+        assert [record.key for record in await take(keys.watch(start), 1)] == [OTHER]
+
+    with Etcd(tmp_path / "frozen") as frozen:
+        frozen.members[0].signal(signal.SIGSTOP)
+        start = use(of(etcd), EtcdKeyValue.revision)
+        etcd.put(f"{ROOT}/{OTHER}", "x")
+        for work in (look, watch, lease):
+            use(of(etcd, endpoints=(*frozen.urls, *etcd.urls)), work)
 
 
 def test_another_history(etcd: Etcd) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -36,6 +37,7 @@ class Place:
 
     directory: Path
     keys: Callable[[], KeyValue]
+    etcd: Etcd | None = None
 
     def open(self) -> Registry:
         """Return the store, as one more process would have it."""
@@ -123,8 +125,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "sqlite":
         return Place(tmp_path, lambda: SqliteKeyValue(tmp_path / "store.db"))
     etcd: Etcd = request.getfixturevalue("etcd")
-    etcd.ctl("del", "--prefix", "/")
-    return Place(tmp_path, lambda: EtcdKeyValue(EtcdConfig(endpoints=etcd.urls)))
+    etcd.clear()
+    return Place(tmp_path, lambda: EtcdKeyValue(EtcdConfig(endpoints=etcd.urls)), etcd)
 
 
 @pytest.fixture
@@ -337,3 +339,30 @@ def test_full_network(store: Registry, place: Place) -> None:
             await late.until(lambda: late.subnet() == "10.3.7.0/24", "it takes what became free")
 
     run(scenario(), store)
+
+
+def test_lost_races(store: Registry, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten nodes that want the same subnets in the same order get one each; who loses tries the next."""
+    caplog.set_level(logging.DEBUG)
+    count = 10
+
+    async def scenario() -> None:
+        text = NETWORK.replace("10.3.25.0", f"10.3.{count}.0")
+        await store.put_config(text, (await store.read_config())[1])
+        async with AsyncExitStack() as stack:
+            nodes = [
+                await stack.enter_async_context(node(place, f"1.2.3.{n}", is_new=False))
+                for n in range(1, count + 1)
+            ]
+            for one in nodes:
+                await one.until(lambda one=one: one.leasing.reason() is None, "it has a lease")  # type: ignore[misc]
+            subnets = {str(one.subnet()).replace("/", "-") for one in nodes}
+            listed = await store.read()
+        assert subnets == {f"10.3.{n}.0-24" for n in range(1, count + 1)}
+        assert sorted(entry.name for entry in listed.entries) == sorted(subnets)
+        assert {entry.created for entry in listed.entries} == {entry.changed for entry in listed.entries}
+
+    run(scenario(), store)
+    assert sum("another was quicker" in record.getMessage() for record in caplog.records) >= count // 2
+    if place.etcd is not None:
+        assert len(place.etcd.leases()) == count, "each loser revoked what it had granted"
