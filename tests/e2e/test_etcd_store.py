@@ -28,6 +28,7 @@ from tests.etcd import Etcd, free_port
 ROOT = "/coreos.com/network"
 KEY, OTHER = "subnets/10.244.1.0-24", "subnets/10.244.2.0-24"
 NOTICE_S = 5.0
+QUICKLY = ("--command-timeout=500ms", "--dial-timeout=500ms")  # of etcdctl, which waits 5 s for each server
 Result = TypeVar("Result")
 
 
@@ -420,7 +421,9 @@ def test_leader_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 etcd.members[turn].stop()
                 made = await eventually(keys, str(turn), made)
                 etcd.members[turn].start()
-                wait_for(lambda: etcd.run("endpoint", "health").returncode == 0, "three members", 20)
+                wait_for(
+                    lambda: etcd.run(*QUICKLY, "endpoint", "health").returncode == 0, "three members", 20
+                )
             etcd.members[0].stop()
             etcd.members[1].stop()
             with pytest.raises(StoreError):
@@ -439,6 +442,6 @@ def test_leader_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                         if made.value == value:
                             return made
                     except StoreError:
-                        etcd.run("endpoint", "health")  # which takes its time, too
+                        etcd.run(*QUICKLY, "endpoint", "health")  # which takes its time, too
 
         use(of(etcd), work)
