@@ -30,7 +30,8 @@ CHANGES, P99_S = 500, 0.100
 BETWEEN_S = 0.001  # of two packets
 LEASES = 10_000
 # On the kernel datapath 5 s would be wished: for each new route the kernel looks for one like it in a list of
-# all that differ in the gateway alone (fib_create_info), which is 10 000 long at the end.
+# all that differ in the gateway alone (fib_create_info), 10 000 long at the end: 2.0 s. By way of nexthop
+# objects (RTM_NEWNEXTHOP, Linux 5.3) the same routes took 0.2 s.
 READY_S = {"userspace": 3.0, "kernel": 9.0}
 MEMORY_KIB = 150 << 10
 LOOK_S = 20.0

@@ -44,6 +44,11 @@ class Place:
         return Registry(self.keys())
 
 
+def in_file(directory: Path) -> Place:
+    """Return a place with a sqlite store."""
+    return Place(directory, lambda: SqliteKeyValue(directory / "store.db"))
+
+
 @dataclass
 class Node:
     """A daemon as far as its lease goes, and all it has heard."""
@@ -123,7 +128,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Return one with an empty store."""
     if request.param == "sqlite":
-        return Place(tmp_path, lambda: SqliteKeyValue(tmp_path / "store.db"))
+        return in_file(tmp_path)
     etcd: Etcd = request.getfixturevalue("etcd")
     etcd.clear()
     return Place(tmp_path, lambda: EtcdKeyValue(EtcdConfig(endpoints=etcd.urls)), etcd)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from dataplane.lease import TTL_S
 from dataplane.model import LeasePut
-from dataplane.store.registry import Registry
-from dataplane.store.sqlite import SqliteKeyValue
 from tests.unit.test_lease import holding
-from tests.unit.test_leasing import NETWORK, node
+from tests.unit.test_leasing import NETWORK, in_file, node
 
 IP = "192.0.2.1"
 
@@ -22,12 +20,13 @@ def test_found_lease_is_given_back(tmp_path: Path) -> None:
     """The lease of who has our address says again what it said, MAC and all, and still runs out one day."""
 
     async def scenario() -> None:
-        store = Registry(SqliteKeyValue(tmp_path / "store.db"))
+        place = in_file(tmp_path)
+        store = place.open()
         await store.put_config(NETWORK, 0)
-        async with node(tmp_path, IP) as first:
+        async with node(place, IP) as first:
             before = first.leasing.own()
         (tmp_path / IP / "vtep-mac").unlink()
-        async with node(tmp_path, IP) as second:
+        async with node(place, IP) as second:
             found = second.leasing.own()
             assert found is not None
             assert before is not None
