@@ -10,6 +10,7 @@ program ends: only `overlayd down` takes them away.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -55,6 +56,7 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
+GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
 RETRY_S = 5.0
 STORE_RETRY_MIN_S = 0.1
 RELEASE_TIMEOUT_S = 10.0
@@ -466,6 +468,8 @@ def remove_unused(run_dir: RunDir) -> None:
 def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     journal.set_up(config.log_level, config.log_format)
+    # Values without cycles, of which ten thousand leases make a million: looking for garbage among them is vain.
+    gc.set_threshold(GARBAGE_MIN)
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()
     with run_dir.lock():
