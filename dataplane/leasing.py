@@ -43,7 +43,7 @@ class Leasing:
         self._store = store
         self._lessee = lessee
         self._on_change = on_change
-        self._told: tuple[Lease | None, str | None] = (None, None)
+        self._told: tuple[Lease | None, str | None, bool] = (None, None, False)
         self._network: NetworkConfig | None = None
         self._facts = HostFacts()
         self._macs: tuple[MacAddress, MacAddress] | None = None  # for IPv4 and for IPv6 pods
@@ -166,8 +166,8 @@ class Leasing:
             log.warning("the lease stays", lease=entry.name, error=err)
 
     def _tell(self, *, is_settled: bool) -> None:
-        said = (self.own(), reason := self.reason())
-        if said == self._told and not self.is_released:
+        said = (self.own(), reason := self.reason(), self.is_released)
+        if said == self._told:
             return
         if is_settled and reason not in (None, WAITING):
             log.warning("no sure lease", reason=reason)

@@ -371,3 +371,25 @@ def test_lost_races(store: Registry, place: Place, caplog: pytest.LogCaptureFixt
     assert sum("another was quicker" in record.getMessage() for record in caplog.records) >= count // 2
     if place.etcd is not None:
         assert len(place.etcd.leases()) == count, "each loser revoked what it had granted"
+
+
+def test_release_is_told_once(store: Registry, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """That the lease was given back is said once, however often something happens afterwards."""
+
+    async def scenario() -> None:
+        async with node(place, "1.2.3.4") as leaving:
+            told: list[str | None] = []
+
+            def take() -> None:  # as the daemon does, which takes whatever there is then
+                told.append(leaving.leasing.reason())
+                leaving.leasing.apply_all([])
+
+            leaving.leasing._on_change = take
+            leaving.leasing.release()
+            await leaving.until(lambda: leaving.leasing.is_released and told, "it is given back")
+            await store.put(lease(9), None, 0)
+            await leaving.until(lambda: isinstance(leaving.heard[-1], LeasePut), "something happens")
+            assert told == ["the lease was given back"]
+        assert [record.message for record in caplog.records].count("no sure lease") == 1
+
+    run(scenario(), store)
