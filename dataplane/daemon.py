@@ -168,8 +168,9 @@ class Daemon:
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        if self._end.done():
-            self._end.result()
+        if not self._end.done():
+            raise RuntimeFailure("a part of overlayd ended without saying why")
+        self._end.result()
 
     def _stop(self) -> None:
         if not self._end.done():

@@ -22,7 +22,7 @@ from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.flannel import parse_key
 from dataplane.model import Network
-from dataplane.store.etcd_client import CALL_S, EtcdClient, Line, Metadata
+from dataplane.store.etcd_client import CALL_S, EtcdClient, Line, Metadata, explain_dropped, is_ending
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
 
 SUBNETS = "subnets/"
@@ -140,6 +140,10 @@ class EtcdKeyValue:
                 raise OldToken(why) from None
             await self._client.drop(line)
             raise StoreError(why) from None
+        except asyncio.CancelledError:
+            if is_ending():
+                raise
+            raise StoreError(explain_dropped(line.server)) from None
 
     async def _begin(self, line: Line, create: Any, after: int) -> Any:
         """Return a watch that the server has begun; one that hangs is left."""

@@ -84,6 +84,20 @@ def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
     return f"etcd {server}: {detail or err.code().name.lower()}"
 
 
+def is_ending() -> bool:
+    """Return whether a CancelledError is for the task itself.
+
+    grpc raises one in each call on a channel that is closed, and another task may have closed this one.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def explain_dropped(server: str) -> str:
+    """Say why a call was given up that did not fail itself."""
+    return f"etcd {server} cannot be reached: another call gave its connection up"
+
+
 def read_file(path: Path) -> bytes:
     """Return a TLS file."""
     try:
@@ -214,6 +228,10 @@ class EtcdClient:
                 await self.drop(line)
                 if err.code() not in TRANSIENT:
                     break
+            except asyncio.CancelledError:
+                if is_ending():
+                    raise
+                why[line.server] = explain_dropped(line.server)
             tries -= 1
         raise StoreError("; ".join(why[server] for server in self._etcd.endpoints if server in why))
 

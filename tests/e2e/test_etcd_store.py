@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import pytest
 import uvloop
+from aetcd import rpc
 
 from bench.lab import wait_for
 from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
-from dataplane.store.etcd_client import CALL_S
+from dataplane.store.etcd_client import CALL_S, EtcdClient, Line, Metadata
 from dataplane.store.keyvalue import Compacted, Conflict, Record
 from tests.etcd import Etcd, free_port
 
@@ -360,6 +361,47 @@ def test_first_server_hangs(
         etcd.put(f"{ROOT}/{OTHER}", "x")
         for work in (look, watch, lease):
             use(of(etcd, endpoints=(*frozen.urls, *etcd.urls)), work)
+
+
+def test_connection_that_another_call_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who shares a connection that another call gives up is told of a failure: its task is not cancelled."""
+    monkeypatch.setattr("dataplane.store.etcd.CALL_S", 0.5)
+    with Etcd(tmp_path / "etcd") as etcd:
+
+        async def watch(keys: EtcdKeyValue) -> None:
+            made = await keys.put(KEY, "one", None, 0)
+            async with aclosing(keys.watch(made.changed - 1)) as changes:
+                assert await take(changes, 1) == [made]
+                etcd.members[0].signal(signal.SIGSTOP)
+                waiting = asyncio.create_task(take(changes, 1))
+                with pytest.raises(StoreError, match="does not answer within"):
+                    await keys.revision()
+                with pytest.raises(StoreError, match="another call gave its connection up"):
+                    await waiting
+
+        async def ask(_: EtcdKeyValue) -> None:
+            client, begun = EtcdClient(of(etcd)), asyncio.Event()
+
+            def call(line: Line, _: Metadata) -> Awaitable[object]:
+                begun.set()
+                reply: Awaitable[object] = line.kv.Range(rpc.RangeRequest(key=b"x"), timeout=NOTICE_S)
+                return reply
+
+            waiting = asyncio.create_task(client.ask(call, is_safe=True))
+            await begun.wait()
+            await client.drop(client.line())
+            with pytest.raises(StoreError, match="another call gave its connection up"):
+                await waiting
+            begun.clear()
+            waiting = asyncio.create_task(client.ask(call, is_safe=True))
+            await begun.wait()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await client.close()
+
+        use(of(etcd), watch)
+        use(of(etcd), ask)
 
 
 def test_another_history(etcd: Etcd) -> None:
