@@ -469,7 +469,7 @@ def remove_unused(run_dir: RunDir) -> None:
 def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     journal.set_up(config.log_level, config.log_format)
-    # Values without cycles, of which ten thousand leases make a million: looking for garbage among them is vain.
+    # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
     gc.set_threshold(GARBAGE_MIN)
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()
