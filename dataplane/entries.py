@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple, TypeVar
@@ -93,6 +93,22 @@ def wanted(subnets: tuple[SubnetEntry, ...], version: int, links: Links) -> Entr
         if not entry.is_direct and entry.encap is not Encap.DIRECT:
             entries.routes[entry.prefix] = Hop(gateway, links.overlay, is_onlink=True, mtu=entry.mtu)
     return entries
+
+
+def find_shared(subnets: Iterable[SubnetEntry]) -> dict[MacAddress, set[Address]]:
+    """Return the VTEP MACs that several nodes have: the kernel sends to one node for each.
+
+    So it is when a node came back with another address, and its old lease is still there.
+    """
+    first: dict[tuple[int, MacAddress], Address] = {}
+    shared: dict[MacAddress, set[Address]] = {}
+    for entry in subnets:
+        if entry.vtep_mac is None:
+            continue
+        node = first.setdefault((entry.prefix.version, entry.vtep_mac), entry.vtep)
+        if node != entry.vtep:
+            shared.setdefault(entry.vtep_mac, {node}).add(entry.vtep)
+    return shared
 
 
 # --- packing --------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from dataplane.entries import Entries, Links
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
-from dataplane.model import Address, Encap, HostPlan, Peer, Table, VxlanDevice
+from dataplane.model import Address, Encap, HostPlan, MacAddress, Peer, Table, VxlanDevice
 from dataplane.netlink import Host
 
 log = Journal("backend")
@@ -74,6 +74,15 @@ def split_reachable(found: Entries, local: Address | None) -> tuple[Entries, int
     return Entries(neighbours, forwarding, routes), len(strangers)
 
 
+def tell_shared(shared: dict[MacAddress, set[Address]]) -> list[str]:
+    """Return a warning for each VTEP MAC that several nodes have."""
+    return [
+        f"nodes {', '.join(sorted(map(str, nodes)))} have one VTEP MAC, {mac}: the kernel reaches one of "
+        "them. Remove the lease of the one that is gone: overlayd lease rm"
+        for mac, nodes in shared.items()
+    ]
+
+
 class KernelBackend:
     """Keeps VXLAN devices of the kernel as they must be."""
 
@@ -89,6 +98,7 @@ class KernelBackend:
         self._device = DeviceRepairs(host)
         self._is_carrying = False
         self._unreachable = 0
+        self._shared: dict[MacAddress, set[Address]] = {}
         self._unreached = Unreached()
 
     # --- what must be ---------------------------------------------------------------------------------
@@ -178,6 +188,7 @@ class KernelBackend:
     async def carry(self, table: Table) -> None:
         """Tell the kernel of the peers in the table, as far as it was not told yet."""
         self._unreachable = 0
+        self._shared = entries.find_shared(table.subnets)
         for side in self._sides.values():
             found = entries.wanted(table.subnets, side.version, side.links)
             wanted, strangers = split_reachable(found, side.device.local)
@@ -213,10 +224,11 @@ class KernelBackend:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""
+        found = (*self._unreached.warnings(), *tell_shared(self._shared))
         if not self._unreachable:
-            return self._unreached.warnings()
+            return found
         return (
-            *self._unreached.warnings(),
+            *found,
             f"{self._unreachable} peers have underlay addresses of another IP version than this node's "
             "device; the kernel cannot reach them, --datapath userspace can",
         )

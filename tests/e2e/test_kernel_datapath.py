@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from bench.lab import Kernel, Lab
+from bench.lab import Kernel, Lab, wait_for
 from dataplane.native import Counters
-from tests.e2e.leased import LeasedDaemon
+from tests.e2e.leased import LeasedDaemon, value
 from tests.e2e.rig import START_S
 from tests.e2e.stream import Stream
 from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
@@ -174,6 +174,17 @@ def test_auto_takes_the_kernel(live: Live) -> None:
     assert f"({reason})" in live.daemon.say("status")
     assert f'datapath=kernel chosen_by="{reason}"' in live.daemon.log()
     assert "ovl-probe" not in live.devices()
+
+
+def test_mac_of_two_nodes_is_told(live: Live) -> None:
+    """status warns while two nodes have one VTEP MAC, of which the kernel can reach one."""
+    def is_told() -> bool:
+        return any(f"have one VTEP MAC, {live.b.mac}" in text for text in live.daemon.status()["warnings"])
+
+    live.daemon.put("10.244.77.0/24", value("192.0.2.99", live.b.mac))
+    wait_for(is_told, "the MAC is told", 5.0)
+    live.daemon.delete("10.244.77.0/24")
+    wait_for(lambda: not is_told(), "it is not any more", 5.0)
 
 
 def test_datapath_changes_and_back(live: Live) -> None:

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from dataplane import entries
+from dataplane.backend.kernel import tell_shared
 from dataplane.entries import (
     AF_INET,
     AF_INET6,
@@ -20,6 +21,7 @@ from dataplane.entries import (
     Hop,
     Links,
     difference,
+    find_shared,
     note,
     split,
     undoes,
@@ -132,3 +134,15 @@ def link_message(index: int) -> bytes:
 def test_what_others_do(kind: int, body: bytes, is_ours: bool) -> None:
     """Only what may have changed something of ours is looked after."""
     assert undoes(AF_INET, PLAIN, kind, body) == is_ours
+
+
+def test_mac_of_two_nodes_is_told() -> None:
+    """A VTEP MAC of two nodes is found and named; subnets and families of one node are no two."""
+    other = replace(FAR, prefix=ip_network("10.244.9.0/24"), vtep=ip_address("192.0.2.9"))
+    more = replace(FAR, prefix=ip_network("10.244.8.0/24"))
+    assert find_shared([FAR, FAR6, more, replace(other, vtep_mac=None)]) == {}
+    shared = find_shared([FAR, FAR6, other, more])
+    assert shared == {MAC: {NODE, other.vtep}}
+    (line,) = tell_shared(shared)
+    assert line.startswith("nodes 192.0.2.2, 192.0.2.9 have one VTEP MAC, 02:00:00:00:00:02: ")
+    assert "overlayd lease rm" in line
