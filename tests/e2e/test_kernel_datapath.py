@@ -178,6 +178,7 @@ def test_auto_takes_the_kernel(live: Live) -> None:
 
 def test_mac_of_two_nodes_is_told(live: Live) -> None:
     """status warns while two nodes have one VTEP MAC, of which the kernel can reach one."""
+
     def is_told() -> bool:
         return any(f"have one VTEP MAC, {live.b.mac}" in text for text in live.daemon.status()["warnings"])
 

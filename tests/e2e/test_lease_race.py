@@ -26,7 +26,7 @@ from tests.e2e.warm import Warm
 
 NODES = 50
 ROUNDS = 20
-SHORT = 4  # of them in every run of the suite
+SHORT = 2  # of them in every run of the suite
 ROUND_S = 120.0  # at most; about 10 s is usual
 NETWORK = (
     '{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.50.0",'
