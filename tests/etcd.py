@@ -100,9 +100,20 @@ class Member:
         return Gateway(self.connect, self.url.partition("//")[2])
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send it a signal; after SIGSTOP wait until it stands still, since its threads may still answer."""
         assert self.process is not None
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            wait_for(self._stands_still, "etcd stands still", 5.0)
+
+    def _stands_still(self) -> bool:
+        assert self.process is not None
+        stats = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        try:
+            states = [stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] for stat in stats]
+        except FileNotFoundError:  # a thread that ended meanwhile
+            return False
+        return set(states) == {"T"}
 
     def stop(self) -> None:
         """End it at once."""
