@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,19 @@ class Cluster:
                         f"pod {sender.name} reaches pod {receiver.name} by IPv{family}",
                         START_S,
                     )
+
+
+@contextmanager
+def settled(
+    directory: Path, network: dict[str, Any], flags: Mapping[str, Sequence[str]]
+) -> Iterator[Cluster]:
+    """Yield a cluster in which everybody reaches everybody, and take it down."""
+    built = Cluster(directory, network, flags)
+    try:
+        built.settle()
+        yield built
+    finally:
+        built.close()
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from itertools import permutations
 import pytest
 
 from bench.lab import wait_for
-from tests.e2e.cluster import NETWORK, SEATS, START_S, Cluster
+from tests.e2e.cluster import NETWORK, SEATS, START_S, Cluster, settled
 from tests.e2e.flannel_node import PREFIX
 from tests.e2e.rig import risen
 from tests.e2e.stream import Stream
@@ -33,12 +33,8 @@ OURS: dict[str, tuple[str, ...]] = {"a": (), "b": (), "c": ("--datapath", "kerne
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Yield the cluster, in which everybody reaches everybody; with DirectRouting, neighbours by host-gw."""
-    built = Cluster(tmp_path_factory.mktemp("cluster"), NETWORKS[request.param], OURS)
-    try:
-        built.settle()
+    with settled(tmp_path_factory.mktemp("cluster"), NETWORKS[request.param], OURS) as built:
         yield built
-    finally:
-        built.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

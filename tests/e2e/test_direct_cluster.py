@@ -8,7 +8,7 @@ from itertools import permutations
 
 import pytest
 
-from tests.e2e.cluster import NETWORK, SEATS, START_S, Cluster
+from tests.e2e.cluster import NETWORK, SEATS, START_S, Cluster, settled
 from tests.e2e.linked import Wire
 from tests.e2e.rig import risen
 from tests.e2e.stream import Stream
@@ -28,12 +28,8 @@ pytestmark = pytest.mark.soak
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Yield the cluster, in which everybody reaches everybody."""
     network = {**NETWORK, "Backend": {"Type": "vxlan", "DirectRouting": True}}
-    built = Cluster(tmp_path_factory.mktemp("direct"), network, OURS)
-    try:
-        built.settle()
+    with settled(tmp_path_factory.mktemp("direct"), network, OURS) as built:
         yield built
-    finally:
-        built.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,6 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from bench.lab import Namespace
 from tests.e2e.frames import US
 from tests.e2e.leased import LEASES, NETWORK
-from tests.e2e.test_watched import METRICS, PROBES, Manager, Page, WatchedDaemon
+from tests.e2e.test_watched import METRICS, PROBES, Manager, Page, WatchedDaemon, lone_host
 
 LOOK_S = 20.0
 SWITCHES_PER_S = 20.0
@@ -28,11 +27,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def host() -> Iterator[Namespace]:
-    """Yield a host with an underlay interface."""
-    with closing(Namespace(f"idle{os.getpid() % 100000}")) as space:
-        space.ip("link set lo up\nlink add under0 type veth peer name far0\n")
-        space.ip(f"link set under0 up\nlink set far0 up\naddr add {US.ip}/24 dev under0\n")
-        space.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1")
+    """Yield a lone host."""
+    with lone_host("idle") as space:
         yield space
 
 

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,20 @@ class WatchedDaemon(LeasedDaemon):
         return [*command[:inner], "env", *told, *command[inner:]]
 
 
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    """Yield a host with an underlay interface."""
-    with closing(Namespace(f"watch{os.getpid() % 100000}")) as space:
+@contextmanager
+def lone_host(name: str) -> Iterator[Namespace]:
+    """Yield a host with an underlay interface, and nobody behind it."""
+    with closing(Namespace(f"{name}{os.getpid() % 100000}")) as space:
         space.ip("link set lo up\nlink add under0 type veth peer name far0\n")
         space.ip(f"link set under0 up\nlink set far0 up\naddr add {US.ip}/24 dev under0\n")
         space.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1")
+        yield space
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    """Yield a lone host."""
+    with lone_host("watch") as space:
         yield space
 
 
