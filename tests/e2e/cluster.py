@@ -26,10 +26,12 @@ from dataplane.native import Totals
 from tests.e2e.flannel_node import PREFIX, FlannelNode, Side
 from tests.e2e.rig import Daemon, hasten
 
-NETWORK: dict[str, Any] = {
+NETWORK: dict[str, Any] = {  # nodes that choose a subnet themselves leave those of d and e (100, 101) free
     "Network": "10.244.0.0/16",
+    "SubnetMax": "10.244.99.0",
     "EnableIPv6": True,
     "IPv6Network": "fd00:244::/48",
+    "IPv6SubnetMax": "fd00:244:0:63::",
     "Backend": {"Type": "vxlan"},
 }
 ETCD = "203.0.113.2"
