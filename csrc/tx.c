@@ -5,7 +5,7 @@
  * Functions stand in the order in which a packet meets them:
  *  1. tun_read()     what the kernel routed to the overlay
  *  2. admit()        is it valid, may it leave from here, which peer is it for
- *  3. refuse()       no peer, or too big for its path: tell the sender
+ *  3. answer_refused()  no peer, or too big for its path: tell the sender
  *  4. encapsulate()  outer headers, checksum, address; a super-packet is cut into segments
  *  5. flush()        messages for one socket leave in one system call, unless they are long
  */
@@ -13,13 +13,11 @@
 
 #include <errno.h>
 
+#include "answer.h"
 #include "encap.h"
-#include "icmp.h"
 #include "offload.h"
 #include "split.h"
 #include "tun.h"
-
-#define NS_PER_S 1000000000ULL
 
 static void flush(struct path *path);
 
@@ -76,60 +74,6 @@ static enum dp_drop admit(struct path *path, struct tx_packet *packet)
 		return DP_DROP_TOO_BIG;
 	return packet->vnet.gso_type == VNET_GSO_NONE ? offload_complete(&packet->pkt, flow, &packet->vnet)
 						      : DP_DROP_NONE;
-}
-
-/**
- * take_token() - May one more ICMP error be sent?
- * @bucket:	Tokens
- * @now_ns:	Now
- * @per_s:	Sustained rate
- * @burst:	Tokens it holds when full
- *
- * Return: true, and a token less, or false
- */
-static bool take_token(struct path_bucket *bucket, uint64_t now_ns, uint32_t per_s, uint32_t burst)
-{
-	uint64_t full = burst * NS_PER_S;
-	uint64_t passed_ns = now_ns - bucket->filled_ns;
-
-	/* a full refill takes burst / per_s seconds; longer pauses would overflow the product */
-	if (!per_s)
-		return false;
-	if (passed_ns > full / per_s)
-		bucket->tokens = full;
-	else
-		bucket->tokens += passed_ns * per_s;
-	bucket->filled_ns = now_ns;
-	if (bucket->tokens > full)
-		bucket->tokens = full;
-	if (bucket->tokens < NS_PER_S)
-		return false;
-	bucket->tokens -= NS_PER_S;
-	return true;
-}
-
-/**
- * refuse() - Tell the sender of a packet why it goes nowhere
- * @path:	The worker's path
- * @packet:	The packet
- * @drop:	Why: no peer takes it, it cannot be carried there, or is larger than its path
- */
-static void refuse(struct path *path, const struct tx_packet *packet, enum dp_drop drop)
-{
-	static const struct vnet_hdr nothing;
-	uint8_t buf[PKT_HEADROOM + ICMP_MAX];
-	struct pkt error;
-	uint32_t len;
-
-	if (!take_token(path->icmp, path->now_ns, path->config->icmp_per_s, path->config->icmp_burst))
-		return;
-	if (drop == DP_DROP_TOO_BIG)
-		len = icmp_too_big(buf + PKT_HEADROOM, &packet->pkt, &packet->flow, packet->subnet->mtu);
-	else
-		len = icmp_no_route(buf + PKT_HEADROOM, &packet->pkt, &packet->flow);
-	error = pkt_init(buf, sizeof(buf), PKT_HEADROOM, len);
-	if (len && !tun_write(path->tun_fd, path->config->vnet_hdr_len, &error, &nothing))
-		counters_add(&path->counters->icmp_sent, 1);
 }
 
 /**
@@ -437,7 +381,7 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 	if (packet->subnet)
 		counted.peer = packet->subnet->peer_id;
 	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_NO_ENCAP || drop == DP_DROP_TOO_BIG)
-		refuse(path, packet, drop);
+		answer_refused(path, &packet->pkt, &packet->flow, drop, packet->subnet ? packet->subnet->mtu : 0);
 	path_drop(path, &counted, drop);
 }
 

@@ -23,6 +23,7 @@ C, csrc/ (a unit is x.c and x.h):
     L3 outbox                         | datagrams joined into runs
     L4 scratch proof selftest         | a network of our own, and each offload used once there
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
+    L4 answer deliver                 | what goes to the TUN: ICMP errors, and what came by the underlay
     L5 worker engine                  | threads; start, publish, park, stop
     L6 ctl privilege api              | the forwarder process, its messages, the names of things
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
@@ -30,7 +31,8 @@ C, csrc/ (a unit is x.c and x.h):
 
 Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
-    P1 flags config flannel alloc     | parse at the edge: our flags, flannel's JSON; which subnets are free
+    P1 flags options config           | parse at the edge: our flags
+    P1 flannel alloc                  | flannel's JSON; which subnets are free
     P1 kernels cni                    | which kernels are known to be broken; CNI's plugins, from subnet.env
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peers                     | sans-IO: which leases become peers
@@ -48,7 +50,8 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
-    P5 forwarder daemon leasing       | the two processes; what keeps our lease
+    P5 forwarder daemon lifetime      | the two processes, and one after the other
+    P5 leasing                        | what keeps our lease
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 traffic                        | firewall rules and reserved ports of a node
     P5 report health metrics          | what control says of itself, to whom
@@ -75,7 +78,7 @@ Life of a packet, rx (underlay to overlay; rx.c):
     -> encap_vxlan_pull(): flags, VNI, MACs, ethertype, or a named drop; bare UDP has nothing to take off
     -> parse_inner() -> encap_decap_ecn(), RFC 6040
     -> inner source is that peer's? spoofed -> inner destination is ours? not_ours
-    -> merge_add(): packets that could have been cut from one are that again -> tun_write_pieces()
+    -> deliver_packet(): packets that could have been cut from one are that again -> tun_write_pieces()
     -> others: offload_describe(), if a kernel peer on this machine left checksum or cutting to us
        -> tun_write(), or write_cut() where the TUN takes no super-packets
     -> kernel -> pod

@@ -80,9 +80,9 @@ def _run(args: argparse.Namespace) -> int:
 
         _print(rehearsal.rehearse(run_config))
         return 0
-    from dataplane import daemon
+    from dataplane import lifetime
 
-    return daemon.run(run_config)
+    return lifetime.run(run_config)
 
 
 def _forwarder(args: argparse.Namespace) -> int:
@@ -247,7 +247,7 @@ def _read_as(name: str) -> Callable[[str], str]:
     """Return a reader of what a flag of `run` takes."""
 
     def read(text: str) -> str:
-        from dataplane.config import FLAGS
+        from dataplane.options import FLAGS
 
         (flag,) = (flag for flag in FLAGS if flag.name == name)
         try:
@@ -281,7 +281,7 @@ def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequen
     """Add flags of config's one table, all if none are named; other commands do not wait for its import."""
     if command not in argv:
         return
-    from dataplane.config import FLAGS
+    from dataplane.options import FLAGS
 
     parser.set_defaults(given={})
     for flag in FLAGS:
@@ -443,7 +443,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
 
 def _double_dashes(words: Sequence[str]) -> list[str]:
     """Write flags with two dashes: programs in Go, such as flannel, take one as well."""
-    from dataplane.config import FLAGS
+    from dataplane.options import FLAGS
 
     names = {flag.name for flag in FLAGS}
     return [f"-{word}" if word[:1] == "-" and word[1:].partition("=")[0] in names else word for word in words]

@@ -10,22 +10,19 @@ program ends: only `overlayd down` takes them away.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import signal
 import time
 from contextlib import AsyncExitStack
 
-import uvloop
-
 from dataplane import choose, journal, subnetfile, takeover, traffic, vtep
 from dataplane.backend import Backend, Settings
 from dataplane.backend.switch import Switch
 from dataplane.backend.userspace import Place
 from dataplane.config import RunConfig
-from dataplane.control import ForwarderClient, Reply, Request, StaleEpoch, newest_epoch, serve_requests
-from dataplane.errors import ConfigError, NotRunning, RuntimeFailure, StoreError
+from dataplane.control import Reply, Request, StaleEpoch, serve_requests
+from dataplane.errors import ConfigError, RuntimeFailure, StoreError
 from dataplane.health import Health
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
@@ -56,7 +53,6 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
 RETRY_S = 5.0
 STORE_RETRY_MIN_S = 0.1
 RELEASE_TIMEOUT_S = 10.0
@@ -432,49 +428,3 @@ class Daemon:
 
     def _own(self) -> Lease | None:
         return None if self._reconciler is None else self._reconciler.own
-
-
-async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
-    is_over = False
-    log_setting = LogSetting(config, run_dir)
-    log_setting.forget()
-    while not is_over:
-        daemon = Daemon(await _choose(config), run_dir, epoch, log_setting)
-        try:
-            await daemon.run()
-        finally:
-            if not daemon.report.is_carrying:
-                remove_unused(run_dir)
-        is_over = not daemon.is_changing
-
-
-async def _choose(config: RunConfig) -> RunConfig:
-    """Return the configuration with the datapath that can be had."""
-    host = Host()
-    try:
-        obstacle = await host.vxlan_obstacle() if config.datapath == "auto" else None
-    finally:
-        await host.close()
-    return choose.choose(config, obstacle)
-
-
-def remove_unused(run_dir: RunDir) -> None:
-    """Remove the run directory of a start that failed, unless a forwarder lives in it."""
-    try:
-        ForwarderClient(run_dir.forwarder_socket).close()
-    except NotRunning:
-        run_dir.remove()
-
-
-def run(config: RunConfig) -> int:
-    """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
-    journal.set_up(config.log_level, config.log_format)
-    # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
-    gc.set_threshold(GARBAGE_MIN)
-    run_dir = RunDir(config.run_dir)
-    run_dir.prepare()
-    with run_dir.lock():
-        epoch = run_dir.next_epoch(newest_epoch(run_dir))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(config, run_dir, epoch))
-    return 0

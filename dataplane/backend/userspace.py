@@ -34,24 +34,20 @@ from dataplane.backend.sockets import (
     open_socket,
     wanted_sockets,
 )
-from dataplane.backend.spread import find_spread, open_queues
+from dataplane.backend.spread import open_queues
+from dataplane.backend.wanted import forwarder_config
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
-from dataplane.flannel import find_port
 from dataplane.journal import Journal
-from dataplane.model import Encap, HostPlan, Peer, Table, tier_text
+from dataplane.model import HostPlan, Peer, Table, tier_text
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.netlink import Host
 from dataplane.rundir import RunDir
 from dataplane.slots import Fd, Fds, role_of, slot_of
 
 log = Journal("backend")
-
-# The kernel's own limit for ICMP errors of a host is 1000/s with a burst of 50 (icmp_msgs_per_sec).
-ICMP_PER_S = 1000
-ICMP_BURST = 50
 
 CRASHES_MAX = 3  # within CRASH_WINDOW_S: then slowly, and with an alarm
 CRASH_WINDOW_S = 10.0
@@ -184,7 +180,10 @@ class UserspaceBackend:
         return held and self._tier_wanted is not None and self._tier_wanted != self._offloads.of_tun
 
     def _open_tun(self, settings: Settings, opened: Fds) -> ForwarderConfig:
-        config, of_sockets = self._forwarder_config(settings), self._offloads.of_sockets()
+        counters, of_sockets = self._counters, self._offloads.of_sockets()
+        # Counters outlive forwarders, and have room for the threads of the first one.
+        room = None if counters is None else counters.header().threads
+        config = forwarder_config(self._place.config, settings, self._config, room)
         config = replace(config, tier=config.tier & ~OF_SOCKETS | of_sockets)
         if find_tun(self._fds) is None:
             self._device.note_gone(self._fds, settings.tun_name)
@@ -201,35 +200,6 @@ class UserspaceBackend:
     def _take_queues(self) -> Fds:
         """Let go of all queues of the TUN; they are the caller's to close."""
         return {slot: self._fds.pop(slot) for slot in list(self._fds) if role_of(slot) is Fd.TUN}
-
-    def _forwarder_config(self, settings: Settings) -> ForwarderConfig:
-        run = self._place.config
-        old = self._config
-        spread = find_spread(run)
-        # Counters outlive forwarders, and have room for the threads of the first one.
-        room = spread.threads if self._counters is None else self._counters.header().threads
-        return ForwarderConfig(
-            vni=settings.network.vni,
-            vxlan_port=find_port(settings.network, Encap.VXLAN),
-            bare_port=find_port(settings.network, Encap.FLANNEL_UDP),
-            underlay_ifindex=settings.underlay.index,
-            tun_mtu=settings.mtu,
-            tier=0 if old is None else old.tier,
-            vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
-            icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
-            icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
-            threads=min(spread.threads, room),
-            queues=spread.queues,
-            sources=spread.sources,
-            spin_us=run.spin_us,
-            underlay4=settings.underlay4,
-            underlay6=settings.underlay6,
-            vtep_mac4=settings.vtep_mac4,
-            vtep_mac6=settings.vtep_mac6,
-            encaps=settings.encaps,
-            spoof_observe=run.spoof == "observe",
-            reserved_ignore=run.vxlan_reserved == "ignore",
-        )
 
     def _commit(self, config: ForwarderConfig, keys: dict[int, Key], opened: Fds) -> None:
         shared = {Fd.COUNTERS, Fd.FIB, *(slot_of(Fd.TUN, index) for index in range(config.queues))}

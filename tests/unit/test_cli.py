@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from dataplane import cli, control
-from dataplane.config import FLAGS
 from dataplane.errors import ControlError, KernelError, NotRunning
+from dataplane.options import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS: dict[str, Any] = {

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from dataplane import config, flags
-from dataplane.config import FLAGS, RunConfig
+from dataplane.config import RunConfig
 from dataplane.errors import ConfigError
 from dataplane.model import Encap, Offload
+from dataplane.options import FLAGS
 
 STORE = "file:///etc/overlayd/peers.json"
 

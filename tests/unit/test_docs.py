@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import cli, config, flannel
+from dataplane import cli, config, flannel, options
 from dataplane.flags import Flag
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ DEFAULTS = dict(
 )
 
 
-@pytest.mark.parametrize("flag", [flag for flag in config.FLAGS if flag.field], ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", [flag for flag in options.FLAGS if flag.field], ids=lambda flag: flag.name)
 def test_defaults_are_those_of_the_program(flag: Flag) -> None:
     """A default that a table shows is the one in force."""
     shown = DEFAULTS[flag.name]
@@ -107,7 +107,7 @@ def test_every_field_is_documented(title: str, fields: set[str]) -> None:
 def test_variables_exist(path: Path) -> None:
     """A variable that a document names is one that `overlayd run` reads."""
     named = set(re.findall(r"OVERLAYD_[A-Z0-9_]+", path.read_text(encoding="utf-8")))
-    assert named <= {flag.variable for flag in config.FLAGS}
+    assert named <= {flag.variable for flag in options.FLAGS}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataplane import cli, config
+from dataplane import cli, config, options
 from dataplane.errors import ConfigError
 
 ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
@@ -100,7 +100,7 @@ def read(row: Row, words: Sequence[str], **environ: str) -> Any:
 
 def test_every_flag_has_a_row() -> None:
     """All flags of flanneld are here, and no other."""
-    names = {flag.name for flag in config.FLAGS if flag.is_flannels}
+    names = {flag.name for flag in options.FLAGS if flag.is_flannels}
     assert {row.name for row in ROWS} | set(KUBE) == names
 
 

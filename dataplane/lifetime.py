@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`overlayd run` from lock to exit status: a daemon, and another one when the datapath is to change."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import uvloop
+
+from dataplane import choose, journal
+from dataplane.config import RunConfig
+from dataplane.control import ForwarderClient, newest_epoch
+from dataplane.daemon import Daemon
+from dataplane.errors import NotRunning
+from dataplane.logsetting import LogSetting
+from dataplane.netlink import Host
+from dataplane.rundir import RunDir
+
+GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
+
+
+async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
+    is_over = False
+    log_setting = LogSetting(config, run_dir)
+    log_setting.forget()
+    while not is_over:
+        daemon = Daemon(await _choose(config), run_dir, epoch, log_setting)
+        try:
+            await daemon.run()
+        finally:
+            if not daemon.report.is_carrying:
+                remove_unused(run_dir)
+        is_over = not daemon.is_changing
+
+
+async def _choose(config: RunConfig) -> RunConfig:
+    """Return the configuration with the datapath that can be had."""
+    host = Host()
+    try:
+        obstacle = await host.vxlan_obstacle() if config.datapath == "auto" else None
+    finally:
+        await host.close()
+    return choose.choose(config, obstacle)
+
+
+def remove_unused(run_dir: RunDir) -> None:
+    """Remove the run directory of a start that failed, unless a forwarder lives in it."""
+    try:
+        ForwarderClient(run_dir.forwarder_socket).close()
+    except NotRunning:
+        run_dir.remove()
+
+
+def run(config: RunConfig) -> int:
+    """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
+    journal.set_up(config.log_level, config.log_format)
+    # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
+    gc.set_threshold(GARBAGE_MIN)
+    run_dir = RunDir(config.run_dir)
+    run_dir.prepare()
+    with run_dir.lock():
+        epoch = run_dir.next_epoch(newest_epoch(run_dir))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(config, run_dir, epoch))
+    return 0
