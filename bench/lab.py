@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,20 @@ class Namespace:
             ["ip", "-n", self.name, "-batch", "-"], input=batch, check=True, capture_output=True, text=True
         )
 
-    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
-        """Open a socket in here, for use by this process."""
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Let this thread be in here: what it opens stays so."""
         with open("/proc/thread-self/ns/net", "rb") as home, (NETNS / self.name).open("rb") as there:  # noqa: PTH123
             _setns(there.fileno())
             try:
-                return socket.socket(family, kind, proto)
+                yield
             finally:
                 _setns(home.fileno())
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+        """Open a socket in here, for use by this process."""
+        with self.inside():
+            return socket.socket(family, kind, proto)
 
     def close(self) -> None:
         """End every process in here, and the namespace with all its devices."""

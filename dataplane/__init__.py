@@ -33,6 +33,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P0 errors model slots             | the exception tree; frozen values; descriptors by number
     P1 flags options config           | parse at the edge: our flags
     P1 flannel alloc                  | flannel's JSON; which subnets are free
+    P1 icmp                           | ICMP errors about tunnel packets, read strictly
     P1 kernels cni                    | which kernels are known to be broken; CNI's plugins, from subnet.env
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peers                     | sans-IO: which leases become peers
@@ -46,6 +47,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 ways                           | the routes of this host
+    P3 icmpsocket                     | hears ICMP errors of the underlay
     P3 firewall                       | nftables, by its command
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P3 notify web                     | systemd's protocol; pages by HTTP
