@@ -43,6 +43,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 convergence                    | how long changes take
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P2 moving                         | sans-IO: which change of our addresses is believed, and when
+    P2 pathmtu                        | sans-IO: how much the paths to peers take
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up

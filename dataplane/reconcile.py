@@ -39,11 +39,11 @@ from dataplane.model import (
     Table,
     can_be_node,
 )
+from dataplane.pathmtu import MTU_MIN
 from dataplane.peers import Peers, PeerView
 from dataplane.reach import find_reach
 from dataplane.underlay import find_told
 
-MTU_MIN, MTU_MIN6 = 576, 1280  # bytes; what every host must take (RFC 1122, RFC 8200)
 NO_DIRECT = "host-gw needs node addresses that routes can lead to:"
 NO_HOLDER = "no interface of this host has"
 ALARMS_MAX = 10  # refused leases that one pass tells of
@@ -174,7 +174,7 @@ class Reconciler:
             self.reason = f"{NO_DIRECT} {self.underlay.name} does not have the address {ip} of our lease"
             return self._raise_alarm(self.reason)
         plan = self._plan(self.network, own, self.underlay)
-        least = MTU_MIN6 if self.network.network6 is not None else MTU_MIN
+        least = max(MTU_MIN[net.version] for net in self.network.networks())
         if plan.mtu < least:
             self.reason = (
                 f"pods would get an MTU of {plan.mtu}, at least {least} is needed; raise that of the underlay"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the paths to peers take, who says so, and for how long. Sans-IO.
+
+Routers of the underlay tell the kernel when a packet of ours is too big for the next link; probes find out
+where routers are silent. What they say is kept here by the peer's underlay address, in bytes of the outer
+packet. Where that is less than the underlay interface takes, subnets of the peer get a smaller MTU in the
+table, but never less than every host must take: who forges the word of a router can do no more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
+
+from dataplane.flannel import OVERHEAD
+from dataplane.model import Address, Encap, SubnetEntry, Table
+
+MTU_MIN = {4: 576, 6: 1280}  # bytes; what every host must take (RFC 1122, RFC 8200), by version of the pods
+# The kernel's word of a router's, or of a route that somebody set up; and what got through.
+ICMP, ROUTE, PROBE = SOURCES = ("icmp", "route", "probe")
+TINY = 1280  # bytes; real links take more
+ALARM_S = 600.0  # until the same peer is told of again
+ALARMS_MAX = 10  # peers that one pass tells of
+
+
+@dataclass(frozen=True, slots=True)
+class PathMtu:
+    """What somebody says of a path."""
+
+    mtu: int  # bytes of an outer packet
+    source: str  # of SOURCES
+    expires_s: float | None = None  # CLOCK_MONOTONIC; None: until it is forgotten
+
+
+class Paths:
+    """The paths of which something is known. Methods that change it return whether they did."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._found: dict[Address, dict[str, PathMtu]] = {}
+        self._alarmed: dict[Address, float] = {}
+
+    # --- what is told ---------------------------------------------------------------------------------
+
+    def learn(self, peer: Address, path: PathMtu) -> bool:
+        """Take what a source says of the path to a peer, in place of what it said before."""
+        known = self._found.setdefault(peer, {})
+        before = known.get(path.source)
+        known[path.source] = path
+        return before is None or before.mtu != path.mtu
+
+    def forget(self, peer: Address, *sources: str) -> bool:
+        """Take that sources say nothing of a path any more; without any, that none does."""
+        known = self._found.get(peer, {})
+        gone = [source for source in sources or SOURCES if known.pop(source, None)]
+        if peer in self._found and not known:
+            del self._found[peer]
+        return bool(gone)
+
+    def keep(self, peers: Container[Address]) -> bool:
+        """Forget all that are no peers."""
+        gone = [peer for peer in self._found if peer not in peers]
+        for peer in gone:
+            del self._found[peer]
+        return bool(gone)
+
+    def expire(self, now: float) -> bool:
+        """Forget what does not hold any more: the next large packet shows what the path takes now."""
+        gone = [
+            (peer, path.source)
+            for peer, known in self._found.items()
+            for path in known.values()
+            if path.expires_s is not None and path.expires_s <= now
+        ]
+        for peer, source in gone:
+            self.forget(peer, source)
+        return bool(gone)
+
+    # --- what follows ---------------------------------------------------------------------------------
+
+    @property
+    def due_s(self) -> float | None:
+        """When the first of them ends; None: none does by itself."""
+        ends = (path.expires_s for known in self._found.values() for path in known.values())
+        return min((end for end in ends if end is not None), default=None)
+
+    def of(self, peer: Address) -> PathMtu | None:
+        """Return the smallest that is said of the path to a peer; None: it takes what the underlay takes."""
+        known = self._found.get(peer)
+        return None if known is None else min(known.values(), key=lambda path: path.mtu)
+
+    def __iter__(self) -> Iterator[tuple[Address, PathMtu]]:
+        """Yield peers, each with the smallest that is said of its path."""
+        for peer, known in self._found.items():
+            yield peer, min(known.values(), key=lambda path: path.mtu)
+
+    def narrow(self, table: Table, mtu: int) -> Table:
+        """Return a table with the paths that take less than `mtu`, the largest packet of pods, in it.
+
+        What goes by a plain route is the kernel's business: it tells pods what it learns.
+        """
+        if not self._found:
+            return table
+        return replace(table, subnets=tuple(self._fit(entry, mtu) for entry in table.subnets))
+
+    def _fit(self, entry: SubnetEntry, mtu: int) -> SubnetEntry:
+        path = self.of(entry.vtep)
+        if entry.is_direct or path is None:
+            return entry
+        inner = inner_mtu(path.mtu, entry.vtep, entry.encap, entry.prefix.version)
+        return entry if inner >= (entry.mtu or mtu) else replace(entry, mtu=inner)
+
+    # --- what is wrong --------------------------------------------------------------------------------
+
+    def alarms(self, now: float) -> list[str]:
+        """Return what is to be told of paths that are suspiciously small; of each only now and then."""
+        self._alarmed = {peer: told_s for peer, told_s in self._alarmed.items() if told_s > now - ALARM_S}
+        news = [(peer, path) for peer, path in self._tiny() if peer not in self._alarmed][:ALARMS_MAX]
+        self._alarmed |= {peer: now for peer, _ in news}
+        return [_describe(peer, path) for peer, path in news]
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return the same, of those that are now, for as long as they are."""
+        tiny = list(self._tiny())
+        more = [f"and {len(tiny) - ALARMS_MAX} more such paths"] if len(tiny) > ALARMS_MAX else []
+        return (*(_describe(peer, path) for peer, path in tiny[:ALARMS_MAX]), *more)
+
+    def _tiny(self) -> Iterator[tuple[Address, PathMtu]]:
+        return ((peer, path) for peer, path in self if path.mtu < TINY)
+
+
+def inner_mtu(path_mtu: int, peer: Address, encap: Encap, version: int) -> int:
+    """Return the largest packet of pods of an IP version that fits into an outer one of `path_mtu` bytes."""
+    return max(path_mtu - OVERHEAD.get((encap, peer.version), 0), MTU_MIN[version])
+
+
+def _describe(peer: Address, path: PathMtu) -> str:
+    who = {ICMP: "a router says", ROUTE: "a route of this host says", PROBE: "probes found"}[path.source]
+    return (
+        f"path MTU of {peer} is {path.mtu}, less than {TINY}: {who} so. "
+        f"Pods get no less than {MTU_MIN[4]} (IPv6: {MTU_MIN[6]}), and what does not fit is lost. "
+        "If no link there is that small, somebody forges it"
+    )
