@@ -39,7 +39,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 gate peers                     | sans-IO: which leases become peers
     P2 reach                          | how they are reached: by a plain route, or encapsulated
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
-    P2 ruleset                        | what we want of nftables
+    P2 ruleset clamp                  | what we want of nftables; of it, the MSS of connections
     P2 convergence                    | how long changes take
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P2 moving                         | sans-IO: which change of our addresses is believed, and when

@@ -78,6 +78,7 @@ class RunConfig:
     forward_rules: bool = True
     blackhole_route: bool = False
     guard: bool = True
+    mss_clamp: bool = False
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens
     metrics_ip: Address = HERE

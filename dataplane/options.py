@@ -218,6 +218,12 @@ FLAGS = (
         is_switch=True,
     ),
     Flag(
+        *("mss-clamp", "mss_clamp", "true|false"),
+        "lower the MSS of TCP connections between pods to what their path takes (default: false)",
+        read.switch,
+        is_switch=True,
+    ),
+    Flag(
         *("healthz-ip", "healthz_ip", "ADDRESS", "where /healthz and /readyz are served (default: 0.0.0.0)"),
         read.any_address,
         is_flannels=True,

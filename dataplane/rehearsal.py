@@ -253,6 +253,7 @@ async def _tell_host(node: _Node, found: _Findings) -> None:
         await (_tell_kernel if config.datapath == "kernel" else _tell_userspace)(node, found)
         _tell_device(plan, found)
     rules = {"guard": config.guard, "forward": config.forward_rules, "masquerade": config.ip_masq}
+    rules["mss clamp"] = config.mss_clamp
     names = ", ".join(name for name, is_on in rules.items() if is_on)
     found.say("firewall", f"nftables rules of our own: {names or 'none'}")
     found.say("file", f"{config.subnet_file}, with FLANNEL_MTU={plan.mtu}")

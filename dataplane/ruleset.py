@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What overlayd wants of nftables, in the JSON that nft takes. Pure; firewall.py puts it in force.
 
-One table of family inet is ours. What flannel's rules do is done in `nat`; the other chains are the guard,
-which keeps pods from laundering: sending tunnel packets of their own making, which other nodes would take for
-ours. A tunnel packet
+One table of family inet is ours. What flannel's rules do is done in `nat`; `mss` is clamp.py's; the others
+are the guard, which keeps pods from laundering: sending tunnel packets of their own making, which other nodes
+would take for ours. A tunnel packet
 
     prerouting   is not tracked if it comes by the underlay, for us
     input        is dropped unless it came by the underlay, and, where the kernel carries, from a peer
@@ -26,6 +26,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from typing import Any
 
+from dataplane import clamp
 from dataplane.model import Address, Network
 
 Json = dict[str, Any]
@@ -47,6 +48,7 @@ CHAINS = {  # type, hook, priority
     "output": ("filter", "output", -300),
     "postrouting": ("filter", "postrouting", 300),
     "postrtg": ("nat", "postrouting", 100),  # flannel's name of ours
+    clamp.CHAIN: clamp.HOOK,
 }
 LAUNDERED, STRANGERS = "laundered", "strangers"
 COUNTERS = (LAUNDERED, STRANGERS)
@@ -86,11 +88,17 @@ class Ruleset:
     masquerade: Masquerade | None
     guard: Guard | None
     forward: tuple[Network, ...] = ()  # accepted in FORWARD
+    clamped: tuple[str, ...] = ()  # devices, by which the MSS of connections is made to fit
+
+    @property
+    def has_table(self) -> bool:
+        """Whether anything is wanted in a table of our own."""
+        return self.masquerade is not None or self.guard is not None or bool(self.clamped)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is wanted at all."""
-        return self.masquerade is None and self.guard is None and not self.forward
+        return not self.has_table and not self.forward
 
     @property
     def has_peers(self) -> bool:
@@ -216,6 +224,7 @@ def _rules(wanted: Ruleset) -> Iterator[tuple[str, list[Json]]]:
             yield "nat", expr
     if wanted.guard is not None:
         yield from _guard_rules(wanted.guard)
+    yield from clamp.rules(wanted.clamped)
 
 
 def _add_chain(family: str, table: str, name: str) -> Json:
@@ -239,7 +248,7 @@ def build(wanted: Ruleset, peers: Iterable[Address] = ()) -> list[Json]:
     """Return the commands that put our table in force, in place of the one there may be."""
     own = {"family": FAMILY, "table": wanted.table}
     commands = remove_table(FAMILY, wanted.table)
-    if wanted.masquerade is None and wanted.guard is None:
+    if not wanted.has_table:
         return commands
     commands.append({"add": {"table": {"family": FAMILY, "name": wanted.table}}})
     if wanted.guard is not None:

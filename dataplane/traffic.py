@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Traffic management: which firewall rules and reserved ports a node needs, from the start to the end.
 
-The guard is wanted always, and where nftables cannot be had its absence is a warning. Masquerading is wanted
-if somebody says so, and then there is no node without it.
+The guard is wanted always, and where nftables cannot be had its absence is a warning. Masquerading and the
+clamp are wanted if somebody says so, and then there is no node without.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.firewall import Firewall
 from dataplane.flannel import find_port
 from dataplane.journal import Journal
-from dataplane.model import Encap, SubnetKey, Table
+from dataplane.model import BARE_ENCAPS, Encap, SubnetKey, Table
 from dataplane.ruleset import Guard, Masquerade, Ruleset
 from dataplane.sysctls import check_bridges, reserve_ports
+from dataplane.vxlan import device_name
 
 log = Journal("traffic")
 
@@ -30,6 +31,16 @@ UDP_ENCAPS = (Encap.VXLAN, Encap.FLANNEL_UDP)
 def find_ports(settings: Settings) -> tuple[int, ...]:
     """Return the UDP ports of the encapsulations in use."""
     return tuple(find_port(settings.network, encap) for encap in UDP_ENCAPS if encap in settings.encaps)
+
+
+def find_devices(config: RunConfig, settings: Settings) -> tuple[str, ...]:
+    """Return the overlay devices there are."""
+    if settings.encaps <= BARE_ENCAPS:
+        return ()
+    if config.datapath != "kernel":
+        return (settings.tun_name,)
+    vni = settings.network.vni
+    return tuple(device_name(settings.tun_name, vni, net.version) for net in settings.network.networks())
 
 
 def plan(config: RunConfig, settings: Settings, key: SubnetKey) -> Ruleset:
@@ -49,6 +60,7 @@ def plan(config: RunConfig, settings: Settings, key: SubnetKey) -> Ruleset:
         masquerade if config.ip_masq else None,
         guard if config.guard and (guard.ports or guard.has_ipip) else None,
         networks if config.forward_rules else (),
+        find_devices(config, settings) if config.mss_clamp else (),
     )
 
 
@@ -70,12 +82,14 @@ class Traffic:
         return self._firewall.lock
 
     async def apply(self, settings: Settings, key: SubnetKey, table: Table) -> None:
-        """Have the rules and ports that a node needs; raises if it must masquerade and cannot."""
+        """Have the rules and ports that a node needs; raises if it cannot have what was asked for."""
         wanted = plan(self._config, settings, key)
         self._wanted = wanted
         await self._firewall.put(wanted, (ip for peer in table.peers for ip in peer.addresses))
-        if wanted.masquerade is not None and self._firewall.trouble is not None:
-            raise RuntimeFailure(f"--ip-masq cannot be had: {self._firewall.trouble}")
+        asked = {"--ip-masq": wanted.masquerade is not None, "--mss-clamp": bool(wanted.clamped)}
+        for flag, is_wanted in asked.items():
+            if is_wanted and self._firewall.trouble is not None:
+                raise RuntimeFailure(f"{flag} cannot be had: {self._firewall.trouble}")
         self._reserve(set(find_ports(settings)))
 
     def _reserve(self, ports: set[int]) -> None:

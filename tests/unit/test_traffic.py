@@ -75,7 +75,7 @@ def no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_nft")
 def test_without_nft() -> None:
-    """Without nft a node works and warns, unless it is to masquerade: then it does not start."""
+    """Without nft a node works and warns, unless it is to masquerade or clamp: then it does not start."""
 
     async def work() -> None:
         node = Traffic(CONFIG, {})
@@ -84,6 +84,8 @@ def test_without_nft() -> None:
         assert "nft is not installed here" in warning
         with pytest.raises(RuntimeFailure, match="--ip-masq cannot be had: nft is not installed here"):
             await Traffic(replace(CONFIG, ip_masq=True), {}).apply(SETTINGS, KEY, Table())
+        with pytest.raises(RuntimeFailure, match="--mss-clamp cannot be had: nft is not installed here"):
+            await Traffic(replace(CONFIG, mss_clamp=True), {}).apply(SETTINGS, KEY, Table())
 
     asyncio.run(work())
 
