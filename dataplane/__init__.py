@@ -49,7 +49,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 ways                           | the routes of this host
     P3 icmpsocket                     | hears ICMP errors of the underlay
-    P3 firewall                       | nftables, by its command
+    P3 peerset firewall               | nftables: its sets by messages, the rest by its command
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes

@@ -331,6 +331,7 @@ class Daemon:
         self.report.leave_facts(settings)
         async with self._traffic.still:
             await self._make_so(settings, self._plan, self._table)
+        await self._traffic.settle()
         await self._traffic.replace_flannel()
         if not self.report.is_carrying:
             self._tell_choices()

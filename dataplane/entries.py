@@ -114,7 +114,8 @@ def find_shared(subnets: Iterable[SubnetEntry]) -> dict[MacAddress, set[Address]
 # --- packing --------------------------------------------------------------------------------------------
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
+def attribute(kind: int, data: bytes) -> bytes:
+    """Return an attribute of a message."""
     return ATTRIBUTE.pack(4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 
@@ -130,16 +131,16 @@ def _family(address: Address) -> int:
 def neighbour(kind: int, index: int, address: Address, mac: MacAddress | None) -> bytes:
     """Return a message about a permanent neighbour."""
     body = NDMSG.pack(_family(address), 0, 0, index, NUD_PERMANENT, 0, 0)
-    body += _attribute(NDA_DST, address.packed)
+    body += attribute(NDA_DST, address.packed)
     if mac is not None:
-        body += _attribute(NDA_LLADDR, mac.octets)
+        body += attribute(NDA_LLADDR, mac.octets)
     return message(kind, NEW if kind == RTM_NEWNEIGH else GONE, body)
 
 
 def forwarding(kind: int, index: int, mac: MacAddress, node: Address) -> bytes:
     """Return a message about a permanent entry of the device's own forwarding table."""
     body = NDMSG.pack(AF_BRIDGE, 0, 0, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
-    body += _attribute(NDA_DST, node.packed) + _attribute(NDA_LLADDR, mac.octets)
+    body += attribute(NDA_DST, node.packed) + attribute(NDA_LLADDR, mac.octets)
     return message(kind, NEW if kind == RTM_NEWNEIGH else GONE, body)
 
 
@@ -149,12 +150,12 @@ def route(kind: int, prefix: Network, hop: Hop) -> bytes:
         *(_family(prefix.network_address), prefix.prefixlen, 0, 0, MAIN_TABLE),
         *(ROUTE_PROTOCOL, SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if hop.is_onlink else 0),
     )
-    body += _attribute(RTA_DST, prefix.network_address.packed)
+    body += attribute(RTA_DST, prefix.network_address.packed)
     if hop.gateway is not None:
-        body += _attribute(RTA_GATEWAY, hop.gateway.packed)
-    body += _attribute(RTA_OIF, struct.pack("=i", hop.iface))
+        body += attribute(RTA_GATEWAY, hop.gateway.packed)
+    body += attribute(RTA_OIF, struct.pack("=i", hop.iface))
     if hop.mtu and kind == RTM_NEWROUTE:
-        body += _attribute(RTA_METRICS, _attribute(RTAX_MTU, struct.pack("=I", hop.mtu)))
+        body += attribute(RTA_METRICS, attribute(RTAX_MTU, struct.pack("=I", hop.mtu)))
     return message(kind, NEW if kind == RTM_NEWROUTE else GONE, body)
 
 

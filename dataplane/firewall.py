@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from typing import Any
 from dataplane import entries, ruleset
 from dataplane.errors import RuntimeFailure
 from dataplane.journal import Journal
-from dataplane.model import Address
+from dataplane.model import Address, Peer
+from dataplane.peerset import NETLINK_NETFILTER, SUBSYSTEM, PeerSets, split
 from dataplane.ruleset import FAMILY, Json, Masquerade, Ruleset
 
 log = Journal("firewall")
@@ -35,7 +36,7 @@ MISSING = ("No such file or directory", "rotocol not supported", "peration not s
 DENIED = "Operation not permitted"
 
 # linux/netfilter/nfnetlink.h and nf_tables.h; the first attribute of each message is the name of the table
-NETLINK_NETFILTER, NFNLGRP_NFTABLES, SUBSYSTEM = 12, 7, 10
+NFNLGRP_NFTABLES = 7
 NFGENMSG_BYTES = 4
 NEWGEN = 15
 CHAINS, RULES = (3, 5), (6, 8)  # new, deleted
@@ -191,7 +192,10 @@ class Firewall:
         self.lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._wanted: Ruleset | None = None
-        self._peers: frozenset[Address] = frozenset()
+        self._sets = PeerSets()
+        self._told_of: tuple[Peer, ...] = ()
+        self._peers: set[Address] = set()  # in our sets
+        self._leaving: set[Address] = set()  # of these, those that settle() is to remove
         self._new: list[Json] | None = None  # how nft listed the table when it was new; None: not sure
         self._looked_s = -resync_s
         self._is_new: bool | None = None  # no such table was there before
@@ -199,31 +203,65 @@ class Firewall:
         self.trouble: str | None = None
         self._told: str | None = None  # in the log, which says nothing of a start that fails
 
-    async def put(self, wanted: Ruleset, peers: Iterable[Address] = ()) -> None:
-        """Put rules in force; what is in force already is not touched. `trouble` says why they are not."""
-        found = frozenset(peers) if wanted.has_peers else frozenset()
+    async def put(self, wanted: Ruleset, peers: tuple[Peer, ...] = ()) -> None:
+        """Put rules in force; what is in force already is not touched. `trouble` says why they are not.
+
+        Who is a peer no longer stays in until settle(): nobody whom the forwarder takes is refused here.
+        """
         async with self.lock:
+            new = self._take_peers(peers if wanted.has_peers else ())
+            if wanted == self._wanted:
+                await self._tell(self._sets.add, new)
+                return
             try:
-                if wanted != self._wanted:
-                    await self._in_thread(self._replace, wanted, found)
-                elif found != self._peers:
-                    await self._in_thread(self._change_peers, found)
+                await self._in_thread(self._replace, wanted)
             except RuntimeFailure as err:
-                self._wanted, self._peers, self._looked_s = wanted, found, time.monotonic()
+                self._wanted, self._looked_s = wanted, time.monotonic()
                 self._doubt(str(err))
+
+    async def _tell(self, change: Callable[[str, set[Address]], None], addresses: set[Address]) -> None:
+        """Change our sets, also in trouble: what nft cannot do now may be in force from before."""
+        if self._wanted is None or not addresses:
+            return
+        try:
+            await self._in_thread(change, self._wanted.table, addresses)
+        except RuntimeFailure as err:
+            self._doubt(self.trouble or str(err))
+
+    def _take_peers(self, peers: tuple[Peer, ...]) -> set[Address]:
+        """Know who has come and who is to leave; return who has come."""
+        if peers is self._told_of:
+            return set()
+        # Peers that did not change are the same objects, and so are looked at by number.
+        were, are = {id(peer) for peer in self._told_of}, {id(peer) for peer in peers}
+        gone = {ip for peer in self._told_of if id(peer) not in are for ip in peer.addresses}
+        come = {ip for peer in peers if id(peer) not in were for ip in peer.addresses}
+        self._told_of = peers
+        self._leaving = (self._leaving | gone) - come
+        new = come - self._peers
+        self._peers |= new
+        return new
+
+    async def settle(self) -> None:
+        """Remove who is a peer no longer, now that nothing else takes packets from there."""
+        if self._leaving:
+            async with self.lock:
+                leaving, self._leaving = self._leaving, set()
+                self._peers -= leaving
+                await self._tell(self._sets.delete, leaving)
 
     def _doubt(self, trouble: str) -> None:
         """Be not sure what is in force; it is looked at again."""
         self._new, self.trouble = None, trouble
         self._changed.set()
 
-    def _replace(self, wanted: Ruleset, peers: frozenset[Address]) -> None:
+    def _replace(self, wanted: Ruleset) -> None:
         if wanted.is_empty and _find("nft") is None:
             return
         if self._is_new is None:
             self._is_new = show("table", FAMILY, wanted.table) is None
-        run(ruleset.build(wanted, peers) + self._forward(wanted))
-        self._wanted, self._peers, self.trouble = wanted, peers, None
+        run(ruleset.build(wanted, self._peers) + self._forward(wanted))
+        self._wanted, self.trouble = wanted, None
         self._new = ruleset.strip(show("table", FAMILY, wanted.table) or [])
 
     def _forward(self, wanted: Ruleset) -> list[Json]:
@@ -235,13 +273,6 @@ class Firewall:
         for family in ruleset.dropping(chains):
             commands += ruleset.open_forward(wanted, family, show("table", family, "filter") or [])
         return commands
-
-    def _change_peers(self, peers: frozenset[Address]) -> None:
-        assert self._wanted is not None
-        table = self._wanted.table
-        commands = ruleset.change_peers(table, "add", peers - self._peers)
-        run(commands + ruleset.change_peers(table, "delete", self._peers - peers))
-        self._peers = peers
 
     async def _in_thread(self, work: Any, *args: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(None, work, *args)
@@ -265,6 +296,7 @@ class Firewall:
                 sock.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
                 loop.add_reader(sock, self._hear, sock)
                 stack.callback(loop.remove_reader, sock)
+            stack.callback(self._sets.close)
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(self._looked_s + self._resync_s - time.monotonic())
@@ -282,7 +314,11 @@ class Firewall:
                 return
             if self._wanted is not None and not self._changed.is_set():
                 table = self._wanted.table
-                if any(matters(kind, body, table) for kind, body in entries.split(data)):
+                if any(
+                    matters(kind, body, table)
+                    for kind, port, body in split(data)
+                    if not self._sets.has_told(kind, port)
+                ):
                     self._changed.set()
 
     async def _look(self) -> None:
@@ -302,7 +338,7 @@ class Firewall:
         listing = show("table", FAMILY, wanted.table) or []
         is_whole = ruleset.read_peers(listing) == set(map(str, self._peers))
         if not is_whole or ruleset.strip(listing) != self._new:
-            self._replace(wanted, self._peers)
+            self._replace(wanted)
             log.warning("firewall rules put right", table=wanted.table)
         elif commands := self._forward(wanted):
             run(commands)

@@ -5,10 +5,13 @@ One table of family inet is ours. What flannel's rules do is done in `nat`; `mss
 are the guard, which keeps pods from laundering: sending tunnel packets of their own making, which other nodes
 would take for ours. A tunnel packet
 
-    prerouting   is not tracked if it comes by the underlay, for us
+    prerouting   that comes by the underlay, for us, is dropped unless it is from a peer, else not tracked
     input        is dropped unless it came by the underlay, and, where the kernel carries, from a peer
     forward      is dropped unless it came by the underlay; what goes to a pod is the pod's business
     output       is dropped if a socket sent it that is not ours; others are not tracked
+
+Our forwarder refuses strangers by itself, and says who they are; but each costs it a system call and a copy.
+So it gets the first of them and then a few a second, and the rest ends here, where it costs least.
 
 Our sockets have MARK. Packets of the kernel's tunnel devices have it too: `postrouting` gives it to what
 enters such a device from a socket of this host, since the outer packet counts as of that socket.
@@ -51,6 +54,8 @@ CHAINS = {  # type, hook, priority
     clamp.CHAIN: clamp.HOOK,
 }
 LAUNDERED, STRANGERS = "laundered", "strangers"
+# Strangers' packets that our forwarder gets; it says whose the last one was.
+SHOWN: dict[str, Any] = {"limit": {"rate": 100, "burst": 1000, "per": "second", "inv": True}}
 COUNTERS = (LAUNDERED, STRANGERS)
 FORWARD = "FORWARD"  # the chain of iptables
 FLANNEL_TABLES = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
@@ -102,8 +107,8 @@ class Ruleset:
 
     @property
     def has_peers(self) -> bool:
-        """Whether strangers are refused here: our forwarder does it by itself."""
-        return self.guard is not None and self.guard.vni is not None
+        """Whether strangers are refused here."""
+        return self.guard is not None
 
 
 def table_name(tun_name: str) -> str:
@@ -143,6 +148,9 @@ def _counted_drop(name: str) -> list[Json]:
 ACCEPT: Json = {"accept": None}
 RETURN: Json = {"return": None}
 NOTRACK: Json = {"notrack": None}
+IPIP_KIND = [_match(_meta("nfproto"), "==", "ipv4"), _match(_meta("l4proto"), "==", IPIP)]
+# Destination of what IPIP carries, behind an outer header without options: nft 1.0.6 cannot list it as "th".
+INNER: Json = {"payload": {"base": "nh", "offset": 288, "len": 32}}
 # Of a packet of the kernel's own making there is no socket, and then nothing matches.
 HAS_SOCKET = _match(_meta("skuid"), ">=", 0)
 
@@ -159,8 +167,16 @@ def _tunnels(guard: Guard, version: int) -> list[list[Json]]:
             kind.append(_match(vni, "==", guard.vni))
         kinds.append(kind)
     if guard.has_ipip and version == 4:
-        kinds.append([family, _match(_meta("l4proto"), "==", IPIP)])
+        kinds.append(IPIP_KIND)
     return kinds
+
+
+def _narrow(kind: list[Json], guard: Guard) -> list[list[Json]]:
+    """Return what matches the tunnel packets that nobody but us takes: protocol 4 may be others', too."""
+    if kind != IPIP_KIND:
+        return [kind]
+    nets = (net for net in guard.networks if net.version == 4)
+    return [[*kind, _match({"&": [INNER, int(net.netmask)]}, "==", int(net.network_address))] for net in nets]
 
 
 def free_ports(taken: Iterable[int]) -> tuple[int, int]:
@@ -202,12 +218,17 @@ def _guard_rules(guard: Guard) -> Iterator[tuple[str, list[Json]]]:
         to_no_pod = [_address("daddr", "!=", net) for net in guard.networks if net.version == version]
         source, target = _payload(protocol, "saddr"), _payload(protocol, "daddr")
         ours = [str(address) for address in guard.addresses if address.version == version]
+        is_stranger = _match(source, "!=", f"@{peers_set(version)}")
+        unshown = [] if guard.vni is not None else [SHOWN]
         for kind in _tunnels(guard, version):
             for address in ours:
-                yield "prerouting", [*kind, by_underlay, _match(target, "==", address), NOTRACK]
+                for_us = [by_underlay, _match(target, "==", address)]
+                for only in _narrow(kind, guard):
+                    strange = [*only, *for_us, is_stranger, *unshown]
+                    yield "prerouting", [*strange, *_counted_drop(STRANGERS)]
+                yield "prerouting", [*kind, *for_us, NOTRACK]
             yield "input", [*kind, not_by_underlay, *_counted_drop(LAUNDERED)]
-            if guard.vni is not None:
-                is_stranger = _match(source, "!=", f"@{peers_set(version)}")
+            if guard.vni is not None:  # a device of the kernel takes what is for any address of this host
                 yield "input", [*kind, is_stranger, *_counted_drop(STRANGERS)]
             yield "forward", [*kind, not_by_underlay, *to_no_pod, *_counted_drop(LAUNDERED)]
             yield "output", [*kind, *to_no_pod, HAS_SOCKET, unmarked, *_counted_drop(LAUNDERED)]
@@ -257,7 +278,7 @@ def build(wanted: Ruleset, peers: Iterable[Address] = ()) -> list[Json]:
         for version in PROTOCOLS:
             named = {**own, "name": peers_set(version), "type": f"ipv{version}_addr"}
             commands.append({"add": {"set": named}})
-        commands += change_peers(wanted.table, "add", peers)
+        commands += add_peers(wanted.table, peers)
     rules = list(_rules(wanted))
     chains = dict.fromkeys(chain for chain, _ in rules)
     commands += [_add_chain(FAMILY, wanted.table, chain) for chain in chains]
@@ -272,8 +293,8 @@ def peers_set(version: int) -> str:
     return f"peers{version}"
 
 
-def change_peers(table: str, verb: str, peers: Iterable[Address]) -> list[Json]:
-    """Return the commands that add or delete peers."""
+def add_peers(table: str, peers: Iterable[Address]) -> list[Json]:
+    """Return the commands that add peers to the sets of a new table."""
     own = {"family": FAMILY, "table": table}
     commands = []
     by_version: dict[int, list[str]] = {version: [] for version in PROTOCOLS}
@@ -281,7 +302,7 @@ def change_peers(table: str, verb: str, peers: Iterable[Address]) -> list[Json]:
         by_version[address.version].append(str(address))
     for version, texts in by_version.items():
         if texts:
-            commands.append({verb: {"element": {**own, "name": peers_set(version), "elem": sorted(texts)}}})
+            commands.append({"add": {"element": {**own, "name": peers_set(version), "elem": sorted(texts)}}})
     return commands
 
 

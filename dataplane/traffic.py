@@ -85,12 +85,16 @@ class Traffic:
         """Have the rules and ports that a node needs; raises if it cannot have what was asked for."""
         wanted = plan(self._config, settings, key)
         self._wanted = wanted
-        await self._firewall.put(wanted, (ip for peer in table.peers for ip in peer.addresses))
+        await self._firewall.put(wanted, table.peers)
         asked = {"--ip-masq": wanted.masquerade is not None, "--mss-clamp": bool(wanted.clamped)}
         for flag, is_wanted in asked.items():
             if is_wanted and self._firewall.trouble is not None:
                 raise RuntimeFailure(f"{flag} cannot be had: {self._firewall.trouble}")
         self._reserve(set(find_ports(settings)))
+
+    async def settle(self) -> None:
+        """Take that the table of the last apply() is in force."""
+        await self._firewall.settle()
 
     def _reserve(self, ports: set[int]) -> None:
         """Reserve ports; where settings cannot be written, as in some containers, that is a warning."""

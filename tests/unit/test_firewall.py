@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from dataplane import firewall, ruleset
 from dataplane.errors import RuntimeFailure
 from dataplane.firewall import Firewall, matters
+from dataplane.model import Address, Peer
+from dataplane.peerset import PeerSets
 from dataplane.ruleset import Guard, Ruleset
 
 TABLE = "overlayd-overlay0"
@@ -108,6 +113,96 @@ def test_is_tried_again(no_nft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(work())
+
+
+class Sets(PeerSets):
+    """Sets that only remember what they were told, and fail when they are to."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        super().__init__()
+        self.held: set[str] = set()
+        self.is_broken = False
+
+    def _change(self, number: int, table: str, addresses: Iterable[Address]) -> None:
+        if self.is_broken:
+            raise RuntimeFailure("broken")
+        names = set(map(str, addresses))
+        self.held = self.held | names if number == NEWSETELEM else self.held - names
+
+
+def peer(number: int, *addresses: str) -> Peer:
+    """Return a peer with these addresses."""
+    return Peer(number, tuple(map(ip_address, addresses)))
+
+
+def test_peers_come_first_and_leave_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer is let in before the forwarder knows it, and out after; one that comes back meanwhile stays."""
+    built: list[set[str]] = []
+    monkeypatch.setattr(firewall, "run", lambda commands: None)
+    monkeypatch.setattr(firewall, "show", lambda *what: [])
+    monkeypatch.setattr(ruleset, "build", lambda wanted, peers: built.append(set(map(str, peers))) or [])
+    one, two, moved, back = (
+        peer(0, "192.0.2.1"),
+        peer(1, "192.0.2.2"),
+        peer(0, "192.0.2.3"),
+        peer(5, "192.0.2.1"),
+    )
+
+    async def work() -> None:
+        wall = Firewall(0.01)
+        sets = wall._sets = Sets()
+        await wall.put(WANTED, (one,))
+        await wall.settle()
+        assert (built, sets.held) == ([{"192.0.2.1"}], set())  # by the rules themselves
+        sets.held = {"192.0.2.1"}
+        await wall.put(WANTED, (moved, two))
+        assert sets.held == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+        await wall.put(WANTED, (moved, back))
+        assert sets.held == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+        await wall.settle()
+        assert sets.held == {"192.0.2.1", "192.0.2.3"}
+        await wall.put(replace(WANTED, forward=(ip_network("10.0.0.0/8"),)), (two,))
+        assert built[-1] == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}  # the forwarder takes all of them still
+        await wall.put(replace(WANTED, guard=None))
+        await wall.settle()
+        assert wall._peers == set()
+
+    asyncio.run(work())
+
+
+def test_peers_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nft fails, peers go into the sets that may be in force, and what is told is why it fails."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeFailure("nft is gone")
+
+    async def work() -> None:
+        wall = Firewall(0.01)
+        sets = wall._sets = Sets()
+        monkeypatch.setattr(Firewall, "_replace", fail)
+        await wall.put(WANTED, (peer(0, "192.0.2.1"),))
+        await wall.put(WANTED, (peer(0, "192.0.2.1"), peer(1, "192.0.2.2")))
+        assert "192.0.2.2" in sets.held
+        sets.is_broken = True
+        await wall.put(WANTED, (peer(2, "192.0.2.3"),))
+        assert wall.trouble == "nft is gone"
+        wall.trouble = None
+        await wall.settle()
+        assert wall.trouble == "broken"
+
+    asyncio.run(work())
+
+
+def test_own_changes_are_no_news() -> None:
+    """What we tell the sets ourselves is known; the same from somebody else, and all else, is looked at."""
+    sets = PeerSets()
+    element = message(NEWSETELEM)[0]
+    assert not sets.has_told(element, 0)  # of whom it is not said
+    sets._port = 77
+    assert sets.has_told(element, 77)
+    assert not sets.has_told(element, 78)
+    assert not sets.has_told(message(NEWRULE)[0], 77)
 
 
 def test_still(monkeypatch: pytest.MonkeyPatch) -> None:

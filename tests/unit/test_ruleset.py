@@ -104,15 +104,39 @@ def test_kernel_datapath() -> None:
         assert all(
             '"offset": 96, "len": 24}}, "op": "==", "right": 7' in rule for rule in rules(wanted, chain)
         )
-    assert sum("@peers4" in rule for rule in rules(wanted, "input")) == 1
-    assert sum("@peers6" in rule for rule in rules(wanted, "input")) == 1
-    assert wanted.has_peers
-    assert not BOTH.has_peers
+    for chain in ("prerouting", "input"):
+        assert sum("@peers4" in rule for rule in rules(wanted, chain)) == 1
+        assert sum("@peers6" in rule for rule in rules(wanted, chain)) == 1
+        assert not any("limit" in rule for rule in rules(wanted, chain))
+
+
+def test_strangers() -> None:
+    """Beside our forwarder a stranger's packet ends before it is tracked, but for some, if it is for us."""
+    found = rules(BOTH, "prerouting")
+    strangers = [rule for rule in found if "@peers" in rule]
+    assert len(strangers) == len(ADDRESSES)
+    for address, rule in zip(ADDRESSES, strangers, strict=True):
+        assert f'"right": "{address}"' in rule
+        assert f"@peers{address.version}" in rule
+        assert '"limit": {"rate": 100' in rule
+        untracked = next(i for i, other in enumerate(found) if "notrack" in other and str(address) in other)
+        assert found.index(rule) < untracked
+    assert not any("@peers" in rule for rule in rules(BOTH, "input"))
+    assert BOTH.has_peers
+    assert not replace(BOTH, guard=None).has_peers
+
+
+def test_strangers_of_protocol_4() -> None:
+    """Other tunnels of this host may be IPIP, so of a stranger's packets only those for our network end."""
+    found = rules(replace(BOTH, guard=replace(GUARD, has_ipip=True, networks=(NET, NET6))), "prerouting")
+    strangers = [rule for rule in found if "@peers4" in rule and "l4proto" in rule]
+    assert len(strangers) == 1
+    assert '4294901760]}, "op": "==", "right": 183762944' in strangers[0]  # 10.244.0.0/16
 
 
 def test_peers() -> None:
-    """Peers go into the set of their version, each change in one command a set."""
-    assert ruleset.change_peers("t", "add", PEERS) == [
+    """Peers go into the set of their version, with one command a set."""
+    assert ruleset.add_peers("t", PEERS) == [
         {
             "add": {
                 "element": {
@@ -125,7 +149,7 @@ def test_peers() -> None:
         },
         {"add": {"element": {"family": "inet", "table": "t", "name": "peers6", "elem": ["2001:db8::7"]}}},
     ]
-    assert ruleset.change_peers("t", "delete", []) == []
+    assert ruleset.add_peers("t", []) == []
 
 
 def listed(*rules: Json) -> list[Json]:

@@ -118,7 +118,7 @@ def test_settings_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left behind in JSON is what `down` needs to remove rules, or to hand masquerading over."""
     seen: list[object] = []
-    monkeypatch.setattr(firewall.Firewall, "_replace", lambda self, wanted, peers: None)
+    monkeypatch.setattr(firewall.Firewall, "_replace", lambda self, wanted: None)
     monkeypatch.setattr(firewall, "remove", lambda table: seen.append(table))
     monkeypatch.setattr(firewall, "hand_over", lambda *args: seen.append(args))
     node = Traffic(replace(CONFIG, ip_masq=True), {"reserved_ports": "nonsense", "masquerade": 7})
