@@ -17,7 +17,7 @@ from dataplane.errors import RuntimeFailure
 from dataplane.firewall import Firewall, matters
 from dataplane.model import Address, Peer
 from dataplane.peerset import PeerSets
-from dataplane.ruleset import Guard, Ruleset
+from dataplane.ruleset import Guard, Json, Ruleset
 
 TABLE = "overlayd-overlay0"
 WANTED = Ruleset(TABLE, None, Guard((), "eth0", (), (8472,)))
@@ -141,7 +141,12 @@ def test_peers_come_first_and_leave_last(monkeypatch: pytest.MonkeyPatch) -> Non
     built: list[set[str]] = []
     monkeypatch.setattr(firewall, "run", lambda commands: None)
     monkeypatch.setattr(firewall, "show", lambda *what: [])
-    monkeypatch.setattr(ruleset, "build", lambda wanted, peers: built.append(set(map(str, peers))) or [])
+
+    def build(wanted: Ruleset, peers: Iterable[Address]) -> list[Json]:
+        built.append(set(map(str, peers)))
+        return []
+
+    monkeypatch.setattr(ruleset, "build", build)
     one, two, moved, back = (
         peer(0, "192.0.2.1"),
         peer(1, "192.0.2.2"),
