@@ -46,6 +46,7 @@ struct forwarder {
 	int listen_fd; /* the caller's */
 	int signal_fd;
 	bool is_stopping;
+	bool is_confined;
 	uint64_t epoch; /* newest met */
 	enum dp_state state;
 	struct engine *engine; /* NULL in DP_STATE_EMPTY */
@@ -319,6 +320,7 @@ static void describe(const struct forwarder *forwarder, const struct dp_msg *req
 	reply->msg.epoch = forwarder->epoch;
 	reply->msg.state = forwarder->state;
 	reply->msg.pid = forwarder->identity.pid;
+	reply->msg.is_confined = forwarder->is_confined;
 	if (err)
 		snprintf(reply->msg.text, sizeof(reply->msg.text), "%s", explain(err));
 	if (!forwarder->engine)
@@ -439,15 +441,17 @@ static int open_signals(void)
 /**
  * dp_serve() - Be a forwarder until told to stop
  * @listen_fd:	Listening SOCK_SEQPACKET socket, still the caller's
+ * @is_confined:	What answers say: dp_confine() was called
  *
  * Blocks SIGTERM and SIGINT in the calling thread and takes them as STOP.
  *
  * Return: 0 after STOP or a signal, -errno if it cannot serve
  */
-int dp_serve(int listen_fd)
+int dp_serve(int listen_fd, int is_confined)
 {
 	struct forwarder forwarder = {
 		.listen_fd = listen_fd,
+		.is_confined = is_confined,
 		.identity = {.start_ns = counters_now_ns(), .pid = (uint64_t)getpid()},
 	};
 	int err = 0;

@@ -22,7 +22,7 @@
 #define DP_MAX_SOURCES 16
 #define DP_MAX_QUEUES 15
 #define DP_MAX_BARE 15 /* sockets that receive bare packets: one worker has a bit for each of its sources */
-#define DP_TEXT_MAX 124
+#define DP_TEXT_MAX 120
 
 /* How a packet crosses the underlay. Bit (1 << value) in a mask of encapsulations. */
 enum dp_encap {
@@ -294,6 +294,7 @@ struct dp_msg {
 	uint32_t state;      /* enum dp_state */
 	struct dp_config config;
 	char text[DP_TEXT_MAX];
+	uint32_t is_confined; /* 1: a forwarder that is under its filter of system calls */
 };
 
 /* names: static strings, NULL out of range */
@@ -335,6 +336,8 @@ int dp_engine_quiesce(dp_engine *engine);
 int dp_engine_resume(dp_engine *engine);
 void dp_engine_destroy(dp_engine *engine);
 
-/* the forwarder process (ctl.c, privilege.c) */
+/* processes: what they give up (privilege.c); the forwarder (ctl.c, confine.c) */
+int dp_hide_memory(void);
 int dp_drop_privileges(void);
-int dp_serve(int listen_fd);
+int dp_confine(void);
+int dp_serve(int listen_fd, int is_confined);

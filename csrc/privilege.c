@@ -6,10 +6,25 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "dp.h"
+
+/**
+ * dp_hide_memory() - Let no other process of this user trace this one or read its memory, nor a core dump
+ *
+ * Return: 0 or -errno
+ */
+int dp_hide_memory(void)
+{
+	const struct rlimit none = {0, 0};
+
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || setrlimit(RLIMIT_CORE, &none))
+		return -errno;
+	return 0;
+}
 
 /**
  * dp_drop_privileges() - Give up all capabilities of this thread, for good

@@ -25,7 +25,7 @@ C, csrc/ (a unit is x.c and x.h):
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L4 answer deliver                 | what goes to the TUN: ICMP errors, and what came by the underlay
     L5 worker engine                  | threads; start, publish, park, stop
-    L6 ctl privilege api              | the forwarder process, its messages, the names of things
+    L6 ctl confine privilege api      | the forwarder process, its messages and limits, the names of things
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
     L6 probe_table                    | the same, of tables
 
@@ -45,6 +45,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 moving                         | sans-IO: which change of our addresses is believed, and when
     P2 pathmtu                        | sans-IO: how much the paths to peers take
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
+    P3 privilege                      | what a process gives up
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 ways                           | the routes of this host

@@ -74,6 +74,7 @@ class ForwarderClient:
             self.close()
             raise ControlError(f"cannot connect to {path}: {err.strerror}") from None
         self.pid = peer_pid(self.sock)
+        self.is_confined = False  # as its latest answer says
 
     def __enter__(self) -> ForwarderClient:
         return self
@@ -104,6 +105,7 @@ class ForwarderClient:
         try:
             socket.send_fds(self.sock, [message.pack()], [fd for _, fd in ordered])
             reply, received = self._receive()
+            self.is_confined = reply.is_confined
         except TimeoutError:
             self.close()
             raise ControlError(f"forwarder (pid {self.pid}) does not answer {kind.name}") from None

@@ -3,24 +3,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+from typing import NoReturn
 
-from dataplane import native
+from dataplane import native, privilege
 from dataplane.rundir import RunDir, listen
 
 
-def run(run_dir: Path) -> int:
-    """Serve until told to stop; return the exit status."""
-    native.drop_privileges()
+def run(run_dir: Path) -> NoReturn:
+    """Serve until told to stop, which ends the process; its socket stays, and nobody answers there."""
+    privilege.hide_memory()
+    privilege.drop_all()
     where = RunDir(run_dir)
     where.prepare()
     with (
         where.lock_forwarder(),
         listen(where.forwarder_socket, socket.SOCK_SEQPACKET) as listener,
     ):
-        try:
-            native.serve(listener.fileno())
-        finally:
-            where.forwarder_socket.unlink(missing_ok=True)
-    return 0
+        result = native.serve(listener.fileno(), is_confined=privilege.confine())
+        # Nothing else of Python's end is allowed any more.
+        os._exit(0 if result == 0 else 1)

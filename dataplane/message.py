@@ -12,8 +12,8 @@ from dataplane.native import ForwarderConfig, MessageType, State
 
 MASK_WORDS, WORD = 3, (1 << 64) - 1
 
-# magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text
-_LAYOUT = struct.Struct(f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}s")
+# magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text, is_confined
+_LAYOUT = struct.Struct(f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}sI")
 
 if _LAYOUT.size != native.MESSAGE_BYTES:
     raise ImportError("struct dp_msg of csrc/dp.h is not what dataplane/message.py packs")
@@ -33,6 +33,7 @@ class Message:
     pid: int = 0
     config: ForwarderConfig | None = None
     text: str = ""
+    is_confined: bool = False
 
     def pack(self) -> bytes:
         """Return the MESSAGE_BYTES that cross the socket."""
@@ -49,6 +50,7 @@ class Message:
             self.state,
             b"" if self.config is None else native.pack_config(self.config),
             self.text.encode()[: native.TEXT_MAX - 1],
+            self.is_confined,
         )
 
     @classmethod
@@ -57,7 +59,7 @@ class Message:
         if len(data) != native.MESSAGE_BYTES:
             raise ControlError(f"control message of {len(data)} bytes, expected {native.MESSAGE_BYTES}")
         magic, abi, kind, epoch, seq, error, generation, pid, *rest = _LAYOUT.unpack(data)
-        *words, state, config, text = rest
+        *words, state, config, text, is_confined = rest
         if magic != native.CTL_MAGIC or abi != native.ABI:
             raise ControlError(f"the forwarder speaks version {abi}, this overlayd {native.ABI}. Restart it")
         try:
@@ -72,6 +74,7 @@ class Message:
                 pid,
                 native.unpack_config(config),
                 text.partition(b"\0")[0].decode(errors="replace"),
+                bool(is_confined),
             )
         except ValueError as err:
             raise ControlError(f"control message makes no sense: {err}") from None

@@ -18,7 +18,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from dataplane import layout
-from dataplane._native import ffi, lib
+from dataplane._native import ffi
+from dataplane._native import lib as lib  # privilege.py's, too
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
 from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of
@@ -481,11 +482,6 @@ class Engine:
 # --- the forwarder process --------------------------------------------------------------------------
 
 
-def drop_privileges() -> None:
-    """Give up every capability for good."""
-    check(lib.dp_drop_privileges(), "dropping privileges")
-
-
-def serve(listen_fd: int) -> None:
-    """Be a forwarder until a STOP: C from here on, Python is not entered meanwhile."""
-    check(lib.dp_serve(listen_fd), "serving")
+def serve(listen_fd: int, *, is_confined: bool) -> int:
+    """Be a forwarder until a STOP: C from here on, Python is not entered meanwhile. Return 0 or -errno."""
+    return int(lib.dp_serve(listen_fd, is_confined))

@@ -90,7 +90,8 @@ class Lock:
         """Take the lock, or raise RuntimeFailure that says which `owner` has it, and does `what`."""
         while True:
             try:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                # To read: a forwarder keeps no file open that it could write to.
+                self._fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as err:
                 raise failure("open", path, err) from None
             try:
@@ -103,8 +104,7 @@ class Lock:
             if path.exists() and os.path.samestat(os.fstat(self._fd), path.stat()):
                 break
             self.close()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
 
     def __enter__(self) -> Lock:
         return self

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,22 @@ def spawn(run_dir: RunDir) -> subprocess.Popen[bytes]:
             )
     except OSError as err:
         raise failure("start a forwarder with", Path(sys.executable), err) from None
+
+
+def reap(process: subprocess.Popen[bytes] | None) -> None:
+    """Take note of the end of a forwarder that we started, if it has ended."""
+    if process is not None and process.poll() == -signal.SIGSYS:
+        log.error("forwarder was killed for a system call that it may not make", pid=process.pid)
+
+
+def confinement_warnings(client: ForwarderClient | None) -> list[str]:
+    """Say that a forwarder could make any system call, if so."""
+    if client is None or client.is_confined:
+        return []
+    return [
+        "the forwarder is not confined to its own system calls: it is of an older version (restart it), or "
+        "this kernel has no filters (CONFIG_SECCOMP_FILTER)"
+    ]
 
 
 def _last_words(run_dir: RunDir) -> str:

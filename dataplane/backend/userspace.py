@@ -22,7 +22,7 @@ from dataplane import native
 from dataplane.backend import Settings
 from dataplane.backend.device import DeviceRepairs, find_tun
 from dataplane.backend.offloads import OF_SOCKETS, Offloads
-from dataplane.backend.process import spawn, wait_listening
+from dataplane.backend.process import confinement_warnings, reap, spawn, wait_listening
 from dataplane.backend.sockets import (
     Holders,
     Key,
@@ -374,8 +374,7 @@ class UserspaceBackend:
             return ForwarderClient(run_dir.forwarder_socket, epoch)
         except NotRunning:
             pass
-        if self._process is not None:
-            self._process.poll()  # reap it
+        reap(self._process)
         if self._place.config.forwarder == "wait":
             log.info("waiting for a forwarder", socket=run_dir.forwarder_socket)
             return await wait_listening(run_dir, epoch, None)
@@ -436,7 +435,7 @@ class UserspaceBackend:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""
-        found = buffer_warnings(self._fds)
+        found = buffer_warnings(self._fds) + confinement_warnings(self._client)
         if self._is_crash_looping() and time.monotonic() - self._losses[-1] < RETRY_MAX_S:
             found.append(
                 f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "

@@ -66,7 +66,7 @@ SCENARIOS = {
 BUILT = {
     "address": [*PURE, *THREADED, *SCENARIOS],
     "thread": THREADED,
-    "plain": ["worker_calls"],
+    "plain": ["worker_calls", "confine"],
 }
 DEADLINE_S = 60
 
@@ -147,6 +147,20 @@ def test_program(program: Callable[[str, str], Path], flavour: str, name: str) -
 def test_worker_calls(program: Callable[[str, str], Path]) -> None:
     """A worker under traffic and publishes makes only the system calls it promises, and allocates nothing."""
     assert "packets out" in run(program("plain", "worker_calls"), "1500")
+
+
+@pytest.mark.parametrize("scenario", ["forbidden", "refused", "allowed"])
+def test_case_145_calls_of_a_forwarder(program: Callable[[str, str], Path], scenario: str) -> None:
+    """Under the forwarder's filter each call that is not its own kills; those that are its own work."""
+    run(program("plain", "confine"), scenario)
+
+
+def test_case_145_arm64_and_no_filters(tmp_path: Path) -> None:
+    """The filter compiles for arm64; where the kernel has no filters, as the emulator, that is told."""
+    target: list[str | Path] = ["-O2", "-static", "-o", tmp_path / "confine"]
+    sources = [HERE / "confine.c", CSRC / "confine.c"]
+    subprocess.run(["aarch64-linux-gnu-gcc", *FLAGS, *WARNINGS, *target, *sources], check=True)
+    run("qemu-aarch64-static", tmp_path / "confine", "without")
 
 
 @pytest.mark.parametrize("scenario", ["runs_eio", "runs_einval", "runs_emsgsize", "refused_apart"])

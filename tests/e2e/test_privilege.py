@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two processes may still do once they work; drawing in pair.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.lab import wait_for
+from tests.e2e.pair import EXTRA, START_S, Load, Pair, forget_counters, is_ready, kill, peers_file, restart
+from tests.e2e.rig import OVERLAYD, ROOT, Daemon
+
+CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+
+# Makes seccomp(2) fail as on a kernel without it, and becomes the program that follows.
+WITHOUT_SECCOMP = """
+import ctypes, os, platform, struct, sys
+number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
+lines = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Yield the pair; at the end each side must have accounted for every packet."""
+    with Pair(tmp_path_factory.mktemp("privilege"), ("--threads", "2")) as built:
+        yield built
+
+
+def read_status(path: Path) -> dict[str, str]:
+    """Return the lines of a file /proc/…/status by their names."""
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    return {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
+
+
+def threads_of(pid: int) -> list[dict[str, str]]:
+    """Return what the kernel says of each thread of a process."""
+    return [read_status(path / "status") for path in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def list_writable(pid: int) -> set[str]:
+    """Return what a process has open for writing: a path, or the kind of what has none."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        info = read_status(Path(f"/proc/{pid}/fdinfo/{link.name}"))
+        if int(info["flags"], 8) & os.O_ACCMODE != os.O_RDONLY:
+            found.add(str(link.readlink()).partition(":[")[0])
+    return found
+
+
+def can_read_memory(pid: int) -> bool:
+    """Tell whether a process of the same user, without any capability, may trace a process."""
+    command = ["setpriv", *NO_CAPABILITIES, "head", "-c", "0", f"/proc/{pid}/mem"]
+    return subprocess.run(command, capture_output=True, timeout=START_S).returncode == 0
+
+
+def check_forwarder(pid: int) -> None:
+    """Assert that a forwarder has given up everything, in each of its threads."""
+    for thread in threads_of(pid):
+        assert {int(thread[name], 16) for name in CAPABILITY_SETS} == {0}
+        assert (thread["NoNewPrivs"], thread["Seccomp"]) == ("1", "2")
+    assert not can_read_memory(pid)
+    limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")
+    assert "Max core file size 0 0" in " ".join(limits.split())
+
+
+def test_case_145_forwarder_has_nothing_left(pair: Pair) -> None:
+    """No thread has a capability or a system call too many; memory is closed, and no file can be written."""
+    daemon = pair.daemons["a"]
+    pid = daemon.status()["forwarder"]["pid"]
+    assert len(threads_of(pid)) == 3
+    check_forwarder(pid)
+    assert list_writable(pid) <= {
+        *("/dev/null", "/dev/net/tun", "socket", "anon_inode"),
+        *("/memfd:overlayd-counters (deleted)", "/memfd:overlayd-fib (deleted)"),  # the second is sealed
+        *("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[signalfd]"),
+        str(daemon.run_dir / "forwarder.log"),
+    }
+    with subprocess.Popen(["setpriv", *NO_CAPABILITIES, "sleep", "60"]) as other:  # not so anybody else's
+        try:
+            wait_for(lambda: can_read_memory(other.pid), "memory of another process")
+        finally:
+            other.kill()
+
+
+def test_case_145_forwarder_works_with_what_is_left(pair: Pair) -> None:
+    """Under its filter it is stopped and woken, told tables, taken over and given other settings."""
+    daemon = pair.daemons["a"]
+    pid = daemon.status()["forwarder"]["pid"]
+    generation = daemon.counters.header().generation
+    usual = list(daemon.flags)
+    with Load(pair) as load:
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGCONT)
+        load.flow_on(1000)
+        daemon.write_peers(peers_file(EXTRA))
+        wait_for(lambda: daemon.counters.header().generation > generation, "another table")
+        load.flow_on(1000)
+    assert load.lost() == 0
+    kill(daemon)
+    daemon.flags = [*usual, "--disable", "udp-gso"]  # without another TUN: GO to the same process
+    daemon.start()
+    with Load(pair) as load:
+        pass
+    assert load.lost() == 0
+    assert daemon.status()["forwarder"]["pid"] == pid
+    assert not any("confined" in warning for warning in daemon.status()["warnings"])
+    check_forwarder(pid)
+    daemon.flags = usual
+    daemon.write_peers(peers_file())
+    kill(daemon)
+    daemon.start()
+
+
+@pytest.fixture
+def unconfined(pair: Pair) -> Iterator[Daemon]:
+    """Yield node `a` with a forwarder whose kernel seems to know no filters."""
+    daemon = pair.daemons["a"]
+    daemon.stop()
+    subprocess.run(daemon.command("down"), cwd=ROOT, check=True, timeout=START_S)
+    forget_counters(daemon)
+    words = [*OVERLAYD, "forwarder", "--run-dir", str(daemon.run_dir)]
+    forwarder = subprocess.Popen([sys.executable, "-c", WITHOUT_SECCOMP, *words], cwd=ROOT)
+    daemon.flags.append("--forwarder=wait")
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.flags.remove("--forwarder=wait")
+        daemon.stop()
+        subprocess.run(daemon.command("down"), cwd=ROOT, check=True, timeout=START_S)
+        forwarder.kill()
+        forwarder.wait()
+        restart(daemon)
+
+
+def test_case_145_without_seccomp_is_told(pair: Pair, unconfined: Daemon) -> None:
+    """Where the kernel has no filters the forwarder works nevertheless, and `status` says what is missing."""
+    with Load(pair) as load:
+        pass
+    assert load.lost() == 0
+    told = [warning for warning in unconfined.status()["warnings"] if "confined" in warning]
+    assert len(told) == 1
+    assert "CONFIG_SECCOMP_FILTER" in told[0]
+
+
+def test_case_145_killed_by_the_filter_is_told(pair: Pair) -> None:
+    """A forwarder killed for a system call is replaced, and the log says what it was killed for."""
+    daemon = pair.daemons["b"]
+    pid = daemon.status()["forwarder"]["pid"]
+    os.kill(pid, signal.SIGSYS)
+    wait_for(lambda: is_ready(daemon) and daemon.forwarder_pid() not in (0, pid), "another", START_S)
+    wait_for(lambda: f"killed for a system call that it may not make pid={pid}" in daemon.log(), "a word")
+    with Load(pair) as load:
+        pass
+    assert load.lost() == 0
