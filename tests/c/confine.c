@@ -343,15 +343,19 @@ static void check_forbidden(void)
 	}
 }
 
+void __stack_chk_fail(void); /* what the compiler calls */
+
 static void check_allowed(void)
 {
-	const struct call damage = {"abort", abort};
-	int status;
+	const struct call damages[] = {{"abort", abort}, {"smashed stack", __stack_chk_fail}};
 
 	for (size_t i = 0; i < sizeof(allowed) / sizeof(*allowed); i++)
 		CHECK(!try(&allowed[i]));
-	status = try(&damage); /* how the C library ends a process that is damaged is not hidden */
-	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	for (size_t i = 0; i < sizeof(damages) / sizeof(*damages); i++) {
+		int status = try(&damages[i]); /* how the C library ends a process that is damaged is not hidden */
+
+		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	}
 }
 
 static void call_clone3(void)
