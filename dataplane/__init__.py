@@ -48,7 +48,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 privilege                      | what a process gives up
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
-    P3 ways                           | the routes of this host
+    P3 ways routemtu                  | the routes of this host; how much they take
     P3 icmpsocket                     | hears ICMP errors of the underlay
     P3 peerset firewall               | nftables: its sets by messages, the rest by its command
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
@@ -56,6 +56,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
+    P5 paths                          | what finds out how much paths to peers take
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 traffic                        | firewall rules and reserved ports of a node
     P5 report health metrics          | what control says of itself, to whom

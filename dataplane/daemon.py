@@ -43,6 +43,7 @@ from dataplane.model import (
     Table,
 )
 from dataplane.netlink import Host
+from dataplane.paths import PathWatch
 from dataplane.reconcile import Reconciler
 from dataplane.reload import Reload
 from dataplane.report import Report
@@ -67,11 +68,15 @@ class OwnChanged:
     """Input of the worker: our lease, or how sure it is, may be different."""
 
 
+class PathsChanged:
+    """Input of the worker: paths to peers may take less, or more, than before."""
+
+
 class Retry:
     """Input of the worker: do again what failed."""
 
 
-Input = Event | HostChanged | OwnChanged | Retry
+Input = Event | HostChanged | OwnChanged | PathsChanged | Retry
 
 
 class Daemon:
@@ -97,6 +102,7 @@ class Daemon:
         self._retry: asyncio.TimerHandle | None = None
         self.is_changing = False  # to another datapath, by an end and a start
         self._traffic = Traffic(config, run_dir.read_facts())
+        self._paths = PathWatch(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
         self._health = Health(config, self.report)
         self._log_setting = log_setting
@@ -149,7 +155,7 @@ class Daemon:
         assert self._reload is not None
         parts = [self._reload.follow(lambda: self._follow_store(store)), self._follow_host(), self._work()]
         parts += [self._reload.run(lambda: self._inputs.put_nowait(HostChanged())), self._health.run()]
-        parts.append(self._traffic.run())
+        parts += [self._traffic.run(), self._paths.run()]
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
             parts.append(self._follow_kernel())
         if self._leasing is not None:
@@ -293,12 +299,13 @@ class Daemon:
         for item in inputs:
             if isinstance(item, Listed | NetworkPut):
                 self.report.network_problem = item.problem
-            if not isinstance(item, HostChanged | OwnChanged | Retry):
+            if not isinstance(item, HostChanged | OwnChanged | PathsChanged | Retry):
                 events.append(item)
         if leasing is not None:
             leasing.apply_all(events)
         actions += reconciler.apply_all(events, time.monotonic())
         if facts is not None:
+            self._paths.doubt()
             if leasing is not None:
                 leasing.host_changed(facts)
             actions += reconciler.host_changed(facts, time.monotonic())
@@ -327,10 +334,11 @@ class Daemon:
             return
         if self._takeover is not None and not self.report.is_carrying:
             self._takeover.check(settings)
-        await self._traffic.apply(settings, own.key, self._table)
+        settings, table = await self._paths.fit(settings, self._table)
+        await self._traffic.apply(settings, own.key, table)
         self.report.leave_facts(settings)
         async with self._traffic.still:
-            await self._make_so(settings, self._plan, self._table)
+            await self._make_so(settings, self._plan, table)
         await self._traffic.settle()
         await self._traffic.replace_flannel()
         if not self.report.is_carrying:

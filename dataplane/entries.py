@@ -61,6 +61,7 @@ class Links(NamedTuple):
     overlay: int  # index of a VXLAN device; 0: there is none
     underlay: int  # index
     direct_mtu: int = 0  # bytes that go by a plain route; 0: the underlay's
+    tun: int = 0  # index of the forwarder's device; 0: it has no routes of peers
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ def wanted(subnets: tuple[SubnetEntry, ...], version: int, links: Links) -> Entr
     """Return the entries for peers whose pods are of an IP version.
 
     Those behind the VXLAN device stay there also when they are reached directly: who encapsulates may change
-    back at any time.
+    back at any time. The forwarder's device has one route for all, and others for peers that take less: so
+    the kernel tells pods, and cuts what it may, before a packet comes to us.
     """
     entries = Entries()
     for entry in subnets:
@@ -85,6 +87,8 @@ def wanted(subnets: tuple[SubnetEntry, ...], version: int, links: Links) -> Entr
         if entry.is_direct:
             mtu = min(filter(None, (entry.mtu, links.direct_mtu)), default=0)
             entries.routes[entry.prefix] = Hop(entry.vtep, links.underlay, mtu=mtu)
+        elif links.tun and entry.mtu:
+            entries.routes[entry.prefix] = Hop(None, links.tun, mtu=entry.mtu)
         if not links.overlay or entry.vtep_mac is None:
             continue
         gateway = entry.prefix.network_address
@@ -251,10 +255,10 @@ def note(entries: Entries, index: int, kind: int, body: bytes) -> None:
         if table != MAIN_TABLE or protocol != ROUTE_PROTOCOL:
             return
         found = attributes(body, RTMSG.size)
-        if {RTA_DST, RTA_GATEWAY, RTA_OIF} <= found.keys():
+        if {RTA_DST, RTA_OIF} <= found.keys():
             metrics = attributes(found.get(RTA_METRICS, b""), 0)
             entries.routes[ip_network((found[RTA_DST], length))] = Hop(
-                ip_address(found[RTA_GATEWAY]),
+                ip_address(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
                 int.from_bytes(found[RTA_OIF], sys.byteorder),
                 bool(flags & RTNH_F_ONLINK),
                 int.from_bytes(metrics.get(RTAX_MTU, b""), sys.byteorder),
@@ -314,4 +318,4 @@ def undoes(family: int, links: Links, kind: int, body: bytes) -> bool:
     if kind in (RTM_NEWROUTE, RTM_DELROUTE):
         return len(body) >= RTMSG.size and (body[0], body[5]) == (family, ROUTE_PROTOCOL)
     # With a link that goes down, its IPv4 routes go without a word.
-    return kind == RTM_NEWLINK and IFINFOMSG.unpack_from(body)[3] == links.underlay
+    return kind == RTM_NEWLINK and IFINFOMSG.unpack_from(body)[3] in (links.underlay, links.tun)

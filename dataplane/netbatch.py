@@ -85,6 +85,16 @@ def dump(request: bytes, *, is_filtered: bool = False) -> Iterator[tuple[int, by
                 yield kind, body
 
 
+def ask(request: bytes) -> tuple[int, bytes]:
+    """Return type and body of the one answer to a request; KernelError if it is none."""
+    with _open() as sock:
+        sock.sendall(request)
+        kind, body = next(split(sock.recv(RECEIVE_BYTES)))
+    if kind == NLMSG_ERROR:
+        raise KernelError("asking the kernel for a route", -struct.unpack_from("=i", body)[0])
+    return kind, body
+
+
 def _check_end(body: bytes) -> None:
     """Raise KernelError if a list ends with an error: it is not whole, or there is none."""
     code = -struct.unpack_from("=i", body)[0]

@@ -13,11 +13,12 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
 from dataplane.flannel import OVERHEAD
-from dataplane.model import Address, Encap, SubnetEntry, Table
+from dataplane.model import Address, SubnetEntry, Table
 
 MTU_MIN = {4: 576, 6: 1280}  # bytes; what every host must take (RFC 1122, RFC 8200), by version of the pods
 # The kernel's word of a router's, or of a route that somebody set up; and what got through.
 ICMP, ROUTE, PROBE = SOURCES = ("icmp", "route", "probe")
+SAYS = {ICMP: "a router says", ROUTE: "a route of this host says", PROBE: "probes found"}
 TINY = 1280  # bytes; real links take more
 ALARM_S = 600.0  # until the same peer is told of again
 ALARMS_MAX = 10  # peers that one pass tells of
@@ -39,6 +40,7 @@ class Paths:
         """Know of none."""
         self._found: dict[Address, dict[str, PathMtu]] = {}
         self._alarmed: dict[Address, float] = {}
+        self.forced: frozenset[Address] = frozenset()  # peers whose pods get more than is said, by the table
 
     # --- what is told ---------------------------------------------------------------------------------
 
@@ -64,25 +66,27 @@ class Paths:
             del self._found[peer]
         return bool(gone)
 
-    def expire(self, now: float) -> bool:
-        """Forget what does not hold any more: the next large packet shows what the path takes now."""
+    def due(self, now: float) -> set[Address]:
+        """Return the peers of which something does not hold any more, unless it is said again."""
+        return {
+            peer
+            for peer, known in self._found.items()
+            if any(path.expires_s is not None and path.expires_s <= now for path in known.values())
+        }
+
+    def expire(self, now: float) -> list[Address]:
+        """Forget what does not hold any more, and return of whom: the next large packet shows what is."""
         gone = [
             (peer, path.source)
-            for peer, known in self._found.items()
-            for path in known.values()
+            for peer in self.due(now)
+            for path in self._found[peer].values()
             if path.expires_s is not None and path.expires_s <= now
         ]
         for peer, source in gone:
             self.forget(peer, source)
-        return bool(gone)
+        return [peer for peer, _ in gone]
 
     # --- what follows ---------------------------------------------------------------------------------
-
-    @property
-    def due_s(self) -> float | None:
-        """When the first of them ends; None: none does by itself."""
-        ends = (path.expires_s for known in self._found.values() for path in known.values())
-        return min((end for end in ends if end is not None), default=None)
 
     def of(self, peer: Address) -> PathMtu | None:
         """Return the smallest that is said of the path to a peer; None: it takes what the underlay takes."""
@@ -99,16 +103,24 @@ class Paths:
 
         What goes by a plain route is the kernel's business: it tells pods what it learns.
         """
+        self.forced = frozenset()
         if not self._found:
             return table
-        return replace(table, subnets=tuple(self._fit(entry, mtu) for entry in table.subnets))
+        fitted = tuple(self._fit(entry, mtu) for entry in table.subnets)
+        self.forced = frozenset(entry.vtep for entry in fitted if self._is_forced(entry, mtu))
+        return replace(table, subnets=fitted)
 
     def _fit(self, entry: SubnetEntry, mtu: int) -> SubnetEntry:
         path = self.of(entry.vtep)
         if entry.is_direct or path is None:
             return entry
-        inner = inner_mtu(path.mtu, entry.vtep, entry.encap, entry.prefix.version)
+        inner = max(path.mtu - _overhead(entry), MTU_MIN[entry.prefix.version])
         return entry if inner >= (entry.mtu or mtu) else replace(entry, mtu=inner)
+
+    def _is_forced(self, entry: SubnetEntry, mtu: int) -> bool:
+        path, told = self.of(entry.vtep), min(entry.mtu or mtu, mtu)
+        is_floor = told <= MTU_MIN[entry.prefix.version]
+        return not entry.is_direct and path is not None and is_floor and told + _overhead(entry) > path.mtu
 
     # --- what is wrong --------------------------------------------------------------------------------
 
@@ -117,27 +129,26 @@ class Paths:
         self._alarmed = {peer: told_s for peer, told_s in self._alarmed.items() if told_s > now - ALARM_S}
         news = [(peer, path) for peer, path in self._tiny() if peer not in self._alarmed][:ALARMS_MAX]
         self._alarmed |= {peer: now for peer, _ in news}
-        return [_describe(peer, path) for peer, path in news]
+        return [self._describe(peer, path) for peer, path in news]
 
     def warnings(self) -> tuple[str, ...]:
         """Return the same, of those that are now, for as long as they are."""
         tiny = list(self._tiny())
         more = [f"and {len(tiny) - ALARMS_MAX} more such paths"] if len(tiny) > ALARMS_MAX else []
-        return (*(_describe(peer, path) for peer, path in tiny[:ALARMS_MAX]), *more)
+        return (*(self._describe(peer, path) for peer, path in tiny[:ALARMS_MAX]), *more)
 
     def _tiny(self) -> Iterator[tuple[Address, PathMtu]]:
-        return ((peer, path) for peer, path in self if path.mtu < TINY)
+        return ((peer, path) for peer, path in self if path.mtu < TINY or peer in self.forced)
+
+    def _describe(self, peer: Address, path: PathMtu) -> str:
+        text = f"path MTU of {peer} is {path.mtu}, {SAYS[path.source]}. "
+        if peer in self.forced:
+            text += (
+                f"Pods are told no less than {MTU_MIN[4]} bytes (by IPv6 {MTU_MIN[6]}), so if that is true, "
+                "what is larger is lost. "
+            )
+        return text + "If no link there is that small, somebody forges it"
 
 
-def inner_mtu(path_mtu: int, peer: Address, encap: Encap, version: int) -> int:
-    """Return the largest packet of pods of an IP version that fits into an outer one of `path_mtu` bytes."""
-    return max(path_mtu - OVERHEAD.get((encap, peer.version), 0), MTU_MIN[version])
-
-
-def _describe(peer: Address, path: PathMtu) -> str:
-    who = {ICMP: "a router says", ROUTE: "a route of this host says", PROBE: "probes found"}[path.source]
-    return (
-        f"path MTU of {peer} is {path.mtu}, less than {TINY}: {who} so. "
-        f"Pods get no less than {MTU_MIN[4]} (IPv6: {MTU_MIN[6]}), and what does not fit is lost. "
-        "If no link there is that small, somebody forges it"
-    )
+def _overhead(entry: SubnetEntry) -> int:
+    return OVERHEAD.get((entry.encap, entry.vtep.version), 0)

@@ -29,6 +29,7 @@ class Settings:
     underlay6: IPv6Address | None
     vtep_mac4: MacAddress | None
     vtep_mac6: MacAddress | None
+    trusts_paths: bool = True  # what the kernel learns of paths is believed by our sockets
 
     @property
     def direct_mtu(self) -> int:

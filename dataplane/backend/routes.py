@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain routes to peers on our link: all there is in a network of host-gw, and beside the forwarder where
-peers are reached directly. A network of alloc has not even routes.
+"""Routes to single peers. Plain ones to those on our link are all there is in a network of host-gw, and
+beside the forwarder where peers are reached directly; others lead to the forwarder's device and say how much
+the path to a peer takes. A network of alloc has not even routes.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from dataplane import entries
@@ -23,8 +25,8 @@ from dataplane.rundir import RunDir
 log = Journal("backend")
 
 
-class PlainRoutes:
-    """The plain routes of this node, in both families."""
+class PeerRoutes:
+    """The routes of this node to single peers, in both families."""
 
     def __init__(self, run_dir: RunDir, on_change: Callable[[], None]) -> None:
         """`on_change` is called when somebody removed one; the run directory tells what the last run had."""
@@ -40,9 +42,18 @@ class PlainRoutes:
         links = Links(0, settings.underlay.index, settings.direct_mtu)
         for version in (4, 6):
             side = self._sides.setdefault(version, Side(version, links, networks=self._former))
-            side.links = links
+            side.links = links._replace(tun=side.links.tun)
             side.belong_to(settings.network.networks())
         self._teller.have(self._sides)
+
+    def lead_by(self, tun_name: str) -> None:
+        """Take the forwarder's device: by it go those that take less than it does."""
+        try:
+            index = socket.if_nametoindex(tun_name)
+        except OSError:
+            index = 0  # it is gone again: the next pass makes it anew
+        for side in self._sides.values():
+            side.links = side.links._replace(tun=index)
 
     async def look(self, paused: frozenset[str]) -> list[str]:
         """See what somebody removed; return what is to be put right, but for what has to wait."""
@@ -61,7 +72,7 @@ class PlainRoutes:
             count = await self._teller.tell(side, wanted)
             if count:
                 routes = len(wanted.routes)
-                log.info("plain routes", family=side.version, routes=routes, messages=count)
+                log.info("routes to peers", family=side.version, routes=routes, messages=count)
         self._unreached.take(table.subnets)
         self._is_carrying = True
 
@@ -90,9 +101,9 @@ class RoutedUserspace(UserspaceBackend):
         on_fatal: Callable[[RuntimeFailure], None],
         on_change: Callable[[], None],
     ) -> None:
-        """Work in `place`; see UserspaceBackend and PlainRoutes."""
+        """Work in `place`; see UserspaceBackend and PeerRoutes."""
         super().__init__(place, host, on_fatal)
-        self._routes = PlainRoutes(place.run_dir, on_change)
+        self._routes = PeerRoutes(place.run_dir, on_change)
 
     async def prepare(self, settings: Settings) -> None:
         """Open what is missing."""
@@ -101,7 +112,9 @@ class RoutedUserspace(UserspaceBackend):
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the TUN its addresses and routes, and see which plain routes are missing."""
-        return await super().set_up_host(plan) + await self._routes.look(self._host.paused)
+        changes = await super().set_up_host(plan)
+        self._routes.lead_by(plan.tun_name)
+        return changes + await self._routes.look(self._host.paused)
 
     async def carry(self, table: Table) -> None:
         """Put the table in force, first where it always leads somewhere."""
@@ -134,7 +147,7 @@ class RoutesBackend:
         """Work in `place`; `on_change` is called when somebody removed a route."""
         self._place = place
         self._host = host
-        self._routes = PlainRoutes(place.run_dir, on_change)
+        self._routes = PeerRoutes(place.run_dir, on_change)
         self._plan: HostPlan | None = None
         self._kind = "kernel"
         self._is_carrying = False

@@ -20,6 +20,9 @@ from dataplane.ruleset import MARK
 from dataplane.slots import BARE_MAX, EACH, Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
+# linux/in.h, in6.h: of both families alike; Python 3.11 has no names for them.
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
+PMTUDISC_DO, PMTUDISC_PROBE = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,20 @@ def mark(slot: int, fd: int) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
             except OSError as err:
                 raise KernelError("marking our packets", err.errno or 0) from None
+
+
+def trust_paths(fds: Fds, *, is_trusting: bool) -> None:
+    """Let the kernel refuse what is larger than it believes a path to take, or only than the interface.
+
+    DF is set either way. Not to trust it is for when somebody makes it believe nonsense: the table knows.
+    """
+    for slot, fd in fds.items():
+        if role_of(slot) in SENDING:
+            with socket.socket(fileno=duplicate(fd)) as sock:
+                is_ipv6 = role_of(slot) is Fd.UDP6_TX
+                level = socket.IPPROTO_IPV6 if is_ipv6 else socket.IPPROTO_IP
+                option = IPV6_MTU_DISCOVER if is_ipv6 else IP_MTU_DISCOVER
+                sock.setsockopt(level, option, PMTUDISC_DO if is_trusting else PMTUDISC_PROBE)
 
 
 def check_free(name: str, holders: Holders) -> None:

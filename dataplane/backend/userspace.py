@@ -32,6 +32,7 @@ from dataplane.backend.sockets import (
     has_device,
     mark,
     open_socket,
+    trust_paths,
     wanted_sockets,
 )
 from dataplane.backend.spread import open_queues
@@ -173,6 +174,7 @@ class UserspaceBackend:
             close_all(opened)
             raise
         self._commit(config, keys, opened)
+        trust_paths(self._fds, is_trusting=settings.trusts_paths)
 
     def _needs_other_tier(self) -> bool:
         # A TUN keeps the flags it was first attached with as long as anybody holds it.

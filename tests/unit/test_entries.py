@@ -36,7 +36,7 @@ FAR = SubnetEntry(SUBNET, 0, Encap.VXLAN, NODE, MAC)
 FAR6 = SubnetEntry(SUBNET6, 0, Encap.VXLAN, NODE6, MAC)
 NEAR, NEAR6 = replace(FAR, is_direct=True), replace(FAR6, is_direct=True)
 OVERLAY, UNDERLAY = 7, 2
-BOTH, PLAIN = Links(OVERLAY, UNDERLAY, 1450), Links(0, UNDERLAY)
+BOTH, PLAIN, TUN = Links(OVERLAY, UNDERLAY, 1450), Links(0, UNDERLAY), Links(0, UNDERLAY, tun=9)
 
 
 def routes(before: Entries, after: Entries) -> list[tuple[int, str, Hop | None]]:
@@ -65,6 +65,9 @@ def routes(before: Entries, after: Entries) -> list[tuple[int, str, Hop | None]]
         ),
         pytest.param(NEAR, PLAIN, Hop(NODE, UNDERLAY), False, id="direct: no device"),
         pytest.param(FAR, PLAIN, None, False, id="the forwarder's"),
+        pytest.param(FAR, TUN, None, False, id="the forwarder's, whose device has one route for all"),
+        pytest.param(replace(FAR, mtu=1250), TUN, Hop(None, 9, mtu=1250), False, id="of a smaller path"),
+        pytest.param(replace(NEAR, mtu=1250), TUN, Hop(NODE, UNDERLAY, mtu=1250), False, id="never both"),
         pytest.param(replace(FAR, encap=Encap.DIRECT), BOTH, None, True, id="never, and not on our link"),
         pytest.param(FAR6, BOTH, None, False, id="of the other family"),
     ],
@@ -87,6 +90,15 @@ def test_read_back(entry: SubnetEntry) -> None:
     assert list(difference(OVERLAY, seen, told)) == []
 
 
+def test_read_back_of_a_smaller_path() -> None:
+    """So is a route that says how much the path to a peer takes."""
+    told, seen = wanted((replace(FAR, mtu=1250),), 4, TUN), Entries()
+    for kind, body in split(b"".join(difference(0, Entries(), told))):
+        note(seen, 0, kind, body)
+    assert seen == told
+    assert routes(told, Entries()) == [(RTM_DELROUTE, str(SUBNET), Hop(None, 9))]
+
+
 @pytest.mark.parametrize(("before", "after"), [(FAR, NEAR), (NEAR, FAR)], ids=["comes near", "goes away"])
 def test_route_is_replaced_in_one_step(before: SubnetEntry, after: SubnetEntry) -> None:
     """A peer that moves has its route replaced: nothing is removed, and nothing else told."""
@@ -100,9 +112,9 @@ def test_ipv6_route_is_replaced_beneath_another() -> None:
     was, now = wanted((NEAR6,), 6, BOTH), wanted((FAR6,), 6, BOTH)
     spot = f"{SUBNET6[0]}/128"
     assert routes(was, now) == [
-        (RTM_NEWROUTE, spot, None),
+        (RTM_NEWROUTE, spot, Hop(None, OVERLAY)),
         (RTM_NEWROUTE, str(SUBNET6), now.routes[SUBNET6]),
-        (RTM_DELROUTE, spot, None),
+        (RTM_DELROUTE, spot, Hop(None, OVERLAY)),
     ]
     assert routes(now, was) == [(RTM_NEWROUTE, str(SUBNET6), was.routes[SUBNET6])]
 
@@ -127,13 +139,14 @@ def link_message(index: int) -> bytes:
         ),
         pytest.param(RTM_DELROUTE, RTMSG.pack(AF_INET, 24, 0, 0, 254, 3, 0, 1, 0), False, id="other's route"),
         pytest.param(RTM_NEWLINK, link_message(UNDERLAY), True, id="underlay"),
-        pytest.param(RTM_NEWLINK, link_message(9), False, id="other link"),
+        pytest.param(RTM_NEWLINK, link_message(9), True, id="the forwarder's device"),
+        pytest.param(RTM_NEWLINK, link_message(8), False, id="other link"),
         pytest.param(RTM_DELROUTE, b"", False, id="cut short"),
     ],
 )
 def test_what_others_do(kind: int, body: bytes, is_ours: bool) -> None:
     """Only what may have changed something of ours is looked after."""
-    assert undoes(AF_INET, PLAIN, kind, body) == is_ours
+    assert undoes(AF_INET, TUN, kind, body) == is_ours
 
 
 def test_mac_of_two_nodes_is_told() -> None:

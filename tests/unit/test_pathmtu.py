@@ -17,7 +17,6 @@ from dataplane.pathmtu import (
     ROUTE,
     PathMtu,
     Paths,
-    inner_mtu,
 )
 from tests.leases import IP1, IP1_6, IP2, mac
 
@@ -40,7 +39,7 @@ def mtus(paths: Paths, table: Table = TABLE, mtu: int = 1450) -> list[int]:
 def test_nothing_known_changes_nothing() -> None:
     """Without paths a table stays the very same one."""
     assert Paths().narrow(TABLE, 1450) is TABLE
-    assert (Paths().due_s, Paths().of(IP1)) == (None, None)
+    assert (Paths().due(1e9), Paths().of(IP1)) == (set(), None)
 
 
 def test_each_peer_has_its_own() -> None:
@@ -58,24 +57,29 @@ def test_each_peer_has_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encap", "peer", "version", "path", "expected"),
+    ("encap", "peer", "version", "path", "expected", "is_forced"),
     [
-        pytest.param(Encap.VXLAN, IP1, 4, 1300, 1250, id="vxlan"),
-        pytest.param(Encap.VXLAN, IP1_6, 4, 1400, 1330, id="vxlan6"),
-        pytest.param(Encap.VXLAN, IP1_6, 6, 1400, 1330, id="vxlan6-6"),
-        pytest.param(Encap.IPIP, IP1, 4, 1300, 1280, id="ipip"),
-        pytest.param(Encap.FLANNEL_UDP, IP1, 4, 1300, 1272, id="udp"),
-        pytest.param(Encap.VXLAN, IP1, 4, 68, 576, id="case_101-tiny"),
-        pytest.param(Encap.VXLAN, IP1, 4, 0, 576, id="case_101-none"),
-        pytest.param(Encap.VXLAN, IP1, 4, 626, 576, id="floor"),
-        pytest.param(Encap.VXLAN, IP1, 6, 1300, 1280, id="case_097-floor6"),
-        pytest.param(Encap.VXLAN, IP1_6, 6, 1280, 1280, id="case_097-floor6-over-6"),
-        pytest.param(Encap.DIRECT, IP1_6, 4, 1300, 1300, id="plain"),
+        pytest.param(Encap.VXLAN, IP1, 4, 1300, 1250, False, id="vxlan"),
+        pytest.param(Encap.VXLAN, IP1_6, 4, 1400, 1330, False, id="vxlan6"),
+        pytest.param(Encap.VXLAN, IP1_6, 6, 1400, 1330, False, id="vxlan6-6"),
+        pytest.param(Encap.IPIP, IP1, 4, 1300, 1280, False, id="ipip"),
+        pytest.param(Encap.FLANNEL_UDP, IP1, 4, 1300, 1272, False, id="udp"),
+        pytest.param(Encap.VXLAN, IP1, 4, 68, 576, True, id="case_101-tiny"),
+        pytest.param(Encap.VXLAN, IP1, 4, 0, 576, True, id="case_101-none"),
+        pytest.param(Encap.VXLAN, IP1, 4, 626, 576, False, id="floor"),
+        pytest.param(Encap.VXLAN, IP1, 6, 1300, 1280, True, id="case_097-floor6"),
+        pytest.param(Encap.VXLAN, IP1_6, 6, 1280, 1280, True, id="case_097-floor6-over-6"),
     ],
 )
-def test_inner_mtu(encap: Encap, peer: Address, version: int, path: int, expected: int) -> None:
+def test_inner_mtu(
+    encap: Encap, peer: Address, version: int, path: int, expected: int, *, is_forced: bool
+) -> None:
     """Pods get what the path takes less the outer headers, and never less than every host must take."""
-    assert inner_mtu(path, peer, encap, version) == expected
+    paths = Paths()
+    paths.learn(peer, told(path))
+    table = Table(subnets=(SubnetEntry(NET4 if version == 4 else NET6, 1, encap, peer, mac(1)),))
+    assert mtus(paths, table) == [expected]
+    assert paths.forced == ({peer} if is_forced else frozenset())
 
 
 def test_families_of_a_peer_differ() -> None:
@@ -119,7 +123,7 @@ def test_what_is_said_again() -> None:
     paths = Paths()
     paths.learn(IP1, told(1300, expires_s=10.0))
     assert not paths.learn(IP1, told(1300, expires_s=20.0))
-    assert (paths.due_s, paths.expire(10.0)) == (20.0, False)
+    assert (paths.due(10.0), paths.due(20.0), paths.expire(10.0)) == (set(), {IP1}, [])
     assert paths.learn(IP1, told(1400, expires_s=30.0))
     assert mtus(paths) == [1350, 0]
 
@@ -129,10 +133,9 @@ def test_case_100_recovery() -> None:
     paths = Paths()
     paths.learn(IP1, told(1300, expires_s=10.0))
     paths.learn(IP2, told(1300, ROUTE, None))
-    assert not paths.expire(9.9)
-    assert paths.expire(10.0)
-    assert (paths.due_s, mtus(paths)) == (None, [0, 1250])
-    assert not paths.expire(1e9)
+    assert (paths.expire(9.9), mtus(paths)) == ([], [1250, 1250])
+    assert (paths.expire(10.0), mtus(paths)) == ([IP1], [0, 1250])
+    assert paths.expire(1e9) == []
 
 
 def test_only_peers_are_kept() -> None:
@@ -152,13 +155,40 @@ def test_case_101_alarm() -> None:
     paths.learn(IP1, told(1280))
     assert (paths.alarms(0.0), paths.warnings()) == ([], ())
     paths.learn(IP1, told(552))
+    assert paths.narrow(TABLE, 1450).subnets[0].mtu == 576
     (alarm,) = paths.alarms(0.0)
-    assert alarm.startswith("path MTU of 192.0.2.1 is 552, less than 1280: a router says so.")
+    assert alarm == (
+        "path MTU of 192.0.2.1 is 552, a router says. Pods are told no less than 576 bytes (by IPv6 1280), "
+        "so if that is true, what is larger is lost. If no link there is that small, somebody forges it"
+    )
     assert paths.warnings() == (alarm,)
     assert paths.alarms(ALARM_S - 1) == []
     assert paths.alarms(ALARM_S) == [alarm]
     paths.forget(IP1)
     assert (paths.warnings(), paths.alarms(3 * ALARM_S)) == ((), [])
+
+
+def test_small_is_not_too_small() -> None:
+    """Nobody's pods are told more than their path takes if that is small but enough; it is an alarm still."""
+    paths = Paths()
+    paths.learn(IP1, told(1200))
+    assert mtus(paths) == [1150, 0]
+    assert paths.forced == frozenset()
+    assert paths.warnings() == (
+        "path MTU of 192.0.2.1 is 1200, a router says. If no link there is that small, somebody forges it",
+    )
+
+
+def test_case_097_too_small_for_ipv6_alone() -> None:
+    """What IPv4 pods can live with may be too small for IPv6: then it is forced, and told."""
+    paths = Paths()
+    six = SubnetEntry(NET6, 1, Encap.VXLAN, IP1, mac(1))
+    paths.learn(IP1, told(1300))
+    assert mtus(paths, Table(subnets=(ENTRY, six))) == [1250, 1280]
+    assert paths.forced == {IP1}
+    assert len(paths.warnings()) == 1
+    paths.narrow(Table(subnets=(ENTRY,)), 1450)
+    assert (paths.forced, paths.warnings()) == (frozenset(), ())
 
 
 def test_many_alarms_are_few() -> None:
