@@ -57,6 +57,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
     P5 paths                          | what finds out how much paths to peers take
+    P5 hearing                        | which ICMP errors are heard
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 traffic                        | firewall rules and reserved ports of a node
     P5 report health metrics          | what control says of itself, to whom

@@ -24,6 +24,7 @@ from dataplane.config import RunConfig
 from dataplane.control import Reply, Request, StaleEpoch, serve_requests
 from dataplane.errors import ConfigError, RuntimeFailure, StoreError
 from dataplane.health import Health
+from dataplane.hearing import Hearing
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
 from dataplane.logsetting import LogSetting
@@ -103,6 +104,7 @@ class Daemon:
         self.is_changing = False  # to another datapath, by an end and a start
         self._traffic = Traffic(config, run_dir.read_facts())
         self._paths = PathWatch(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
+        self._hearing = Hearing(self._paths.hear)
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
         self._health = Health(config, self.report)
         self._log_setting = log_setting
@@ -127,6 +129,7 @@ class Daemon:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.ask)
             stack.push_async_callback(self._host.close)
             stack.push_async_callback(self._let_go)
+            stack.callback(self._hearing.close)
             server = await serve_requests(self._run_dir.control_socket, self._answer)
             stack.callback(self._remove_socket, self._run_dir.control_socket.stat().st_ino)
             stack.callback(server.close)
@@ -365,6 +368,7 @@ class Daemon:
             await asyncio.to_thread(traffic.end, self.report.former_tun, {})
             self.report.former_tun = self._config.tun_name
         await self._backend.carry(table)
+        self._hearing.heed(settings, self._backend.describe(), table)
         self.report.former_networks = settings.network.networks()
 
     def _pause_fights(self, plan: HostPlan) -> None:

@@ -53,6 +53,7 @@ class Dataplane:
     is_alive: bool = False
     state: str = "none"
     kind: str = "userspace"
+    source_ports: frozenset[int] = frozenset()  # that tunnel packets leave by
 
 
 @dataclass(frozen=True, slots=True)

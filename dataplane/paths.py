@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from dataplane import routemtu
 from dataplane.backend import Backend, Settings
+from dataplane.icmp import IcmpError, Trouble
 from dataplane.journal import Journal
 from dataplane.model import Address, Table
 from dataplane.pathmtu import ICMP, ROUTE, PathMtu, Paths
@@ -69,6 +70,11 @@ class PathWatch:
         if peer in self._peers:
             self._hints.add(peer)
             self._has_hints.set()
+
+    def hear(self, _: int, error: IcmpError) -> None:
+        """Take an ICMP error about a packet of ours: what it says is not believed, but looked after."""
+        if error.trouble is Trouble.TOO_BIG:
+            self.hint(error.peer)
 
     def doubt(self) -> None:
         """Take that routes of this host are different: what they say of paths may be, too."""

@@ -104,6 +104,16 @@ def mark(slot: int, fd: int) -> None:
                 raise KernelError("marking our packets", err.errno or 0) from None
 
 
+def source_ports(fds: Fds) -> frozenset[int]:
+    """Return the UDP ports that tunnel packets leave by."""
+    ports = set()
+    for slot, fd in fds.items():
+        if role_of(slot) in (Fd.UDP4_TX, Fd.UDP6_TX):
+            with socket.socket(fileno=duplicate(fd)) as sock:
+                ports.add(int(sock.getsockname()[1]))
+    return frozenset(ports)
+
+
 def trust_paths(fds: Fds, *, is_trusting: bool) -> None:
     """Let the kernel refuse what is larger than it believes a path to take, or only than the interface.
 

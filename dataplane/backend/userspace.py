@@ -32,6 +32,7 @@ from dataplane.backend.sockets import (
     has_device,
     mark,
     open_socket,
+    source_ports,
     trust_paths,
     wanted_sockets,
 )
@@ -433,7 +434,10 @@ class UserspaceBackend:
         """Return what status shows of the forwarder."""
         is_alive = self._client is not None
         state = self._state.name.lower() if is_alive else "none"
-        return Dataplane(self._config_in_force, self._counters, self._pid(), is_alive, state)
+        ports = source_ports(self._fds)
+        return Dataplane(
+            self._config_in_force, self._counters, self._pid(), is_alive, state, source_ports=ports
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""
