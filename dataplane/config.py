@@ -79,6 +79,7 @@ class RunConfig:
     blackhole_route: bool = False
     guard: bool = True
     mss_clamp: bool = False
+    max_peers: int = 65536
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens
     metrics_ip: Address = HERE

@@ -77,7 +77,11 @@ class Retry:
     """Input of the worker: do again what failed."""
 
 
-Input = Event | HostChanged | OwnChanged | PathsChanged | Retry
+class HeldBack:
+    """Input of the worker: a change that was held back may be due."""
+
+
+Input = Event | HostChanged | OwnChanged | PathsChanged | Retry | HeldBack
 
 
 class Daemon:
@@ -101,6 +105,7 @@ class Daemon:
         self._applied: HostPlan | None = None  # last time
         self._sure: tuple[Settings, HostPlan] | None = None  # the host is like this, as far as we heard
         self._retry: asyncio.TimerHandle | None = None
+        self._held: asyncio.TimerHandle | None = None
         self.is_changing = False  # to another datapath, by an end and a start
         self._traffic = Traffic(config, run_dir.read_facts())
         self._paths = PathWatch(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
@@ -249,6 +254,8 @@ class Daemon:
         undone: list[Input] = []
         while True:
             inputs = [*undone, await self._inputs.get()]
+            if (wait_s := self.report.pace.pass_wait_s(time.monotonic())) > 0:
+                await asyncio.sleep(wait_s)
             while not self._inputs.empty():
                 inputs.append(self._inputs.get_nowait())
             try:
@@ -260,7 +267,7 @@ class Daemon:
                 await self._converge()
                 self.report.trouble = None
                 self._note_in_force(events)
-                self.report.revision = self._reconciler.revision if self._reconciler else None
+                self.report.revision = self.report.pace.in_force()
             except StaleEpoch:
                 raise
             except RuntimeFailure as err:
@@ -302,11 +309,11 @@ class Daemon:
         for item in inputs:
             if isinstance(item, Listed | NetworkPut):
                 self.report.network_problem = item.problem
-            if not isinstance(item, HostChanged | OwnChanged | PathsChanged | Retry):
+            if isinstance(item, Event):
                 events.append(item)
         if leasing is not None:
             leasing.apply_all(events)
-        actions += reconciler.apply_all(events, time.monotonic())
+        actions += self._apply_paced(events, reconciler, time.monotonic())
         if facts is not None:
             self._paths.doubt()
             if leasing is not None:
@@ -322,6 +329,17 @@ class Daemon:
                 self._plan = action.plan
             elif isinstance(action, Alarm):
                 log.warning(action.text)
+
+    def _apply_paced(self, events: list[Event], reconciler: Reconciler, now: float) -> list[Action]:
+        """Let the reconciler have the events that do not come too often, and come again for the others."""
+        pace = self.report.pace
+        actions: list[Action] = [*reconciler.apply_all(pace.admit(events, now), now)]
+        if self._held is not None:
+            self._held.cancel()
+        if (wait_s := pace.wait_s(now)) is not None:
+            loop = asyncio.get_running_loop()
+            self._held = loop.call_later(wait_s, self._inputs.put_nowait, HeldBack())
+        return [*actions, *map(Alarm, pace.news(now))]
 
     def _end_if_released(self, leasing: Leasing) -> None:
         if leasing.is_released and not self._released.is_set():

@@ -40,6 +40,7 @@ class PeerRow:
     encap: str | None  # None: unreadable, and then `subnet` is the key as the store has it
     refused: str | None = None
     reached: str | None = None  # `direct`, `vxlan`, ...; `none`: by no way; None: refused, or not known
+    refused_for: str | None = None  # the kind of reason
     expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
 
 
@@ -126,6 +127,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "encap": row.encap,
         "reached": row.reached,
         "refused": row.refused,
+        "refused_for": row.refused_for,
         "expires_in_s": row.expires_in_s,
     }
     if row.id is None or counters is None:

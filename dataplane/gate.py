@@ -16,6 +16,21 @@ from dataplane.flannel import BACKEND_NAMES
 from dataplane.model import PLAIN_ENCAPS, Address, Encap, Entry, Lease, Network, NetworkConfig
 from dataplane.reach import ENCAPSULATED, Reach
 
+KINDS = ("unreadable", "subnet", "address", "backend", "collision", "count")  # of reasons
+
+
+class Refusal(str):
+    """Why a lease is no peer, for people; its kind is the same for programs."""
+
+    __slots__ = ("kind",)
+    kind: str
+
+    def __new__(cls, kind: str, text: str) -> Refusal:
+        """Make a text of a kind."""
+        made = super().__new__(cls, text)
+        made.kind = kind
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -27,6 +42,7 @@ class Scene:
     encaps: frozenset[Encap]  # accepted and sent
     is_leased: bool  # nodes take their subnets by the network's rules; otherwise a person wrote them
     reach: Reach = ENCAPSULATED  # no lease is refused for it
+    broadcasts: frozenset[Address] = frozenset()  # of our link: no node's
     # What follows, worked out once and not for each lease.
     inside: tuple[Address, ...] = field(init=False, compare=False, repr=False)  # those held in the network
     own_ips: frozenset[Address] = field(init=False, compare=False, repr=False)  # held, or of our lease
@@ -40,12 +56,16 @@ class Scene:
         object.__setattr__(self, "own_versions", frozenset(ip.version for ip in ips))
 
 
-def refuse(entry: Entry, scene: Scene) -> str | None:
+def refuse(entry: Entry, scene: Scene) -> Refusal | None:
     """Say why a lease cannot be a peer, whatever other leases there are; None if it can."""
     lease = entry.lease
     if lease is None:
-        return entry.problem or "it is unreadable"
-    return _refuse_subnets(lease, scene) or _refuse_node(lease, scene) or _refuse_backend(lease, scene)
+        return Refusal("unreadable", entry.problem or "it is unreadable")
+    for kind, check in (("subnet", _refuse_subnets), ("address", _refuse_node), ("backend", _refuse_backend)):
+        reason = check(lease, scene)
+        if reason is not None:
+            return Refusal(kind, reason)
+    return None
 
 
 def _refuse_subnets(lease: Lease, scene: Scene) -> str | None:
@@ -76,6 +96,8 @@ def _refuse_node(lease: Lease, scene: Scene) -> str | None:
         name = "PublicIP" if ip.version == 4 else "PublicIPv6"
         if ip in scene.own_ips:
             return f"its {name} {ip} is an address of this host"
+        if ip in scene.broadcasts:
+            return f"its {name} {ip} is a broadcast address"
         if scene.network.holds(ip):
             return f"its {name} {ip} lies inside the overlay network"
     if scene.own_versions.isdisjoint([ip.version for ip in ips]):
@@ -101,13 +123,13 @@ def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
     return None
 
 
-def find_collisions(entries: Iterable[Entry]) -> dict[str, str]:
+def find_collisions(entries: Iterable[Entry]) -> dict[str, Refusal]:
     """Say, by name, which leases claim an address or a subnet of another node.
 
     The table cannot hold a prefix twice. Of two that collide the older one stays, in whatever order they
     came; where ages are not known, the one with the lower name.
     """
-    refusals: dict[str, str] = {}
+    refusals: dict[str, Refusal] = {}
     nodes: dict[Address, Lease] = {}  # who has this underlay address
     holders: dict[Network, Lease] = {}
     for entry in sorted(entries, key=lambda entry: (entry.created, entry.name)):
@@ -120,9 +142,11 @@ def find_collisions(entries: Iterable[Entry]) -> dict[str, str]:
             (ip for ip in lease.public_ips() if ip in nodes and not is_same_node(lease, nodes[ip])), None
         )
         if taken is not None:
-            refusals[entry.name] = f"its subnet {taken} is also leased to {holders[taken].public_ips()[0]}"
+            reason = f"its subnet {taken} is also leased to {holders[taken].public_ips()[0]}"
+            refusals[entry.name] = Refusal("collision", reason)
         elif stolen is not None:
-            refusals[entry.name] = f"its PublicIP {stolen} is also that of {nodes[stolen].key}"
+            reason = f"its PublicIP {stolen} is also that of {nodes[stolen].key}"
+            refusals[entry.name] = Refusal("collision", reason)
         else:
             nodes |= dict.fromkeys(lease.public_ips(), lease)
             holders |= dict.fromkeys(subnets, lease)

@@ -8,6 +8,7 @@ docs/operations.md lists every metric, and a test holds it to that.
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from dataplane import VERSION
+from dataplane.gate import KINDS
 from dataplane.native import DROP_NAMES
 
 KIND = CONTENT_TYPE_LATEST
@@ -124,6 +126,11 @@ def _peers(status: Status) -> Iterator[Metric]:
     yield _gauge(
         *("peers", "Leases of other nodes: known are all, refused are no peers, stale have expired"),
         *(({"state": name}, count) for name, count in states.items()),
+    )
+    kinds = Counter(peer["refused_for"] for peer in peers)
+    yield _gauge(
+        *("peers_refused", "Leases of other nodes that are no peers, by kind of reason"),
+        *(({"reason": kind}, kinds[kind]) for kind in KINDS),
     )
     rows = [
         ({"subnet": ",".join(row["subnet"] for row in group), "public_ip": str(group[0]["public_ip"])}, group)

@@ -224,6 +224,11 @@ FLAGS = (
         is_switch=True,
     ),
     Flag(
+        *("max-peers", "max_peers", "COUNT"),
+        "leases of other nodes that count, 1 to 131072; more are refused (default: 65536)",
+        read.number(1, 131072, "leases"),
+    ),
+    Flag(
         *("healthz-ip", "healthz_ip", "ADDRESS", "where /healthz and /readyz are served (default: 0.0.0.0)"),
         read.any_address,
         is_flannels=True,

@@ -5,9 +5,8 @@ Peers is told what the store says, lease by lease, and is then asked to judge():
 last time is looked at, together with what collides with it, directly or through others; so a change costs the
 same among ten leases and among a hundred thousand. If the scene changed, that is every lease, the same way.
 
-A node is one peer, known by its first public address; its id stays with it from publish to publish, and
-through a restart of control (the forwarder's table tells). An id that became free is not given away for
-GRACE_S, so that late counters are nobody else's.
+Only so many leases count. One that does counts for as long as it is there; the others wait, and of these the
+oldest is the next. So a store that is flooded takes no peer from anybody.
 """
 
 from __future__ import annotations
@@ -18,26 +17,19 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
-from dataplane.gate import Scene, find_collisions, is_same_node, refuse
+from dataplane.gate import Refusal, Scene, find_collisions, is_same_node, refuse
 from dataplane.model import (
     Address,
     Entry,
     Lease,
-    Network,
     Peer,
     SubnetEntry,
 )
+from dataplane.peerids import ADDRESS, PEERS_MAX, Claim, PeerIds, number, number_subnet
 from dataplane.reach import list_entries
 
-GRACE_S = 60.0
-PEERS_MAX = 131072
+FULL = Refusal("count", "as many leases count already as may; see --max-peers")
 PATCH_MAX = 200  # values moved one by one; with more of them all are put in order
-
-# What no two nodes may have, as one number: a subnet or, from ADDRESS on, an address. Numbers compare and
-# hash quicker than subnets do, and sort as they do.
-Claim = int
-ADDRESS = 1 << 144
-IPV6 = 1 << 140
 
 V = TypeVar("V")
 
@@ -48,7 +40,7 @@ class PeerView:
 
     id: int | None  # None: refused
     entry: Entry
-    refused: str | None = None
+    refused: Refusal | None = None
     subnets: tuple[SubnetEntry, ...] = ()  # how it is reached
 
 
@@ -100,69 +92,12 @@ class InOrder(Generic[V]):
         return True
 
 
-class PeerIds:
-    """Gives each peer an id that stays with it."""
-
-    def __init__(self, known: Iterable[Peer]) -> None:
-        """Begin with the ids of a table that is in force."""
-        self._ids = {_number(peer.addresses[0]): peer.id for peer in known if peer.addresses}
-        self._resting: dict[Claim, tuple[int, float]] = {}  # gone peer -> its id, and until when it rests
-        self._taken = set(self._ids.values())  # those that rest among them
-        self._next = 0  # from here on an id is free unless it is taken; below, if it is in the heap
-        self._freed: list[int] = []
-
-    def known(self) -> list[Claim]:
-        """Return the peers that have an id."""
-        return list(self._ids)
-
-    def rest(self, node: Claim, now: float) -> None:
-        """Take that a peer is gone. Who comes back while its id rests gets the same again."""
-        peer_id = self._ids.pop(node, None)
-        if peer_id is not None:
-            self._resting[node] = (peer_id, now + GRACE_S)
-
-    def expire(self, now: float) -> None:
-        """Make free what rested long enough."""
-        while self._resting:
-            node, (peer_id, until) = next(iter(self._resting.items()))  # the first that went
-            if until > now:
-                break
-            del self._resting[node]
-            self._taken.discard(peer_id)
-            if peer_id < self._next:
-                heappush(self._freed, peer_id)
-
-    def find(self, node: Claim) -> int | None:
-        """Return the id that a peer has, or had until now."""
-        rest = self._resting.pop(node, None)
-        if rest is not None:
-            self._ids[node] = rest[0]
-        return self._ids.get(node)
-
-    def give(self, node: Claim) -> int | None:
-        """Return a new id for a peer, the lowest that is free; None if there is none left."""
-        while self._next in self._taken:
-            self._next += 1
-        if self._freed:
-            peer_id = heappop(self._freed)
-        elif self._next < PEERS_MAX:
-            peer_id, self._next = self._next, self._next + 1
-        elif self._resting:
-            # Only a cluster that is replaced whole within the grace period gets here.
-            peer_id, _ = self._resting.pop(next(iter(self._resting)))
-        else:
-            return None
-        self._taken.add(peer_id)
-        self._ids[node] = peer_id
-        return peer_id
-
-
 @dataclass(slots=True, eq=False)
 class _Node:
     """A node with leases that count."""
 
     name: Claim  # its first address
-    id: int | None = None  # None: there was none left
+    id: int = -1  # given in the pass in which it comes
     leases: list[_Known] = field(default_factory=list)
 
     def addresses(self) -> tuple[Address, ...]:
@@ -180,26 +115,28 @@ class _Known:
     entry: Entry
     rank: int  # its place in the order of the store
     is_own: bool = False
-    refused: str | None = None  # for what it is
-    collided: str | None = None  # for what others are
+    is_counted: bool = False  # among those of which there may only be so many
+    is_waiting: bool = False  # to be
+    refused: Refusal | None = None  # for what it is
+    collided: Refusal | None = None  # for what others are
     # What it claims, unless it is refused for what it is, our own, or gone.
     subnets: tuple[Claim, ...] = ()
     addresses: tuple[Claim, ...] = ()
     node: _Node | None = None  # None: it does not count
-    told: str | None = None  # why it is no peer, as far as that was told
+    told: Refusal | None = None  # why it is no peer, as far as that was told
 
-    def reason(self) -> str | None:
+    def reason(self) -> Refusal | None:
         """Say why it is no peer; None if it is one, or our own."""
-        if self.node is not None and self.node.id is None:
-            return f"the table is full: it holds {PEERS_MAX} peers"
-        return self.refused or self.collided
+        return self.refused or (FULL if self.is_waiting else self.collided)
 
 
 class Peers:
     """All leases, and the peers among them."""
 
-    def __init__(self, in_force: Iterable[Peer]) -> None:
+    def __init__(self, in_force: Iterable[Peer], count_max: int = PEERS_MAX) -> None:
         """Begin with no leases; the ids of the peers of the table in force stay theirs."""
+        self._count, self._count_max = 0, count_max  # leases that count
+        self._waiting: list[tuple[bool, int, int, _Known]] = []  # a heap; some of them wait no longer
         self._ids = PeerIds(in_force)
         self._unseen = self._ids.known()  # peers in force, until the first pass
         self._scene: Scene | None = None
@@ -215,7 +152,6 @@ class Peers:
         self._claimant: dict[Claim, _Known] = {}
         self._shared: dict[Claim, list[_Known]] = {}
         self._nodes: dict[Claim, _Node] = {}
-        self._unserved: dict[Claim, _Node] = {}  # those without an id
         self._peers: InOrder[Peer] = InOrder()
         self._subnets: InOrder[SubnetEntry] = InOrder()
 
@@ -239,6 +175,10 @@ class Peers:
     def subnets(self) -> tuple[SubnetEntry, ...]:
         """Return the subnets of the peers in their order; the same object as long as nothing changed."""
         return self._subnets.values()
+
+    def count_waiting(self) -> int:
+        """Return how many leases do not count, since as many do as may."""
+        return len({known.entry.name for *_, known in self._waiting if known.is_waiting})
 
     def leases_at(self, addresses: Iterable[Address]) -> list[Lease]:
         """Return the leases that have one of these addresses; asking again for the same ones is cheap."""
@@ -290,14 +230,14 @@ class Peers:
         nodes: dict[Claim, _Node] = {}
         for known in moved:
             self._assign(known, nodes)
-        self._serve(nodes, moved, now)
+        self._serve(nodes, now)
         for known in moved:
-            if known.node is not None and known.node.id is not None:
+            if known.node is not None:
                 entries = list_entries(_lease(known), known.node.id, scene.own, scene.reach)
                 for claim, entry in zip(known.subnets, entries, strict=True):
                     self._subnets.put(claim, entry)
         for node in nodes.values():
-            if node.id is not None and node.leases:
+            if node.leases:
                 self._peers.put(node.id, Peer(node.id, node.addresses()))
         return _tell(moved)
 
@@ -314,6 +254,7 @@ class Peers:
         for name in gone.difference(come):
             if (known := self._known.pop(name, None)) is not None:
                 known.refused = None
+                self._release(known)
                 self._claim(known, None, moved)
         for name, entry in come.items():
             old = self._known.get(name)
@@ -328,16 +269,44 @@ class Peers:
                 refused = refuse(entry, scene)
                 known.is_own = refused is not None and _is_own(entry, scene.own)  # it collides with itself
                 known.refused = None if known.is_own else refused
+                if refused is None and not known.is_counted:
+                    moved[known] = None
+                    if not known.is_waiting or was.created != entry.created:
+                        self._let_wait(known)
+                    continue
+                if refused is not None:
+                    self._release(known)
                 self._claim(known, entry.lease if refused is None else None, moved)
             elif known.node is not None and len(known.node.leases) > 1:
                 moved[known] = None  # maybe only within its node
+        self._count_in(moved)
         return moved
+
+    def _let_wait(self, known: _Known) -> None:
+        """Let a lease wait until it may count; peers of the table in force come first, then the oldest."""
+        is_new = not self._ids.has(number(_ips(known)[0]))
+        known.is_waiting = True
+        heappush(self._waiting, (is_new, known.entry.created, known.rank, known))
+
+    def _count_in(self, moved: dict[_Known, None]) -> None:
+        """Let as many of those that wait count as may."""
+        while self._waiting and self._count < self._count_max:
+            *_, known = heappop(self._waiting)
+            if known.is_waiting:
+                known.is_waiting, known.is_counted = False, True
+                self._count += 1
+                self._claim(known, known.entry.lease, moved)
+
+    def _release(self, known: _Known) -> None:
+        """Take that a lease counts no longer, nor waits to."""
+        self._count -= known.is_counted
+        known.is_counted = known.is_waiting = False
 
     def _claim(self, known: _Known, lease: Lease | None, moved: dict[_Known, None]) -> None:
         """Let a lease claim what it says, and nothing else; it moves, and all that collided with it."""
         moved[known] = None
-        subnets = () if lease is None else tuple(map(_number_subnet, lease.key.subnets()))
-        addresses = () if lease is None else tuple(map(_number, lease.public_ips()))
+        subnets = () if lease is None else tuple(map(number_subnet, lease.key.subnets()))
+        addresses = () if lease is None else tuple(map(number, lease.public_ips()))
         if (subnets, addresses) == (known.subnets, known.addresses):
             return
         for claim in (*known.subnets, *known.addresses):
@@ -402,13 +371,12 @@ class Peers:
             known.node.leases.append(known)
         nodes[name] = known.node
 
-    def _serve(self, nodes: dict[Claim, _Node], moved: dict[_Known, None], now: float) -> None:
-        """Give each of these nodes its id, as far as there are ids, and those that had to wait for one."""
+    def _serve(self, nodes: dict[Claim, _Node], now: float) -> None:
+        """Give each of these nodes its id, and take it from those that are gone."""
         for node in nodes.values():
             if not node.leases:
                 del self._nodes[node.name]
-                self._unserved.pop(node.name, None)
-                if node.id is not None:
+                if node.id >= 0:
                     self._peers.drop(node.id)
                     self._ids.rest(node.name, now)
         for name in self._unseen:
@@ -416,16 +384,11 @@ class Peers:
                 self._ids.rest(name, now)
         self._unseen = []
         self._ids.expire(now)
-        newcomers = [node for node in nodes.values() if node.id is None and node.leases]
-        waiting = {node.name: node for node in (*self._unserved.values(), *newcomers)}
-        for node in waiting.values():
+        newcomers = [node for node in nodes.values() if node.id < 0 and node.leases]
+        for node in newcomers:
             node.id = self._ids.find(node.name)
-        for node in sorted((node for node in waiting.values() if node.id is None), key=_first_rank):
+        for node in sorted((node for node in newcomers if node.id < 0), key=_first_rank):
             node.id = self._ids.give(node.name)
-        for node in self._unserved.values():
-            moved |= dict.fromkeys(node.leases)
-            nodes[node.name] = node
-        self._unserved = {name: node for name, node in waiting.items() if node.id is None}
 
 
 def _rank(known: _Known) -> int:
@@ -443,14 +406,6 @@ def _lease(known: _Known) -> Lease:
 
 def _ips(known: _Known) -> tuple[Address, ...]:
     return _lease(known).public_ips()
-
-
-def _number(ip: Address) -> Claim:
-    return ADDRESS | (0 if ip.version == 4 else IPV6) | int(ip)
-
-
-def _number_subnet(net: Network) -> Claim:
-    return (0 if net.version == 4 else IPV6) | int(net.network_address) << 8 | net.prefixlen
 
 
 def _view(known: _Known) -> PeerView:

@@ -26,6 +26,7 @@ from dataplane.model import (
     Way,
 )
 
+POINT_TO_POINT = 31  # bits of a prefix that has no broadcast address (RFC 3021)
 _Spot = tuple[int, int, int]  # IP version, bits of prefix, the prefix as a number without what follows it
 
 
@@ -79,6 +80,12 @@ def find_near(facts: HostFacts, underlay: Interface, network: NetworkConfig) -> 
     near = Near(links)
     holes = (way.prefix for way in found if near.holds(way.prefix.network_address))
     return Near(links, frozenset(holes) - links)
+
+
+def find_broadcasts(facts: HostFacts, underlay: Interface) -> frozenset[Address]:
+    """Return the broadcast addresses of the link of the underlay interface."""
+    links = (way.prefix for way in facts.ways if way.prefix.version == 4 and _is_on_link(way, underlay))
+    return frozenset(link.broadcast_address for link in links if link.prefixlen < POINT_TO_POINT)
 
 
 def _is_on_link(way: Way, underlay: Interface) -> bool:

@@ -39,14 +39,17 @@ from dataplane.model import (
     Table,
     can_be_node,
 )
+from dataplane.pace import Bucket
 from dataplane.pathmtu import MTU_MIN
 from dataplane.peers import Peers, PeerView
-from dataplane.reach import find_reach
+from dataplane.reach import find_broadcasts, find_reach
 from dataplane.underlay import find_told
 
 NO_DIRECT = "host-gw needs node addresses that routes can lead to:"
 NO_HOLDER = "no interface of this host has"
 ALARMS_MAX = 10  # refused leases that one pass tells of
+ALARMS_BURST, ALARMS_PER_S = 100, 1.0  # that all passes do
+MORE_S = 10.0  # between two words of how many more there are
 
 
 def _host_prefix(address: Address) -> Network:
@@ -71,7 +74,7 @@ class Reconciler:
         """
         self._config = config
         self._facts = facts
-        self._peers = Peers(known_peers)
+        self._peers = Peers(known_peers, config.max_peers)
         self._is_leased = is_leased
         self._own_problem: str | None = "waiting for the store"
         self._published: Table | None = None
@@ -82,6 +85,8 @@ class Reconciler:
         self.revision: int | None = None
         self.reason: str | None = "waiting for the store"  # None: everything is as it must be
         self._is_own_sure = False
+        self._alarms, self._mores = Bucket(ALARMS_BURST, ALARMS_PER_S), Bucket(1, 1 / MORE_S)
+        self._untold = 0  # refused leases
 
     # --- what is told ---------------------------------------------------------------------------------
 
@@ -198,11 +203,18 @@ class Reconciler:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know although the node is ready."""
+        found = []
         told = None if self.network is None else self.network.underlay_mtu
         link = self.underlay
-        if told is None or link is None or told <= link.mtu:
-            return ()
-        return (f"Backend.MTU is {told}, interface {link.name} has {link.mtu}: larger packets are lost",)
+        if told is not None and link is not None and told > link.mtu:
+            found.append(
+                f"Backend.MTU is {told}, interface {link.name} has {link.mtu}: larger packets are lost"
+            )
+        if waiting := self._peers.count_waiting():
+            found.append(
+                f"{waiting} leases are refused: {self._config.max_peers} count, the --max-peers allowed"
+            )
+        return tuple(found)
 
     def _no_underlay(self, own: Lease) -> str:
         told = find_told(self._config, self._facts, self.network)
@@ -240,9 +252,12 @@ class Reconciler:
     def _judge_peers(self, own: Lease, now: float) -> list[Action]:
         """Decide which leases become peers; return an alarm for each that is newly refused."""
         news = self._peers.judge(self._scene(own), now)
-        alarms = [Alarm(f"lease {view.entry.title} refused: {view.refused}") for view in news[:ALARMS_MAX]]
-        if len(news) > ALARMS_MAX:
-            alarms.append(Alarm(f"{len(news) - ALARMS_MAX} more leases refused; see overlayd peers --all"))
+        told = [view for view in news[:ALARMS_MAX] if self._alarms.take("", now)]
+        alarms = [Alarm(f"lease {view.entry.title} refused: {view.refused}") for view in told]
+        self._untold += len(news) - len(told)
+        if self._untold and self._mores.take("", now):
+            alarms.append(Alarm(f"{self._untold} more leases refused; see overlayd peers --all"))
+            self._untold = 0
         return list(alarms)
 
     def _scene(self, own: Lease) -> Scene:
@@ -255,7 +270,8 @@ class Reconciler:
         underlay = self.underlay
         assert underlay is not None
         reach = find_reach(self._config.encapsulate, self._facts, underlay, self.network, encaps)
-        return Scene(self.network, own, near, encaps, self._is_leased, reach)
+        broadcasts = find_broadcasts(self._facts, underlay)
+        return Scene(self.network, own, near, encaps, self._is_leased, reach, broadcasts)
 
     def _plan(self, network: NetworkConfig, own: Lease, underlay: Interface) -> HostPlan:
         return HostPlan(

@@ -17,6 +17,7 @@ from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
+from dataplane.pace import Pace
 from dataplane.peers import PeerView
 from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
@@ -54,6 +55,7 @@ class Report:
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
         self.convergence = Convergence()
+        self.pace = Pace()
         self._told: list[str] = []
         self.is_carrying = False
         self.trouble: str | None = None  # why the last pass failed
@@ -168,6 +170,7 @@ class Report:
             *self._host.warnings(),
             *self._traffic.warnings(),
             *self.repairs.warnings(time.monotonic()),
+            *self.pace.warnings(time.monotonic()),
         ]
         if self.reconciler is not None:
             warnings[:0] = self.reconciler.warnings()
@@ -206,7 +209,8 @@ def _row(view: PeerView, now: float) -> PeerRow:
         None if lease is None else ENCAP_NAMES[lease.encap],
         view.refused,
         "/".join(dict.fromkeys(map(_name_reach, view.subnets))) or None,
-        entry.left_s(now),
+        None if view.refused is None else view.refused.kind,
+        expires_in_s=entry.left_s(now),
     )
 
 

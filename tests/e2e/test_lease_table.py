@@ -7,13 +7,16 @@ Every row is put into both stores: what one of them refuses the other refuses, f
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from bench.lab import wait_for
+from dataplane.control import ForwarderClient
 from dataplane.model import Entry
+from dataplane.pace import BURST, PER_S
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, FOUR, US
 from tests.e2e.leased import LEASES, NETWORK, LeasedDaemon, LeasedRig, value
@@ -131,6 +134,7 @@ HOSTILE = {
     "PublicIP multicast": ("10.244.9.0-24", value("224.0.0.1", NEW_MAC), "a multicast address"),
     "PublicIP ours": ("10.244.9.0-24", value(str(US.ip), NEW_MAC), "is an address of this host"),
     "PublicIP ours too": ("10.244.9.0-24", value("192.0.2.101", NEW_MAC), "is an address of this host"),
+    "PublicIP broadcast": ("10.244.9.0-24", value("192.0.2.255", NEW_MAC), "is a broadcast address"),
     "PublicIP of a peer": ("10.244.9.0-24", value(str(DUAL.ip), NEW_MAC), None),
 }
 
@@ -152,6 +156,51 @@ def test_case_114_hostile_lease(
     assert rig.route_of(DUAL.pod()) == TO_DUAL
     inner, frame = frames.good("vxlan")
     rig.accepted(frame, inner)
+
+
+def test_case_114_public_ip_behind_our_device(rig: LeasedRig) -> None:
+    """To an address that this host routes into the overlay packets go by the underlay, and never round."""
+    rig.dut.ip(f"route add {NEW_IP}/32 dev overlay0")
+    try:
+        rig.daemon.put(NEW, value(NEW_IP, NEW_MAC))
+        rig.daemon.sync()
+        assert rig.route_of(NEW_POD) == (NEW_IP, NEW_MAC)
+        assert rig.route_of(DUAL.pod()) == TO_DUAL
+    finally:
+        rig.dut.ip(f"route del {NEW_IP}/32 dev overlay0")
+
+
+FLAPS = 600  # in some seconds, each a table unless somebody holds them back
+
+
+@pytest.mark.parametrize("rig", [EtcdLeasedDaemon], ids=["etcd"], indirect=True)
+def test_flapping_lease(rig: LeasedRig) -> None:
+    """A lease that changes all the time is taken up now and then, and as it ends; others are as ever."""
+
+    def tables() -> int:
+        with ForwarderClient(rig.daemon.run_dir / "forwarder.sock") as client:
+            message, fds = client.inspect()
+        for fd in fds.values():
+            os.close(fd)
+        return message.generation
+
+    before, begun_s = tables(), time.monotonic()
+    for turn in range(FLAPS):
+        rig.daemon.put(NEW, value(f"198.18.2.{turn % 250 + 1}", NEW_MAC))
+        if turn == FLAPS // 2:
+            asked_s = time.monotonic()
+            rig.daemon.put("10.244.8.0/24", value("198.18.0.8", "02:4f:00:00:04:08"))
+            wait_for(lambda: "10.244.8.0/24" in rig.daemon.peers(), "another lease is a peer")
+            assert time.monotonic() - asked_s < SOON_S
+    took_s = time.monotonic() - begun_s
+    warning = "lease 10.244.9.0-24 changes so often that only 10 times a second are taken up"
+    assert warning in rig.daemon.status()["warnings"]
+    assert warning in rig.daemon.log()
+    rig.daemon.sync()
+    assert rig.route_of(NEW_POD) == (f"198.18.2.{(FLAPS - 1) % 250 + 1}", NEW_MAC)
+    assert rig.route_of("10.244.8.5") == ("198.18.0.8", "02:4f:00:00:04:08")
+    assert tables() - before <= BURST + PER_S * (took_s + 1.0) + 1
+    assert tables() - before < FLAPS
 
 
 def test_refused_lease_is_shown(rig: LeasedRig) -> None:

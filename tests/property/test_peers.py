@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dataplane.gate import Scene, find_collisions, refuse
 from dataplane.model import Address, Encap, Entry, Lease, MacAddress, NetworkConfig, Peer, SubnetKey
-from dataplane.peers import GRACE_S, PEERS_MAX, Peers
+from dataplane.peerids import GRACE_S, PEERS_MAX
+from dataplane.peers import FULL, Peers
 
 NET = NetworkConfig(IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48"), Encap.VXLAN)
 MACS = (None, MacAddress(bytes(6 * [2])), MacAddress(bytes(6 * [6])))
@@ -66,7 +67,7 @@ def judge_whole(entries: dict[str, Entry], scene: Scene) -> dict[str, str | None
         for name, entry in entries.items()
         if entry.lease is None or not is_ours(entry.lease, scene.own)
     }
-    refusals = {name: refuse(entry, scene) for name, entry in others.items()}
+    refusals: dict[str, str | None] = {name: refuse(entry, scene) for name, entry in others.items()}
     return refusals | find_collisions(others[name] for name, why in refusals.items() if why is None)
 
 
@@ -130,6 +131,36 @@ def test_step_by_step_is_as_whole(scene: Scene, steps: list[tuple[tuple[str, Any
         told = refusals
 
 
+@settings(max_examples=200)
+@given(SCENES, st.integers(0, 4), st.lists(STEPS, max_size=25))
+def test_so_many_count_and_stay(scene: Scene, count_max: int, steps: list[tuple[str, Any]]) -> None:
+    """At most so many leases count, as many as may; one that counts does for as long as it is there."""
+    peers, entries, counted = Peers((), count_max), dict[str, Entry](), set[str]()
+    for what, value in steps:
+        if what == "put":
+            peers.put(value)
+            entries[value.name] = value
+        elif what == "remove":
+            peers.remove(value)
+            entries.pop(value, None)
+        elif what == "replace":
+            peers.replace(value)
+            entries = {entry.name: entry for entry in value}
+        else:
+            scene = value
+        peers.judge(scene, 0.0)
+        valid = {name for name, entry in entries.items() if refuse(entry, scene) is None}
+        refusals = {view.entry.name: view.refused for view in peers.views()}
+        waiting = {name for name, reason in refusals.items() if reason == FULL}
+        assert waiting <= valid
+        assert len(valid - waiting) == min(count_max, len(valid))
+        assert peers.count_waiting() == len(waiting)
+        assert not waiting & counted  # nobody is displaced
+        counted = valid - waiting
+        others = {name: entry for name, entry in entries.items() if name not in waiting}
+        check_values(peers, entries, judge_whole(others, scene) | dict.fromkeys(waiting, FULL), scene.own)
+
+
 def count_refusals(change: Callable[[Peers], object]) -> int:
     """Return how many leases are judged for one change among many."""
     peers = Peers(())
@@ -177,7 +208,7 @@ def test_leases_of_one_node_do_not_collide() -> None:
 
 def test_ids_outlast_a_cluster_that_is_replaced() -> None:
     """As many nodes as there are ids can be replaced by others within the grace period."""
-    with patch("dataplane.peers.PEERS_MAX", 4):
+    with patch("dataplane.peerids.PEERS_MAX", 4):
         peers = Peers(())
         scene = Scene(NET, OWN, frozenset(), frozenset({Encap.VXLAN}), is_leased=True)
         for first in (1, 5):

@@ -31,7 +31,7 @@ from dataplane.model import (
     SubnetKey,
     Table,
 )
-from dataplane.peers import GRACE_S
+from dataplane.peerids import GRACE_S
 from dataplane.reconcile import Reconciler
 from tests.leases import deleted, listed, put
 

@@ -8,11 +8,15 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from dataplane.gate import Scene, find_collisions, refuse
+from dataplane.gate import KINDS, Scene, find_collisions, refuse
 from dataplane.model import Encap, Entry, Lease, SubnetKey
 from tests.leases import IP1, NET, dual, entry, lease
 
-SCENE = Scene(NET, lease(1), frozenset({IP1, IPv4Address("10.244.7.1")}), frozenset({Encap.VXLAN}), True)
+SCENE = Scene(
+    *(NET, lease(1), frozenset({IP1, IPv4Address("10.244.7.1")}), frozenset({Encap.VXLAN}), True),
+    broadcasts=frozenset({IPv4Address("192.0.2.255")}),
+)
+KIND_OF = {"its subnet": "subnet", "its Public": "address", "it has no u": "address"}
 
 
 def at(subnet: str) -> Lease:
@@ -44,6 +48,7 @@ def of(ip: str) -> Lease:
             id="family",
         ),
         pytest.param(of("192.0.2.1"), "its PublicIP 192.0.2.1 is an address of this host", id="our address"),
+        pytest.param(of("192.0.2.255"), "its PublicIP 192.0.2.255 is a broadcast address", id="broadcast"),
         pytest.param(of("10.244.9.9"), "its PublicIP 10.244.9.9 lies inside the overlay", id="overlay"),
         pytest.param(replace(lease(2), vni=2), "its VNI 2 is not the network's VNI 1", id="VNI"),
         pytest.param(replace(lease(2), vtep_mac=None), "it has no VtepMAC", id="MAC"),
@@ -63,12 +68,20 @@ def of(ip: str) -> Lease:
 def test_refuse(found: Lease, reason: str | None) -> None:
     """What cannot be a peer is refused with a reason, and nothing else is."""
     said = refuse(entry(found), SCENE)
-    assert said is None if reason is None else str(said).startswith(reason)
+    if said is None or reason is None:
+        assert said is reason
+        return
+    assert said.startswith(reason)
+    kinds = [kind for start, kind in KIND_OF.items() if reason.startswith(start)]
+    assert said.kind == (kinds or ["backend"])[0]
+    assert said.kind in KINDS
 
 
 def test_unreadable() -> None:
     """What is no lease is refused for the reason that was found when it was read."""
-    assert refuse(Entry("x", None, "no subnet"), SCENE) == "no subnet"
+    said = refuse(Entry("x", None, "no subnet"), SCENE)
+    assert said == "no subnet"
+    assert said.kind == "unreadable"
 
 
 def test_lengths_are_free_where_people_write() -> None:
@@ -83,7 +96,9 @@ def test_case_111_older_one_counts(is_reversed: bool) -> None:
     older = replace(entry(replace(lease(3), key=lease(2).key), created=4), name="10.244.2.0/24")
     found = [older, younger] if is_reversed else [younger, older]
     reason = "its subnet 10.244.2.0/24 is also leased to 192.0.2.3"
-    assert find_collisions(found) == {"10.244.2.0-24": reason}
+    refusals = find_collisions(found)
+    assert refusals == {"10.244.2.0-24": reason}
+    assert refusals["10.244.2.0-24"].kind == "collision"
 
 
 def test_stolen_address() -> None:

@@ -81,8 +81,8 @@ def figures_address(n: int) -> Any:
     return IPv4Address(0xC6120000 + n)
 
 
-REFUSED = peer(0, id=None, subnet="10.1.1.0/24", refused="spoof", encap="vxlan")
-UNREADABLE = PeerRow(None, 'x"\n\\y', None, None, None, "no key")
+REFUSED = peer(0, id=None, subnet="10.1.1.0/24", refused="spoof", refused_for="subnet", encap="vxlan")
+UNREADABLE = PeerRow(None, 'x"\n\\y', None, None, None, "no key", refused_for="unreadable")
 STALE = peer(3, expires_in_s=-5.0)
 
 
@@ -93,6 +93,11 @@ def test_values_of_a_node() -> None:
     assert get(values, "ready") == 1
     assert get(values, "warnings") == 2
     assert [get(values, "peers", state=state) for state in ("known", "refused", "stale")] == [5, 2, 1]
+    assert [get(values, "peers_refused", reason=kind) for kind in ("subnet", "unreadable", "count")] == [
+        1,
+        1,
+        0,
+    ]
     assert get(values, "store_connected") == 1
     assert get(values, "store_age_seconds") == 1.5
     assert get(values, "store_revision") == 7

@@ -27,7 +27,8 @@ from dataplane.model import (
     SubnetEntry,
     SubnetKey,
 )
-from dataplane.peers import GRACE_S
+from dataplane.peerids import GRACE_S
+from dataplane.peers import FULL
 from dataplane.reconcile import Reconciler
 from tests.leases import (
     CONFIG,
@@ -289,24 +290,44 @@ def test_refused_lease_is_mended() -> None:
     assert ids(table_of(reconciler.apply(put(2, lease(2)), 1.0))) == {IP2: 0}
 
 
-def test_a_full_table_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More peers than there are ids are refused with the reason; the others work."""
-    monkeypatch.setattr("dataplane.peers.PEERS_MAX", 1)
-    reconciler = Reconciler(CONFIG, FACTS)
+def test_more_leases_than_may_count() -> None:
+    """More leases than --max-peers are refused with the reason, and a warning says so; the others work."""
+    reconciler = Reconciler(replace(CONFIG, max_peers=1), FACTS)
     table = table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))
     assert ids(table) == {IP2: 0}
-    assert [view.refused for view in reconciler.peers()] == [None, "the table is full: it holds 1 peers"]
+    assert [view.refused for view in reconciler.peers()] == [None, FULL]
+    assert reconciler.warnings() == ("1 leases are refused: 1 count, the --max-peers allowed",)
 
 
-def test_who_waits_for_a_full_table_gets_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that found the table full is in it once another has gone, though nothing was said of itself."""
-    monkeypatch.setattr("dataplane.peers.PEERS_MAX", 1)
-    reconciler = Reconciler(CONFIG, FACTS)
+def test_who_waits_counts_later() -> None:
+    """A lease that was one too many counts once another has gone, though nothing was said of itself."""
+    reconciler = Reconciler(replace(CONFIG, max_peers=1), FACTS)
     assert ids(table_of(reconciler.apply(listed(lease(1), lease(2), lease(3)), 0.0))) == {IP2: 0}
     table = table_of(reconciler.apply(deleted(2, lease(2).key), 1.0))
-    assert ids(table) == {address(3): 0}
+    assert ids(table) == {address(3): 1}
     assert [entry.prefix for entry in table.subnets] == [lease(3).key.subnet]
     assert [view.refused for view in reconciler.peers()] == [None]
+    assert reconciler.warnings() == ()
+
+
+def test_a_flood_of_leases_displaces_nobody() -> None:
+    """Whoever floods the store takes nothing from peers of the table, nor from older leases."""
+    config, known = replace(CONFIG, max_peers=3), (Peer(5, (address(9),)),)
+    flood = [entry(lease(n), created=100 + n) for n in range(20, 40)]
+    old = [entry(lease(8), created=7), entry(lease(9), created=90), entry(lease(7), created=8)]
+    event = Listed(1, NET, (entry(lease(1)), *flood, *old))
+    reconciler = Reconciler(config, FACTS, known)
+    actions = reconciler.apply(event, 0.0)
+    assert ids(table_of(actions)).keys() == {address(9), address(8), address(7)}
+    assert ids(table_of(actions))[address(9)] == 5
+    assert len([action for action in actions if isinstance(action, Alarm)]) == 11
+    more = [reconciler.apply(put(n, lease(n)), 0.1) for n in range(40, 240)]
+    assert len([action for actions in more for action in actions]) == 90  # told, and nothing else
+    said = [alarm.text for alarm in reconciler.apply(put(999, lease(250)), 10.0) if isinstance(alarm, Alarm)]
+    assert said == [
+        f"lease 10.244.250.0-24 refused: {FULL}",
+        "110 more leases refused; see overlayd peers --all",
+    ]
 
 
 def test_peers_are_listed_as_the_table_has_them() -> None:
