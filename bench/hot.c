@@ -20,6 +20,7 @@
 #include "icmp.h"
 #include "merge.h"
 #include "offload.h"
+#include "outbox.h"
 #include "parse.h"
 #include "split.h"
 
@@ -329,6 +330,55 @@ static uint32_t merge_run(void)
 	return MERGED;
 }
 
+static struct outbox outbox;
+static const struct dp_subnet peer_subnet = {.vtep = {.family = 4, .bytes = {192, 0, 2, 2}}};
+
+/**
+ * queue() - Queue datagrams of one size to one peer
+ * @tos:	TOS byte of every other one; the others have 0
+ *
+ * Return: packets
+ */
+static uint32_t queue(uint8_t tos)
+{
+	outbox_clear(&outbox);
+	outbox.has_runs = true;
+	for (uint32_t i = 0; i < MERGED; i++) {
+		struct outbox_item item = {.subnet = &peer_subnet,
+					   .head = burst[i],
+					   .head_len = HEADERS4 + SEGMENT,
+					   .bytes = HEADERS4 + SEGMENT,
+					   .fd = 1,
+					   .port = 8472,
+					   .tos = i % 2 ? tos : 0,
+					   .family = 4};
+
+		sink += (uint64_t)outbox_add(&outbox, &item);
+	}
+	outbox_finish(&outbox);
+	return MERGED;
+}
+
+/**
+ * outbox_run() - Datagrams that become one run
+ *
+ * Return: packets
+ */
+static uint32_t outbox_run(void)
+{
+	return queue(0);
+}
+
+/**
+ * outbox_apart() - Datagrams that become a message each, half of them with a congestion mark
+ *
+ * Return: packets
+ */
+static uint32_t outbox_apart(void)
+{
+	return queue(ECN_ECT0);
+}
+
 /**
  * offload_packet() - The checksum that the kernel left to us, of a packet of the usual size
  *
@@ -395,12 +445,13 @@ static const struct hot_case {
 	const char *name;
 	uint32_t (*round)(void);
 } cases[] = {
-	{"csum_header", csum_header},       {"csum_packet", csum_packet},   {"csum_super", csum_super},
-	{"parse_tcp4", parse_tcp4},         {"parse_udp6", parse_udp6},     {"vxlan_push", vxlan_push},
-	{"vxlan_pull", vxlan_pull},         {"ipip_pull", ipip_pull},       {"decap_ecn", decap_ecn},
-	{"split_super", split_super},       {"merge_burst", merge_burst},   {"merge_run", merge_run},
-	{"offload_packet", offload_packet}, {"icmp_error", icmp_error},     {"lookup_subnet4", lookup_subnet4},
-	{"lookup_subnet6", lookup_subnet6}, {"lookup_peer4", lookup_peer4},
+	{"csum_header", csum_header},   {"csum_packet", csum_packet},       {"csum_super", csum_super},
+	{"parse_tcp4", parse_tcp4},     {"parse_udp6", parse_udp6},         {"vxlan_push", vxlan_push},
+	{"vxlan_pull", vxlan_pull},     {"ipip_pull", ipip_pull},           {"decap_ecn", decap_ecn},
+	{"split_super", split_super},   {"merge_burst", merge_burst},       {"merge_run", merge_run},
+	{"outbox_run", outbox_run},     {"outbox_apart", outbox_apart},     {"offload_packet", offload_packet},
+	{"icmp_error", icmp_error},     {"lookup_subnet4", lookup_subnet4}, {"lookup_subnet6", lookup_subnet6},
+	{"lookup_peer4", lookup_peer4},
 };
 
 /**

@@ -14,7 +14,7 @@
  */
 #pragma once
 
-#define DP_ABI 4
+#define DP_ABI 5
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 131072
@@ -205,7 +205,10 @@ struct dp_config {
 	uint8_t queues;          /* of the TUN and, each with a socket, of each family; threads .. DP_MAX_QUEUES */
 	uint8_t sources;         /* source ports of each family, 1 .. DP_MAX_SOURCES */
 	uint8_t reserved_ignore; /* 1: ignore reserved VXLAN bits as RFC 7348 says, 0: drop as the kernel does */
-	uint8_t pad[7];
+	uint8_t dscp_inherit;    /* 1: outer headers have the DSCP of the inner packet, 0: DSCP 0 (RFC 2983) */
+	uint8_t ttl_inherit;     /* 1: outer headers have the TTL of the inner packet */
+	uint8_t outer_ttl;       /* what they have otherwise; 0: that of the sockets, 64 */
+	uint8_t pad[4];
 };
 
 /*

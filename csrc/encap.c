@@ -154,16 +154,18 @@ enum dp_drop encap_check_bare(const struct pkt *pkt)
 }
 
 /**
- * encap_ecn() - TOS byte of the outer header
+ * encap_tos() - TOS byte of the outer header
+ * @config:	Whether the DSCP is to be copied
  * @inner_tos:	TOS byte or traffic class of the inner packet
  *
- * RFC 6040 section 4.1, normal mode: ECN is copied. DSCP is not (RFC 2983 pipe model).
+ * RFC 6040 section 4.1, normal mode: ECN is always copied. DSCP is not, unless
+ * it was asked for (RFC 2983, pipe model); on the way in it never is.
  *
  * Return: the outer TOS byte
  */
-uint8_t encap_ecn(uint8_t inner_tos)
+uint8_t encap_tos(const struct dp_config *config, uint8_t inner_tos)
 {
-	return inner_tos & ECN_MASK;
+	return config->dscp_inherit ? inner_tos : inner_tos & ECN_MASK;
 }
 
 /**

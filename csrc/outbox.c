@@ -61,8 +61,9 @@ uint8_t *outbox_headers(struct outbox *out, uint32_t len)
 static bool can_join(const struct outbox_message *message, const struct outbox_item *item, uint32_t len)
 {
 	return message->subnet == item->subnet && message->fd == item->fd && message->tos == item->tos &&
-	       !message->is_closed && len <= message->size && message->units < OUTBOX_RUN &&
-	       message->pieces + 2 <= message->room && message->total + len <= OUTBOX_BYTES;
+	       message->ttl == item->ttl && !message->is_closed && len <= message->size &&
+	       message->units < OUTBOX_RUN && message->pieces + 2 <= message->room &&
+	       message->total + len <= OUTBOX_BYTES;
 }
 
 /**
@@ -101,9 +102,12 @@ static struct outbox_message *open_message(struct outbox *out, const struct outb
 					   .iov = out->pieces,
 					   .fd = item->fd,
 					   .tos = item->tos,
+					   .ttl = item->ttl,
 					   .family = item->family};
 	out->pieces += room;
 	underlay_address(&out->sends, out->count, &item->subnet->vtep, item->port, item->tos);
+	if (item->ttl)
+		underlay_set_ttl(&out->sends, out->count, item->ttl);
 	out->newest[place_of(item)] = (uint8_t)out->count;
 	out->count++;
 	return message;

@@ -36,7 +36,8 @@ struct outbox_message {
 	uint32_t room;   /* pieces it may use */
 	uint32_t iov;    /* first piece */
 	int fd;
-	uint8_t tos;
+	uint8_t tos;    /* of the outer header, as the next one */
+	uint8_t ttl;    /* 0: the socket's */
 	uint8_t family; /* of dst */
 	bool is_closed; /* its last datagram is a short one */
 };
@@ -52,7 +53,8 @@ struct outbox_item {
 	uint32_t bytes; /* inner */
 	int fd;
 	uint16_t port; /* UDP destination port; 0 on raw sockets, where nothing is joined */
-	uint8_t tos;
+	uint8_t tos;   /* of the outer header, as the next one */
+	uint8_t ttl;   /* 0: the socket's */
 	uint8_t family;
 };
 

@@ -52,7 +52,7 @@ uint64_t csum_add(const uint8_t *data, size_t len, uint64_t sum);
 uint16_t csum_fold(uint64_t sum);
 uint64_t csum_pseudo(const uint8_t *saddr, const uint8_t *daddr, uint32_t addr_len, uint8_t proto, uint32_t l4len);
 void csum_replace16(uint8_t *check, uint16_t old, uint16_t now);
-uint8_t encap_ecn(uint8_t inner_tos);
+uint8_t encap_tos(const struct dp_config *config, uint8_t inner_tos);
 int dp_fib_create(const struct dp_table_spec *spec);
 int dp_fib_open(int fd, dp_fib **out);
 void dp_fib_close(dp_fib *fib);

@@ -192,7 +192,8 @@ static enum dp_drop encapsulate(struct path *path, struct tx_packet *packet)
 	uint32_t slot = find_socket(path, packet);
 	struct outbox_item item = {.subnet = packet->subnet,
 				   .dst = packet->flow.dst,
-				   .tos = encap_ecn(packet->flow.tos),
+				   .tos = encap_tos(path->config, packet->flow.tos),
+				   .ttl = path->config->ttl_inherit ? packet->flow.ttl : path->config->outer_ttl,
 				   .family = packet->flow.family};
 
 	if (slot == DP_FD_SLOTS)

@@ -191,6 +191,21 @@ void underlay_address(struct underlay_sends *sends, uint32_t index, const struct
 }
 
 /**
+ * underlay_set_ttl() - Give the outer header of a message another TTL or hop limit than the socket's
+ * @sends:	The batch
+ * @index:	Which message, after underlay_address()
+ * @ttl:	1 .. 255
+ */
+void underlay_set_ttl(struct underlay_sends *sends, uint32_t index, uint8_t ttl)
+{
+	bool is_v6 = sends->addrs[index].sa.sa_family == AF_INET6;
+	int value = ttl;
+
+	add_cmsg(&sends->msgs[index].msg_hdr, is_v6 ? IPPROTO_IPV6 : IPPROTO_IP, is_v6 ? IPV6_HOPLIMIT : IP_TTL, &value,
+		 sizeof(value));
+}
+
+/**
  * underlay_set_source() - Say where a message of an unbound IPv4 socket leaves from
  * @sends:	The batch
  * @index:	Which message, after underlay_address()

@@ -15,7 +15,8 @@
 
 /*
  * Messages received and sent by one system call; bytes of control messages,
- * which hold at most IPV6_PKTINFO, a TOS, SO_RXQ_OVFL and UDP_GRO or UDP_SEGMENT.
+ * which hold at most IPV6_PKTINFO, a TOS, SO_RXQ_OVFL and UDP_GRO, or a TOS, a TTL
+ * and IP_PKTINFO or UDP_SEGMENT.
  */
 enum { UNDERLAY_BATCH = 64, UNDERLAY_SENDS = 128, UNDERLAY_CMSG = 128 };
 
@@ -59,6 +60,7 @@ int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uin
 void underlay_read_meta(const struct underlay_batch *batch, uint32_t index, struct underlay_meta *meta);
 void underlay_address(struct underlay_sends *sends, uint32_t index, const struct dp_addr *vtep, uint16_t port,
 		      uint8_t tos);
+void underlay_set_ttl(struct underlay_sends *sends, uint32_t index, uint8_t ttl);
 void underlay_set_source(struct underlay_sends *sends, uint32_t index, const struct dp_addr *source, uint32_t ifindex);
 void underlay_set_pieces(struct underlay_sends *sends, uint32_t index, struct iovec *pieces, uint32_t count);
 void underlay_set_segment(struct underlay_sends *sends, uint32_t index, uint16_t size);

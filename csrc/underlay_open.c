@@ -16,7 +16,7 @@
  * prevents that; control holds it too, for the time without a forwarder.
  *
  * DF is set on all outer packets (RFC 7348 section 4.3, RFC 2003 section 3.1),
- * TTL is 64, DSCP 0.
+ * TTL is 64, DSCP 0, where a message says nothing else.
  */
 #include <errno.h>
 #include <linux/filter.h>

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from dataplane import flags as read
 from dataplane.errors import ConfigError
 from dataplane.flags import Given
-from dataplane.model import Address, Encap, Network, Offload
+from dataplane.model import OUTER_TTL, Address, Encap, Network, Offload
 from dataplane.options import CHATTY, ETCD, ETCD_ENDPOINTS, FLAGS, STATE_DIR, STORES
 
 EVERYWHERE, HERE = IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1")
@@ -60,6 +60,8 @@ class RunConfig:
     allow_source: tuple[Network, ...] = ()
     spoof: str = "enforce"
     vxlan_reserved: str = "drop"
+    dscp: str = "pipe"
+    outer_ttl: int | None = OUTER_TTL  # None: that of the inner packet
     encap: tuple[Encap, ...] = ()  # besides the network's own
     encapsulate: str | None = None  # None: the network tells
     disable: tuple[Offload, ...] = ()

@@ -35,6 +35,20 @@ def number(low: int, high: int, unit: str) -> Callable[[str], int]:
     return parse
 
 
+def word_or(word: str, parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    """Return a reader of numbers, and of one word that stands for None."""
+
+    def parse_either(text: str) -> int | None:
+        if text == word:
+            return None
+        try:
+            return parse(text)
+        except ValueError as err:
+            raise ValueError(f"{err}, or {word}{suggest(text, [word])}") from None
+
+    return parse_either
+
+
 def anything(text: str) -> str:
     """Take any text."""
     return text

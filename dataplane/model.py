@@ -45,6 +45,8 @@ BARE_ENCAPS = frozenset({Encap.NONE, Encap.DIRECT})
 # When packets to peers are encapsulated: CROSS_SUBNET is unless their node is on our link.
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATE = ("always", "cross-subnet", "never")
 
+OUTER_TTL = 64  # of outer headers, unless told otherwise: what the sockets that send have
+
 
 class Offload(IntFlag):
     """Work that the kernel does for us, or lets us do for it; bits of `enum dp_tier`."""
@@ -351,6 +353,8 @@ class VxlanDevice:
     local: Address | None  # outer source; None: whichever the route prefers
     mtu: int  # bytes
     link: int = 0  # index of the interface that its packets leave by
+    ttl: int | None = 0  # of outer headers; 0: the host's own; None: that of the inner packet
+    has_inner_dscp: bool = False  # outer headers have the DSCP of the inner packet
     index: int = field(default=0, compare=False)  # its own; 0: it is not there yet
 
 

@@ -122,11 +122,15 @@ class ForwarderConfig:
     bare_port: int = 0
     spoof_observe: bool = False
     reserved_ignore: bool = False
+    dscp_inherit: bool = False
+    ttl_inherit: bool = False
+    outer_ttl: int = 0  # 0: that of the sockets, 64
 
 
+_SWITCHES = ("spoof_observe", "reserved_ignore", "dscp_inherit", "ttl_inherit")
 _NUMBERS = (
     *("vni", "vxlan_port", "bare_port", "underlay_ifindex", "tun_mtu", "tier", "vnet_hdr_len"),
-    *("threads", "queues", "sources", "icmp_per_s", "icmp_burst", "spin_us"),
+    *("threads", "queues", "sources", "icmp_per_s", "icmp_burst", "spin_us", "outer_ttl"),
 )
 
 
@@ -137,7 +141,7 @@ def _fill_addr(out: Any, address: Address | None) -> None:
 
 
 def _fill_config(out: Any, config: ForwarderConfig) -> None:
-    for name in _NUMBERS:
+    for name in _NUMBERS + _SWITCHES:
         setattr(out, name, getattr(config, name))
     _fill_addr(out.underlay4, config.underlay4)
     _fill_addr(out.underlay6, config.underlay6)
@@ -146,8 +150,6 @@ def _fill_config(out: Any, config: ForwarderConfig) -> None:
     if config.vtep_mac6 is not None:
         ffi.memmove(out.vtep_mac6, config.vtep_mac6.octets, 6)
     out.encaps = sum(1 << encap for encap in config.encaps)
-    out.spoof_observe = config.spoof_observe
-    out.reserved_ignore = config.reserved_ignore
 
 
 def pack_config(config: ForwarderConfig) -> bytes:
@@ -161,12 +163,12 @@ def unpack_config(data: bytes) -> ForwarderConfig:
     """Read a struct dp_config of CONFIG_BYTES."""
     cdata = ffi.from_buffer("struct dp_config *", data)
     numbers: dict[str, Any] = {name: getattr(cdata, name) for name in _NUMBERS}
+    switches = {name: bool(getattr(cdata, name)) for name in _SWITCHES}
     underlay4 = layout.read_addr(cdata.underlay4.family, bytes(cdata.underlay4.bytes))
     underlay6 = layout.read_addr(cdata.underlay6.family, bytes(cdata.underlay6.bytes))
     return ForwarderConfig(
         **numbers,
-        spoof_observe=bool(cdata.spoof_observe),
-        reserved_ignore=bool(cdata.reserved_ignore),
+        **switches,
         underlay4=underlay4 if isinstance(underlay4, IPv4Address) else None,
         underlay6=underlay6 if isinstance(underlay6, IPv6Address) else None,
         vtep_mac4=layout.read_mac(bytes(cdata.vtep_mac4)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataplane import flags as read
 from dataplane.flags import Flag
-from dataplane.model import ENCAPSULATE, OFFLOADS
+from dataplane.model import ENCAPSULATE, OFFLOADS, OUTER_TTL
 
 STATE_DIR = "/var/lib/overlayd"
 STORES = "sqlite:///path, file:///path, etcd and auto"
@@ -129,6 +129,16 @@ FLAGS = (
         *("vxlan-reserved", "vxlan_reserved", "drop|ignore"),
         "packets with reserved VXLAN bits (default: drop)",
         read.one_of("drop", "ignore"),
+    ),
+    Flag(
+        *("dscp", "dscp", "pipe|inherit"),
+        "DSCP of outer headers: 0, or that of the inner packet (default: pipe)",
+        read.one_of("pipe", "inherit"),
+    ),
+    Flag(
+        *("outer-ttl", "outer_ttl", "NUMBER|inherit"),
+        f"TTL of outer headers, 1 to 255, or that of the inner packet (default: {OUTER_TTL})",
+        read.word_or("inherit", read.number(1, 255, "")),
     ),
     Flag(
         *("no-route", "no_route", "icmp|drop"),

@@ -17,9 +17,11 @@ from dataplane.model import Address, MacAddress, SubnetEntry, VxlanDevice
 
 NAME_MAX = 15  # IFNAMSIZ without its final NUL
 PROBE, PROBE_VNI = "ovl-probe", (1 << 24) - 2
+NLA_HEADER_BYTES = 4
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 RTNH_F_ONLINK = 4
+TOS_INHERIT = 1  # for IFLA_VXLAN_TOS: the DSCP of the inner packet; ECN is its own in any case
 RTPROT_BOOT = 3  # as flannel's own, which it replaces
 
 
@@ -69,8 +71,16 @@ def read(ipr: Any, name: str) -> VxlanDevice | None:
         None if local is None else ip_address(local),
         link.get_attr("IFLA_MTU"),
         data.get_attr("IFLA_VXLAN_LINK") or 0,
+        None if _inherits_ttl(data) else data.get_attr("IFLA_VXLAN_TTL"),
+        data.get_attr("IFLA_VXLAN_TOS") == TOS_INHERIT,
         link["index"],
     )
+
+
+def _inherits_ttl(data: Any) -> bool:
+    """Read a byte of the kernel's which pyroute2 takes for a flag, so that being there would mean yes."""
+    found = next((slot.nla for slot in data["attrs"] if slot[0] == "IFLA_VXLAN_TTL_INHERIT"), None)
+    return found is not None and found.data[found.offset + NLA_HEADER_BYTES] != 0
 
 
 def find_twin(ipr: Any, device: VxlanDevice) -> VxlanDevice | None:
@@ -99,7 +109,15 @@ def probe(ipr: Any) -> None:
 
 def make(ipr: Any, device: VxlanDevice, address: Address | None) -> None:
     """Make a device that is down yet: its UDP port may still be another's."""
-    local = {} if device.local is None else {_local_name(device.local): str(device.local)}
+    more: dict[str, object] = {}
+    if device.local is not None:
+        more[_local_name(device.local)] = str(device.local)
+    if device.ttl is None:
+        more["vxlan_ttl_inherit"] = True
+    elif device.ttl:
+        more["vxlan_ttl"] = device.ttl
+    if device.has_inner_dscp:
+        more["vxlan_tos"] = TOS_INHERIT
     ipr.link(
         "add",
         ifname=device.name,
@@ -110,7 +128,7 @@ def make(ipr: Any, device: VxlanDevice, address: Address | None) -> None:
         vxlan_link=device.link,
         vxlan_port=device.port,
         vxlan_learning=0,
-        **local,
+        **more,
     )
     if address is not None:
         index = _index(ipr, device.name)

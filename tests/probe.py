@@ -139,9 +139,11 @@ def flow_of(data: bytes) -> Flow:
 # --- encap --------------------------------------------------------------------------------------------
 
 
-def config(*, vni: int = oracle.VNI, reserved_ignore: bool = False) -> Any:
+def config(*, vni: int = oracle.VNI, reserved_ignore: bool = False, dscp_inherit: bool = False) -> Any:
     """Return a struct dp_config of the host that the oracle's packets are for."""
-    made = ffi.new("struct dp_config *", {"vni": vni, "reserved_ignore": reserved_ignore})
+    made = ffi.new(
+        "struct dp_config *", {"vni": vni, "reserved_ignore": reserved_ignore, "dscp_inherit": dscp_inherit}
+    )
     ffi.memmove(made.vtep_mac4, oracle.OUR_MAC4, 6)
     ffi.memmove(made.vtep_mac6, oracle.OUR_MAC6, 6)
     return made

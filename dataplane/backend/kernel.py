@@ -19,11 +19,12 @@ from dataplane.backend.process import end_forwarder
 from dataplane.backend.sockets import port_taken
 from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
 from dataplane.backend.userspace import Place
+from dataplane.config import RunConfig
 from dataplane.entries import Entries, Links
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
-from dataplane.model import Address, Encap, HostPlan, MacAddress, Peer, Table, VxlanDevice
+from dataplane.model import OUTER_TTL, Address, Encap, HostPlan, MacAddress, Peer, Table, VxlanDevice
 from dataplane.netlink import Host
 
 log = Journal("backend")
@@ -41,7 +42,7 @@ class DeviceSide(Side):
         return f"entries of peers behind {self.device.name}"
 
 
-def plan_sides(settings: Settings) -> dict[int, DeviceSide]:
+def plan_sides(settings: Settings, run: RunConfig) -> dict[int, DeviceSide]:
     """Return the devices that a network needs, by IP version of the pods."""
     sides: dict[int, DeviceSide] = {}
     network = settings.network
@@ -55,7 +56,9 @@ def plan_sides(settings: Settings) -> dict[int, DeviceSide]:
             continue
         name = vxlan.device_name(settings.tun_name, network.vni, net.version)
         device = VxlanDevice(
-            name, mac, network.vni, network.port, local, settings.mtu, settings.underlay.index
+            *(name, mac, network.vni, network.port, local, settings.mtu, settings.underlay.index),
+            ttl=0 if run.outer_ttl == OUTER_TTL else run.outer_ttl,  # as flannel's devices, which we may find
+            has_inner_dscp=run.dscp == "inherit",
         )
         links = Links(0, settings.underlay.index, settings.direct_mtu)
         sides[net.version] = DeviceSide(net.version, links, device=device)
@@ -114,7 +117,7 @@ class KernelBackend:
         """Have the devices, down if they are new: a forwarder may still hold their port."""
         if settings.encaps - {Encap.DIRECT} != {Encap.VXLAN}:
             raise RuntimeFailure("the kernel datapath carries VXLAN alone; give --datapath userspace")
-        wanted = plan_sides(settings)
+        wanted = plan_sides(settings, self._place.config)
         await self._remove_others(settings.tun_name, {side.device.name for side in wanted.values()})
         for version, side in wanted.items():
             await self._have_device(side, self._sides.get(version))

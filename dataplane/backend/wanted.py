@@ -7,7 +7,7 @@ from dataplane.backend import Settings
 from dataplane.backend.spread import find_spread
 from dataplane.config import RunConfig
 from dataplane.flannel import find_port
-from dataplane.model import Encap
+from dataplane.model import OUTER_TTL, Encap
 from dataplane.native import ForwarderConfig
 
 # The kernel's own limit for ICMP errors of a host is 1000/s with a burst of 50 (icmp_msgs_per_sec).
@@ -41,4 +41,7 @@ def forwarder_config(
         encaps=settings.encaps,
         spoof_observe=run.spoof == "observe",
         reserved_ignore=run.vxlan_reserved == "ignore",
+        dscp_inherit=run.dscp == "inherit",
+        ttl_inherit=run.outer_ttl is None,
+        outer_ttl=0 if run.outer_ttl in (None, OUTER_TTL) else run.outer_ttl,  # the sockets' need not be said
     )

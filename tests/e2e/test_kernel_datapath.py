@@ -53,9 +53,9 @@ class Live:
         (state / "vtep-mac6").write_text(f"{mac6(self.a)}\n")
         self.start(datapath)
 
-    def start(self, datapath: str) -> None:
+    def start(self, datapath: str, *flags: str) -> None:
         """Start overlayd on a datapath."""
-        self.daemon.flags = [*self.flags, "--datapath", datapath]
+        self.daemon.flags = [*self.flags, "--datapath", datapath, *flags]
         self.daemon.start()
 
     def stream(self, family: int = 4) -> Stream:
@@ -130,7 +130,7 @@ def test_down_removes_everything(live: Live) -> None:
 
 
 def test_restart_changes_nothing(live: Live) -> None:
-    """Control may end and come back: the kernel is not told anything anew."""
+    """Control may end and come back: the kernel is not told anything anew, unless other flags ask for it."""
     before, index = live.look(), live.show("link", "show", "overlay0.1")[0]["ifindex"]
     with live.stream() as stream:
         live.daemon.stop()
@@ -140,6 +140,13 @@ def test_restart_changes_nothing(live: Live) -> None:
     assert live.look() == before
     assert live.show("link", "show", "overlay0.1")[0]["ifindex"] == index
     assert live.daemon.log().count("told the kernel") == 2
+    live.daemon.stop()
+    live.start("kernel", "--dscp", "inherit", "--outer-ttl", "inherit")
+    shown = live.a.host.run("ip", "-d", "link", "show", "overlay0.1").stdout
+    assert "tos inherit" in shown
+    assert "ttl inherit" in shown
+    assert not shown.startswith(f"{index}:")
+    assert live.look() == before
 
 
 def test_peer_changes(live: Live) -> None:

@@ -51,10 +51,9 @@ class Walled(Live):
         self.datapath = datapath
         super().__init__(directory, datapath)
 
-    def start(self, datapath: str) -> None:
+    def start(self, datapath: str, *flags: str) -> None:
         """Start overlayd on a datapath."""
-        self.daemon.flags = [*self.flags, *self.more, "--datapath", datapath]
-        self.daemon.start()
+        super().start(datapath, *self.more, *flags)
 
     def restart(self, *flags: str) -> None:
         """Start overlayd anew with other flags."""

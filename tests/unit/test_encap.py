@@ -377,8 +377,9 @@ DECAP_ROWS = [
 @pytest.mark.parametrize("mark", ENCAP_ROWS)
 @pytest.mark.parametrize("dscp", [0, DSCP, 0xFC])
 def test_encap_copies_the_mark(mark: int, dscp: int) -> None:
-    """The outer mark is the inner one (RFC 6040 section 4.1), and DSCP stays inside (RFC 2983)."""
-    assert lib.encap_ecn(dscp | mark) == mark
+    """The outer mark is the inner one (RFC 6040 section 4.1); DSCP stays inside unless told (RFC 2983)."""
+    assert lib.encap_tos(config(), dscp | mark) == mark
+    assert lib.encap_tos(config(dscp_inherit=True), dscp | mark) == dscp | mark
 
 
 @pytest.mark.parametrize(("family", "inner_mark", "outer_mark"), DECAP_ROWS)

@@ -36,6 +36,9 @@ CONFIG = native.ForwarderConfig(
     bare_port=8285,
     spoof_observe=True,
     reserved_ignore=True,
+    dscp_inherit=True,
+    ttl_inherit=True,
+    outer_ttl=255,
 )
 TABLE = Table(
     peers=(
