@@ -324,6 +324,7 @@ int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_pe
 
 /* devices and sockets, opened by the privileged process (tun.c, underlay.c) */
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
+int dp_tun_prepare_steering(void);
 int dp_tun_steer(int fd);
 uint32_t dp_socket_tier(void);
 int dp_selftest(uint32_t wanted, struct dp_selftest *out);
@@ -342,5 +343,6 @@ void dp_engine_destroy(dp_engine *engine);
 /* processes: what they give up (privilege.c); the forwarder (ctl.c, confine.c) */
 int dp_hide_memory(void);
 int dp_drop_privileges(void);
+int dp_keep_capabilities(uint64_t kept, uint64_t children);
 int dp_confine(void);
 int dp_serve(int listen_fd, int is_confined);

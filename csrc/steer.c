@@ -85,27 +85,42 @@ static const struct bpf_insn program[] = {
 	EXIT,
 };
 
+static int program_fd = -1; /* once loaded, for the life of the process */
+
 /**
- * steer_by_flow() - Let the queue of a packet depend on its flow alone
- * @tun_fd:	Any queue of a TUN
+ * steer_load() - Load the program, for any device, unless that was done
  *
- * Return: 0 or -errno: -EPERM without CAP_BPF (where the system wants it) or
- * CAP_NET_ADMIN, -EINVAL before Linux 4.16
+ * Not to be called by several threads at once.
+ *
+ * Return: 0 or -errno: -EPERM without CAP_BPF (where the system wants it),
+ * -EINVAL before Linux 4.16
  */
-int steer_by_flow(int tun_fd)
+int steer_load(void)
 {
 	union bpf_attr attr;
-	int program_fd, err;
 
+	if (program_fd >= 0)
+		return 0;
 	memset(&attr, 0, sizeof(attr));
 	attr.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
 	attr.insns = (uint64_t)(uintptr_t)program;
 	attr.insn_cnt = sizeof(program) / sizeof(program[0]);
 	attr.license = (uint64_t)(uintptr_t) "";
 	program_fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
-	if (program_fd < 0)
-		return -errno;
-	err = ioctl(tun_fd, TUNSETSTEERINGEBPF, &program_fd) ? -errno : 0;
-	close(program_fd); /* the device holds it */
-	return err;
+	return program_fd < 0 ? -errno : 0;
+}
+
+/**
+ * steer_by_flow() - Let the queue of a packet depend on its flow alone
+ * @tun_fd:	Any queue of a TUN
+ *
+ * Return: 0 or -errno, as steer_load() or of the device
+ */
+int steer_by_flow(int tun_fd)
+{
+	int err = steer_load();
+
+	if (err)
+		return err;
+	return ioctl(tun_fd, TUNSETSTEERINGEBPF, &program_fd) ? -errno : 0;
 }

@@ -3,6 +3,7 @@
 #ifndef STEER_H
 #define STEER_H
 
+int steer_load(void);
 int steer_by_flow(int tun_fd);
 
 #endif

@@ -176,6 +176,16 @@ int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t
 }
 
 /**
+ * dp_tun_prepare_steering() - Do what of dp_tun_steer() needs CAP_BPF, once for all devices
+ *
+ * Return: as steer_load()
+ */
+int dp_tun_prepare_steering(void)
+{
+	return steer_load();
+}
+
+/**
  * dp_tun_steer() - Let each flow keep to one queue of the device
  * @fd:		Any queue of it
  *

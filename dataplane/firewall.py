@@ -48,8 +48,12 @@ LEGACY = (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tabl
 # --- programs ---------------------------------------------------------------------------------------------
 
 
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
+
+
 def _find(program: str) -> str | None:
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
+    return shutil.which(program, path=_path())
 
 
 def _call(words: list[str], text: str = "") -> str:
@@ -64,7 +68,7 @@ def _call(words: list[str], text: str = "") -> str:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
-            env={**os.environ, "LC_ALL": "C"},
+            env={"PATH": _path(), "LC_ALL": "C"},  # nothing of ours: a password may be there
         )
     except subprocess.TimeoutExpired:
         raise RuntimeFailure(f"{words[0]} did not end within {TIMEOUT_S:g} s") from None

@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+from contextlib import suppress
 
 import uvloop
 
-from dataplane import choose, journal
+from dataplane import choose, journal, native, privilege
+from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, newest_epoch
 from dataplane.daemon import Daemon
-from dataplane.errors import NotRunning
+from dataplane.errors import KernelError, NotRunning
 from dataplane.logsetting import LogSetting
 from dataplane.netlink import Host
+from dataplane.privilege import Capability
 from dataplane.rundir import RunDir
+
+# For devices, routes, firewall and marks; for raw and bound sockets. Children change the firewall.
+CHILDREN = frozenset({Capability.NET_ADMIN, Capability.NET_RAW})
+KEPT = CHILDREN | {Capability.NET_BIND_SERVICE}  # a port below 1024 may be told
 
 GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
 
@@ -52,15 +60,28 @@ def remove_unused(run_dir: RunDir) -> None:
         run_dir.remove()
 
 
+def _give_up(config: RunConfig, *, is_first: bool) -> None:
+    """Keep the capabilities that are needed all the time, after what takes more than those."""
+    if config.datapath != "kernel":
+        if is_first:  # otherwise it is known what the last control found
+            Offloads(config.disable, os.uname().release).prove()
+        with suppress(KernelError):  # told when it is needed
+            native.tun_prepare_steering()
+    privilege.keep(KEPT, CHILDREN)
+
+
 def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     journal.set_up(config.log_level, config.log_format)
     # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
     gc.set_threshold(GARBAGE_MIN)
+    privilege.hide_memory()  # a password may be in there
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()
     with run_dir.lock():
-        epoch = run_dir.next_epoch(newest_epoch(run_dir))
+        newest = newest_epoch(run_dir)
+        epoch = run_dir.next_epoch(newest)
+        _give_up(config, is_first=newest == 0)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_main(config, run_dir, epoch))
     return 0

@@ -418,6 +418,11 @@ def tun_open(name: str, tier_mask: int) -> TunHandle:
     return TunHandle(fd, tier[0], vnet_hdr_len[0])
 
 
+def tun_prepare_steering() -> None:
+    """Do what of tun_steer() takes CAP_BPF, once for all devices; KernelError if we may not, or cannot."""
+    check(lib.dp_tun_prepare_steering(), "loading the program that keeps flows to their queues")
+
+
 def tun_steer(fd: int) -> None:
     """Let each flow keep to one queue of a TUN device; KernelError if we may not, or the kernel cannot."""
     check(lib.dp_tun_steer(fd), "keeping flows to the queues of the TUN device")

@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataplane import journal, subnetfile, vtep, vxlan
-from dataplane.backend.process import CAP_NET_ADMIN, has_capability
+from dataplane import journal, privilege, subnetfile, vtep, vxlan
 from dataplane.backend.sockets import (
     Holders,
     check_free,
@@ -49,6 +48,7 @@ from dataplane.model import (
 )
 from dataplane.native import ForwarderConfig
 from dataplane.netlink import Host
+from dataplane.privilege import Capability
 from dataplane.reconcile import Reconciler
 from dataplane.rundir import RunDir
 from dataplane.slots import Fds, role_of
@@ -240,7 +240,7 @@ def _describe_lease(config: RunConfig, operation: PutLease) -> str:
 
 async def _tell_host(node: _Node, found: _Findings) -> None:
     """Say what would be set up, after finding out whether that can be."""
-    if not has_capability(CAP_NET_ADMIN):
+    if not privilege.has(Capability.NET_ADMIN):
         raise RuntimeFailure("overlayd run needs CAP_NET_ADMIN to set up the host's network")
     config, plan = node.config, node.plan
     ips = " and ".join(map(str, node.own.public_ips()))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable
+from functools import cache
 
 from dataplane import native
 from dataplane.backend.sockets import open_tun
@@ -35,6 +36,22 @@ def _unite(offloads: Iterable[Offload]) -> Offload:
     return united
 
 
+@cache
+def _selftest(wanted: Offload) -> dict[Offload, str]:
+    """Return which offloads fail, and how; KernelError if nothing can be tried here, now."""
+    begun = time.monotonic()
+    failed = native.selftest(int(wanted))
+    if errno.ETIMEDOUT in failed.values():
+        failed = native.selftest(int(wanted))  # on a busy host a packet may be late, once
+    reasons = {
+        offload: f"self-test: {FAILURES.get(number) or errno.errorcode.get(number, str(number))}"
+        for offload, number in failed.items()
+    }
+    shown = {offload.label.replace("-", "_"): why for offload, why in reasons.items()}
+    log.debug("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
+    return reasons
+
+
 class Offloads:
     """What --disable, and what is known or found to be broken, leave of what the kernel can do."""
 
@@ -53,26 +70,17 @@ class Offloads:
     def prove(self) -> None:
         """Use each offload once, by packets on scratch devices; do without those that fail. Blocks for 20 ms.
 
-        What was tried already is not tried again: kernels do not change. Where nothing can be tried, as
-        without CAP_SYS_ADMIN, the kernel is believed.
+        What was tried already is not tried again: kernels do not change, and by then control has given up
+        what it takes. Where nothing can be tried, as without CAP_SYS_ADMIN, the kernel is believed.
         """
         wanted = self._allowed
         if not wanted & ~self._tested:
             return
         self._tested |= wanted
-        begun = time.monotonic()
         try:
-            failed = native.selftest(int(wanted))
-            if errno.ETIMEDOUT in failed.values():
-                failed = native.selftest(int(wanted))  # on a busy host a packet may be late, once
+            self._failed |= _selftest(wanted)
         except KernelError as err:
             log.debug("offloads not tested", error=err)
-            return
-        for offload, number in failed.items():
-            reason = FAILURES.get(number) or errno.errorcode.get(number, str(number))
-            self._failed[offload] = f"self-test: {reason}"
-        shown = {offload.label.replace("-", "_"): why for offload, why in self._failed.items()}
-        log.debug("offloads tested", took_ms=round(1000 * (time.monotonic() - begun)), **shown)
 
     def tell_refused(self, refused: int) -> None:
         """Log what the kernel refused in use, of a mask that only grows, unless that was told already."""

@@ -23,25 +23,15 @@ log = Journal("backend")
 START_TIMEOUT_S = 10.0
 RETRY_S = 0.01
 RETRY_MAX_S = 0.5
-CAP_SETPCAP, CAP_NET_ADMIN = 8, 12
-
-
-def has_capability(number: int) -> bool:
-    """Return whether this process may use a capability."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
 
 
 def _command(run_dir: Path) -> list[str]:
     command = [sys.executable, "-P", "-m", "dataplane", "forwarder", "--run-dir", os.fspath(run_dir)]
     setpriv = shutil.which("setpriv")
-    if setpriv and has_capability(CAP_SETPCAP):
-        # The forwarder drops everything as its first act; this way not even its interpreter has it.
-        none = ["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
-        return [setpriv, *none, *command]
-    return command
+    if setpriv is None:
+        return command
+    # The forwarder drops everything as its first act; this way not even its interpreter has it.
+    return [setpriv, "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", *command]
 
 
 def _environment() -> dict[str, str]:

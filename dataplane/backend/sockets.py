@@ -89,9 +89,9 @@ def open_socket(slot: int, config: ForwarderConfig, device: str, holders: Holder
 def port_taken(port: int, holder: str | None) -> RuntimeFailure:
     """Return the error that says who holds a UDP port, which no two networks of a host can share."""
     step = "Stop flanneld and remove the device" if holder and "kernel" in holder else "Stop it"
-    return RuntimeFailure(
-        f"UDP port {port} is held by {holder or 'another process'}. {step}, or choose another Port"
-    )
+    # A running control may not look into other processes; a rehearsal may.
+    holder = holder or f"another process (ss -lunp sport = {port} says which)"
+    return RuntimeFailure(f"UDP port {port} is held by {holder}. {step}, or choose another Port")
 
 
 def mark(slot: int, fd: int) -> None:

@@ -282,7 +282,7 @@ def refused(site: Site, overlay: Overlay, *flags: str) -> str:
 
 
 NEW = vxlan("new", "10.15.0.0/16", vni=3, port=8474)
-HELD = r"UDP port 8472 is held by process \S+ \(pid \d+\). Stop it, or choose another Port"
+HELD = r"UDP port 8472 is held by another process \(.*\). Stop it, or choose another Port"
 CLASHES: dict[str, tuple[Overlay, Callable[[SiteDaemon], list[str]], str]] = {
     "port, other VNI": (vxlan("new", "10.15.0.0/16", vni=3), lambda first: [], HELD),
     "port, kernel": (

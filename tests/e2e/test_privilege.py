@@ -6,30 +6,30 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.lab import wait_for
-from tests.e2e.pair import EXTRA, START_S, Load, Pair, forget_counters, is_ready, kill, peers_file, restart
+from tests.e2e.pair import (
+    EXTRA,
+    START_S,
+    Load,
+    Pair,
+    forget_counters,
+    is_ready,
+    is_replaced,
+    kill,
+    peers_file,
+    restart,
+)
+from tests.e2e.refusing import SECCOMP, refusing
 from tests.e2e.rig import OVERLAYD, ROOT, Daemon
 
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+NET_BIND_SERVICE, NET_ADMIN, NET_RAW = 1 << 10, 1 << 12, 1 << 13
 NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
-
-# Makes seccomp(2) fail as on a kernel without it, and becomes the program that follows.
-WITHOUT_SECCOMP = """
-import ctypes, os, platform, struct, sys
-number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
-lines = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code)))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,53 @@ def test_case_145_forwarder_works_with_what_is_left(pair: Pair) -> None:
     daemon.start()
 
 
+def capabilities(pid: int) -> dict[str, int]:
+    """Return the capability sets of a process, which must be the same in all of its threads."""
+    found = {tuple(int(thread[name], 16) for name in CAPABILITY_SETS) for thread in threads_of(pid)}
+    assert len(found) == 1
+    return dict(zip(CAPABILITY_SETS, found.pop(), strict=True))
+
+
+def test_case_145_control_keeps_what_it_needs(pair: Pair) -> None:
+    """Control has three capabilities, hands two to its children, can get no other, and closes its memory."""
+    daemon = pair.daemons["a"]
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    assert capabilities(pid) == {
+        "CapPrm": NET_ADMIN | NET_RAW | NET_BIND_SERVICE,
+        "CapEff": NET_ADMIN | NET_RAW | NET_BIND_SERVICE,
+        "CapInh": NET_ADMIN | NET_RAW,
+        "CapAmb": NET_ADMIN | NET_RAW,
+        "CapBnd": 0,
+    }
+    assert {thread["NoNewPrivs"] for thread in threads_of(pid)} == {"1"}
+    assert not can_read_memory(pid)
+
+
+def test_case_145_children_of_control(pair: Pair) -> None:
+    """What control starts has no more than two capabilities, and of its environment nothing but a path."""
+    daemon, space = pair.daemons["b"], pair.spaces["b"]
+    spy = daemon.directory / "spy"
+    spy.mkdir()
+    program = spy / "nft"
+    program.write_text(f'#!/bin/sh\n(env; cat /proc/self/status) >> {spy}/seen\nexec /usr/sbin/nft "$@"\n')
+    program.chmod(0o755)
+    daemon.stop()
+    secret = {"PATH": f"{spy}:{os.environ['PATH']}", "OVERLAYD_ETCD_PASSWORD": "s3cret"}
+    with daemon.log_path.open("ab") as log:
+        daemon.process = subprocess.Popen(
+            daemon.run_command(), stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **secret}
+        )
+    wait_for(lambda: is_ready(daemon), "ready", START_S)
+    seen = (spy / "seen").read_text(encoding="utf-8")
+    assert "s3cret" not in seen
+    assert "PATH=" in seen
+    status = read_status(spy / "seen")
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == NET_ADMIN | NET_RAW
+    assert int(status["CapBnd"], 16) == 0
+    assert "overlayd-overlay0" in space.run("nft", "list", "tables").stdout
+
+
 @pytest.fixture
 def unconfined(pair: Pair) -> Iterator[Daemon]:
     """Yield node `a` with a forwarder whose kernel seems to know no filters."""
@@ -132,7 +179,7 @@ def unconfined(pair: Pair) -> Iterator[Daemon]:
     subprocess.run(daemon.command("down"), cwd=ROOT, check=True, timeout=START_S)
     forget_counters(daemon)
     words = [*OVERLAYD, "forwarder", "--run-dir", str(daemon.run_dir)]
-    forwarder = subprocess.Popen([sys.executable, "-c", WITHOUT_SECCOMP, *words], cwd=ROOT)
+    forwarder = subprocess.Popen([*refusing(SECCOMP), *words], cwd=ROOT)
     daemon.flags.append("--forwarder=wait")
     try:
         daemon.start()
@@ -156,12 +203,19 @@ def test_case_145_without_seccomp_is_told(pair: Pair, unconfined: Daemon) -> Non
     assert "CONFIG_SECCOMP_FILTER" in told[0]
 
 
+def replace_forwarder(daemon: Daemon, number: signal.Signals) -> int:
+    """End a forwarder by a signal and wait for the next one; return its pid."""
+    pid: int = daemon.status()["forwarder"]["pid"]
+    os.kill(pid, number)
+    wait_for(lambda: is_replaced(daemon, pid), "another forwarder", START_S)
+    return pid
+
+
 def test_case_145_killed_by_the_filter_is_told(pair: Pair) -> None:
     """A forwarder killed for a system call is replaced, and the log says what it was killed for."""
     daemon = pair.daemons["b"]
-    pid = daemon.status()["forwarder"]["pid"]
-    os.kill(pid, signal.SIGSYS)
-    wait_for(lambda: is_ready(daemon) and daemon.forwarder_pid() not in (0, pid), "another", START_S)
+    replace_forwarder(daemon, signal.SIGKILL)  # so that the next one is surely a child of this control
+    pid = replace_forwarder(daemon, signal.SIGSYS)
     wait_for(lambda: f"killed for a system call that it may not make pid={pid}" in daemon.log(), "a word")
     with Load(pair) as load:
         pass

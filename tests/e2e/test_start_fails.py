@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Trouble, list[str], str]] = {
     "port_of_process": (
         hold_port,
         [],
-        f"UDP port 8472 is held by process * (pid {os.getpid()}). Stop it, or choose",
+        "UDP port 8472 is held by another process (ss -lunp sport = 8472 says which). Stop it, or choose",
     ),
     "port_of_kernel": (
         make_vxlan,
