@@ -171,10 +171,10 @@ uint8_t encap_tos(const struct dp_config *config, uint8_t inner_tos)
 /**
  * set_ecn() - Write the ECN field of an IP header
  * @pkt:	Packet that begins with the header
- * @flow:	The same packet, parsed
+ * @flow:	The same packet, parsed; its TOS changes with it
  * @ecn:	New value
  */
-static void set_ecn(const struct pkt *pkt, const struct flow *flow, uint8_t ecn)
+static void set_ecn(const struct pkt *pkt, struct flow *flow, uint8_t ecn)
 {
 	uint8_t *ip = pkt_at(pkt, 0, 2);
 	uint8_t tos = (uint8_t)((flow->tos & ~ECN_MASK) | ecn);
@@ -182,6 +182,7 @@ static void set_ecn(const struct pkt *pkt, const struct flow *flow, uint8_t ecn)
 
 	if (!ip)
 		return;
+	flow->tos = tos;
 	if (flow->family == 6) {
 		ip[0] = (uint8_t)((ip[0] & 0xf0) | tos >> 4);
 		ip[1] = (uint8_t)((ip[1] & 0x0f) | tos << 4);
@@ -195,14 +196,14 @@ static void set_ecn(const struct pkt *pkt, const struct flow *flow, uint8_t ecn)
 /**
  * encap_decap_ecn() - Combine outer and inner ECN on decapsulation
  * @pkt:	Inner packet; its ECN field, and for IPv4 its header checksum, are changed where needed
- * @flow:	The same packet, parsed
+ * @flow:	The same packet, parsed; its TOS changes with it, since packets are joined by that
  * @outer_tos:	TOS byte or traffic class of the outer header
  *
  * RFC 6040 figure 4.
  *
  * Return: DP_DROP_NONE, or DP_DROP_ECN for outer CE on an inner Not-ECT
  */
-enum dp_drop encap_decap_ecn(const struct pkt *pkt, const struct flow *flow, uint8_t outer_tos)
+enum dp_drop encap_decap_ecn(const struct pkt *pkt, struct flow *flow, uint8_t outer_tos)
 {
 	uint8_t inner = flow->tos & ECN_MASK;
 	uint8_t outer = outer_tos & ECN_MASK;

@@ -24,6 +24,6 @@ enum dp_drop encap_ip4_pull(struct pkt *pkt, struct outer *outer);
 enum dp_drop encap_check_ipip(const struct flow *flow);
 enum dp_drop encap_check_bare(const struct pkt *pkt);
 uint8_t encap_tos(const struct dp_config *config, uint8_t inner_tos);
-enum dp_drop encap_decap_ecn(const struct pkt *pkt, const struct flow *flow, uint8_t outer_tos);
+enum dp_drop encap_decap_ecn(const struct pkt *pkt, struct flow *flow, uint8_t outer_tos);
 
 #endif

@@ -11,13 +11,8 @@ from tests import oracle
 from tests.probe import GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP_L4, NEEDS_CSUM, Vnet, merge
 from tests.supers import (
     ACK,
-    CWR,
     ECE,
-    FIN,
     PSH,
-    RST,
-    SYN,
-    URG,
     cut,
     finish,
     get,
@@ -71,40 +66,12 @@ def test_constant_id_with_df() -> None:
 
 
 def test_two_packets_that_fit() -> None:
-    """The pair from which the deviations below start is joined."""
+    """The pair from which deviations start, here and in test_merge_gro.py, is joined."""
     assert len(merge(two())) == 1
 
 
-DEVIATIONS: dict[str, dict[str, int | bytes]] = {
-    "acknowledgement": {"ack": 2001},
-    "window": {"window": 65534},
-    "option value": {"options": OTHER},
-    "option length": {"options": b""},
-    "gap": {"seq": 2001},
-    "overlap": {"seq": 1999},
-    "TOS": {"tos": 4},
-    "ECN": {"tos": 1},
-    "TTL": {"ttl": 63},
-    "DF": {"frag": 0},
-    "SYN": {"flags": ACK | SYN},
-    "FIN": {"flags": ACK | FIN},
-    "RST": {"flags": ACK | RST},
-    "URG": {"flags": ACK | URG},
-    "CWR": {"flags": ACK | CWR},
-    "ECE": {"flags": ACK | ECE},
-    "no ACK": {"flags": PSH},
-}
-
-
-@pytest.mark.parametrize("second", DEVIATIONS.values(), ids=DEVIATIONS.keys())
-def test_what_differs_is_not_joined(second: dict[str, int | bytes]) -> None:
-    """What no sender could have cut from the same super-packet goes by itself, unchanged, in order."""
-    packets = two(**second)
-    assert merge(packets) == [(NONE, packet) for packet in packets]
-
-
 def test_urgent_pointer() -> None:
-    """Nor are packets whose urgent pointers differ, though without URG they mean nothing."""
+    """Packets whose urgent pointers differ are not joined, though without URG they mean nothing."""
     first, second = two()
     at = layout(second)[1] + 18
     packets = [first, finish(put(second, at, 1))]
