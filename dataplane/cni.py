@@ -21,6 +21,7 @@ VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
 ENDINGS = (".conf", ".conflist", ".json")  # what container runtimes look at
 DATA_DIR = Path("/var/lib/cni/networks")  # host-local's own default
 LOWEST_MTU, HIGHEST_MTU = 576, 65535
+LEAST_ADDRESSES = 4  # the subnet's own, the bridge's, a pod's, and IPv4's broadcast
 SHOWN = 3  # addresses of pods, in a warning
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -76,8 +77,16 @@ def parse_subnet_env(text: str) -> SubnetEnv:
     subnets: list[Network] = []
     for network_key, subnet_key, read in there:
         networks += [read(part, network_key) for part in fields[network_key].split(",")]
-        subnets.append(read(fields[subnet_key], subnet_key))
+        subnets.append(_check_room(read(fields[subnet_key], subnet_key), subnet_key))
     return SubnetEnv(tuple(networks), tuple(subnets), _read_mtu(fields), _read_masq(fields))
+
+
+def _check_room(subnet: Network, where: str) -> Network:
+    """Return a subnet that has room for the bridge and a pod."""
+    if subnet.num_addresses < LEAST_ADDRESSES:
+        longest = subnet.max_prefixlen - 2
+        raise ValueError(f"{where}: {subnet} has no room for pods; allowed are prefixes up to /{longest}")
+    return subnet
 
 
 def _read_mtu(fields: Mapping[str, str]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dataplane import cni, flags
 from dataplane.cni import SubnetEnv, Wish
-from dataplane.errors import RuntimeFailure
+from dataplane.errors import RuntimeFailure, one_line
 from dataplane.model import Address
 from dataplane.rundir import failure, write_atomically
 
@@ -93,7 +93,7 @@ def read(path: Path) -> SubnetEnv:
         return cni.parse_subnet_env(text)
     except ValueError as err:
         raise RuntimeFailure(
-            f"the subnet file {path} is no good, overlayd run writes a right one: {err}"
+            f"the subnet file {path} is no good, overlayd run writes a right one: {one_line(str(err))}"
         ) from None
 
 

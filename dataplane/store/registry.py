@@ -195,4 +195,4 @@ def parse_config(text: str) -> tuple[NetworkConfig, str]:
         data = _load(text)
         return flannel.parse_network(data), json.dumps(data, separators=(",", ":"))
     except ValueError as err:
-        raise ConfigError(str(err)) from None
+        raise ConfigError(one_line(str(err))) from None

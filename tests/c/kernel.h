@@ -15,6 +15,7 @@
 #include <netinet/udp.h>
 
 #include "check.h"
+#include "offload.h"
 #include "outbox.h"
 #include "sketch.h"
 #include "split.h"
@@ -240,6 +241,20 @@ static inline ssize_t kernel_read(int fd, void *buf, size_t len)
 static inline ssize_t kernel_writev(int fd, const struct iovec *iov, int count);
 
 /**
+ * kernel_complete() - Finish the checksum of a packet that came without it
+ * @seen:	The packet, as it was kept
+ * @vnet:	Its virtio header
+ */
+static inline void kernel_complete(const struct kernel_bytes *seen, const struct vnet_hdr *vnet)
+{
+	struct pkt pkt = pkt_init(kernel.log->bytes + seen->at, seen->len, 0, seen->len);
+	struct flow flow;
+
+	CHECK(vnet->flags == VNET_NEEDS_CSUM && parse_inner(&pkt, &flow) == DP_DROP_NONE);
+	CHECK(offload_complete(&pkt, &flow, vnet) == DP_DROP_NONE);
+}
+
+/**
  * kernel_write() - The TUN's write()
  * @fd:		KERNEL_TUN
  * @buf:	A packet behind its virtio header
@@ -258,7 +273,6 @@ static inline ssize_t kernel_write(int fd, const void *buf, size_t len)
 
 		return kernel_writev(fd, &whole, 1);
 	}
-	CHECK(!vnet.flags);
 	if (kernel_once()) {
 		int err = kernel.once_error;
 
@@ -266,6 +280,8 @@ static inline ssize_t kernel_write(int fd, const void *buf, size_t len)
 		return kernel_refuse(err);
 	}
 	kernel_keep((const uint8_t *)buf + KERNEL_VNET, (uint32_t)len - KERNEL_VNET, 0);
+	if (vnet.flags)
+		kernel_complete(&kernel.log->seen[kernel.log->count - 1], &vnet);
 	return (ssize_t)len;
 }
 
@@ -368,7 +384,7 @@ static inline int kernel_send(struct msghdr *hdr)
 
 /**
  * kernel_sendmmsg() - The sockets' sendmmsg()
- * @fd:		KERNEL_UDP_TX
+ * @fd:		KERNEL_UDP_TX or KERNEL_RAW_TX
  * @msgs:	Messages
  * @count:	How many
  * @flags:	MSG_DONTWAIT
@@ -379,7 +395,8 @@ static inline int kernel_send(struct msghdr *hdr)
  */
 static inline int kernel_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int count, int flags)
 {
-	CHECK(fd == KERNEL_UDP_TX && flags == MSG_DONTWAIT && count && count <= UNDERLAY_SENDS);
+	CHECK((fd == KERNEL_UDP_TX || fd == KERNEL_RAW_TX) && flags == MSG_DONTWAIT && count &&
+	      count <= UNDERLAY_SENDS);
 	for (unsigned int i = 0; i < count; i++) {
 		int err = kernel.most && i == kernel.most ? EAGAIN : kernel_send(&msgs[i].msg_hdr);
 

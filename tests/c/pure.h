@@ -113,13 +113,17 @@ static inline enum dp_drop pure_vxlan(uint8_t *data, uint32_t len, const struct 
 {
 	struct pkt pkt = pkt_init(data, len, 0, len);
 	uint8_t family = 0;
+	struct flow flow;
 	enum dp_drop drop = encap_vxlan_pull(&pkt, config, &family);
 
 	if (drop)
 		return drop;
 	CHECK(family == 4 || family == 6);
 	CHECK(pkt.off == VXLAN_PUSH && pkt.len == len - VXLAN_PUSH);
-	return pure_inner(&pkt, outer_tos);
+	drop = parse_inner(&pkt, &flow);
+	if (!drop && flow.family != family)
+		drop = DP_DROP_INNER_VERSION;
+	return drop ? drop : pure_inner(&pkt, outer_tos);
 }
 
 /**

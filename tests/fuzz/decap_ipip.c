@@ -2,27 +2,33 @@
 /*
  * Whatever a raw socket hands up is refused for one reason, or carries a valid packet that stays one.
  *
- * The first byte says whether the inner IPv4 checksum is repaired first.
+ * An input is a packet with its outer header, after one byte that says nothing.
  */
-#include "fuzz.h"
+#include "mutate.h"
 #include "pure.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	uint8_t how, *packet;
-	uint32_t outer_len;
 	enum dp_drop drop;
 
 	if (!size || size > PKT_MAX)
 		return 0;
-	how = *data++;
-	size--;
-	packet = fuzz_copy(data, size);
-	outer_len = size ? (packet[0] & 0x0fU) * 4 : 0;
-	if ((how & 1) && outer_len < size)
-		packet_repair(packet + outer_len, (uint32_t)size - outer_len);
-	drop = pure_ipip(packet, (uint32_t)size);
+	drop = pure_ipip(fuzz_place(fuzz_wall(), data + 1, size - 1), (uint32_t)size - 1);
 	CHECK(drop < DP_DROP_COUNT);
-	free(packet);
 	return fuzz_count(!drop);
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned int seed)
+{
+	uint32_t outer_len;
+
+	size = mutate_packet(data, size, room, 1, seed);
+	if (seed % MUTATE_UNREPAIRED && size > 1 + IP4_LEN) {
+		data[1] = 0x40 | (data[1] & 0x0f);
+		outer_len = mutate_ip(data + 1, (uint32_t)size - 1);
+		if (size > 1 + outer_len)
+			data[1 + outer_len] = 0x40 | (data[1 + outer_len] & 0x0f);
+		mutate_ip(data + 1 + outer_len, (uint32_t)(size - 1 - outer_len));
+	}
+	return size;
 }

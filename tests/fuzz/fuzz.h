@@ -2,8 +2,9 @@
 /*
  * fuzz.h - what all fuzz targets share.
  *
- * Inputs lie in memory of exactly their length, so that sanitizers see every overrun. How many were accepted is
- * told at the end: a target whose inputs are all refused tests little.
+ * Inputs lie in memory of exactly their length, against a page that nobody may touch: before it if their length is
+ * even, behind it if it is odd. So overruns are seen at full speed, without sanitizers too. How many inputs were
+ * accepted is told at the end: a target whose inputs are all refused tests little.
  */
 #ifndef FUZZ_H
 #define FUZZ_H
@@ -15,9 +16,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if __has_feature(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned int seed);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
+
+/* Bytes beside an input that sanitizers guard where there is no wall. */
+enum { FUZZ_BESIDE = 256 };
 
 static uint64_t fuzz_inputs, fuzz_accepted;
 
@@ -41,6 +51,43 @@ static inline int fuzz_count(bool is_accepted)
 		atexit(fuzz_report);
 	fuzz_accepted += is_accepted;
 	return 0;
+}
+
+/**
+ * fuzz_place() - Copy part of an input against a wall
+ * @wall:	From wall_build()
+ * @data:	Bytes
+ * @size:	How many, less than WALL_ROOM - FUZZ_BESIDE
+ *
+ * Sanitizers see as well what is touched beside them on the other side.
+ *
+ * Return: the copy, valid until the next one there
+ */
+static inline uint8_t *fuzz_place(const struct wall *wall, const uint8_t *data, size_t size)
+{
+	bool is_behind = size % 2;
+
+#if __has_feature(address_sanitizer)
+	uint8_t *at = is_behind ? wall->first : wall->end - size;
+
+	ASAN_UNPOISON_MEMORY_REGION(at, size);
+	ASAN_POISON_MEMORY_REGION(is_behind ? at + size : at - FUZZ_BESIDE, FUZZ_BESIDE);
+#endif
+	return is_behind ? wall_behind(wall, data, size) : wall_before(wall, data, size);
+}
+
+/**
+ * fuzz_wall() - The wall for the one packet of an input
+ *
+ * Return: always the same
+ */
+static inline const struct wall *fuzz_wall(void)
+{
+	static struct wall wall;
+
+	if (!wall.first)
+		wall = wall_build();
+	return &wall;
 }
 
 /**

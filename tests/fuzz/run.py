@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the fuzzers, each for a bounded time, and says how far they got.
 
-python -m tests.fuzz.run [--seconds N] [TARGET ...]
+python -m tests.fuzz.run [--seconds N | --executions N] [--walls] [--keep] [TARGET ...]
 
-Inputs that reach new code are kept in build/fuzz/corpus and are where the next run begins. An input that
-crashes is kept in build/fuzz/crashes; `build/fuzz/bin/TARGET FILE` shows it again.
+Each begins with what is kept with the source (corpus.py), what seeds.py makes, and what earlier runs found:
+that is in build/fuzz/corpus. An input that crashes is kept in build/fuzz/crashes. Ends with 1 if one did, or
+if a target accepted too few of its inputs, which then say little.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz import seeds
+from tests.fuzz import build, corpus, seeds, texts
 
-ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "csrc"
-HERE = Path(__file__).resolve().parent
-SHARED = ROOT / "tests" / "c"
-BUILD = ROOT / "build" / "fuzz"
-
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread", "-g", "-O1", f"-I{CSRC}", f"-I{SHARED}", f"-I{HERE}"]
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
-SANITIZERS = "address,undefined"
-LENGTH_MAX = 2048
+BUILD = build.BUILD
+LENGTH_MAX = 1024
+# Longer ones only take longer, or are needed: a whole table, or a request after the other.
+LENGTHS = {"merge": 400, "lpm": 129, "fib": 120, "fib_open": 2304, "control": 256}
 INPUT_TIMEOUT_S = 10
+ACCEPTED_LEAST = 0.2
+C_TARGETS = list(seeds.TARGETS)
+TARGETS = [*C_TARGETS, *texts.TARGETS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,121 +40,151 @@ class Outcome:
     target: str
     executions: int
     coverage: int  # edges of the code under test
-    features: int
+    edges: int  # that there are in what is linked; 0: not known
     corpus: int  # inputs that each reach something of their own
     accepted: float  # share of the inputs that were not refused
     log: str
     is_crash: bool
+    artifact: str = ""  # the input that crashed
+
+    def faults(self) -> Iterator[str]:
+        """Say what is wrong with it, a line each."""
+        if self.is_crash and self.artifact:
+            yield f"crashed. Again: {reproduce(self.target, self.artifact)}"
+        elif self.is_crash:
+            yield "ended with an error, see above"
+        elif self.accepted < ACCEPTED_LEAST:
+            yield f"accepted {self.accepted:.1%} of its inputs; at least {ACCEPTED_LEAST:.0%} are wanted"
 
 
-def compile_one(source: Path, target: Path) -> None:
-    """Compile one C file."""
-    instrumented = f"-fsanitize=fuzzer-no-link,{SANITIZERS}"
-    command = ["clang-14", *FLAGS, *WARNINGS, instrumented, "-fno-sanitize-recover=all"]
-    done = subprocess.run(
-        [*command, "-c", "-o", str(target), str(source)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+def command_of(target: str, flavour: str = "address") -> list[str]:
+    """Return how a fuzzer is called, without arguments."""
+    if target in texts.TARGETS:
+        return [sys.executable, "-m", "tests.fuzz.guided", target]
+    return [str(BUILD / flavour / target)]
 
 
-def fingerprint() -> str:
-    """Return a digest of everything that goes into the fuzzers."""
-    digest = hashlib.sha256(repr((FLAGS, WARNINGS, SANITIZERS, sorted(seeds.TARGETS))).encode())
-    for path in sorted(p for d in (CSRC, SHARED, HERE) for p in d.glob("*.[ch]")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def reproduce(target: str, artifact: str) -> str:
+    """Return a command that runs one input."""
+    return " ".join([*command_of(target), artifact]).replace(f"{build.ROOT}/", "")
 
 
-def build() -> None:
-    """Build all fuzzers, unless they are current."""
-    stamp = BUILD / "stamp"
-    wanted = fingerprint()
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
-        return
-    (BUILD / "bin").mkdir(parents=True, exist_ok=True)
-    units = [path for path in sorted(CSRC.glob("*.c")) if path.stem != "probe"]
-    jobs = {path: BUILD / f"unit_{path.stem}.o" for path in units}
-    jobs |= {HERE / f"{name}.c": BUILD / f"{name}.o" for name in seeds.TARGETS}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, jobs.keys(), jobs.values()))
-    library = BUILD / "libengine.a"
-    library.unlink(missing_ok=True)
-    subprocess.run(["ar", "rcs", library, *(BUILD / f"unit_{path.stem}.o" for path in units)], check=True)
-    for name in seeds.TARGETS:
-        # The library comes last: a target that includes a unit, to reach into it, takes precedence.
-        parts: list[str | Path] = ["-o", BUILD / "bin" / name, BUILD / f"{name}.o", library]
-        subprocess.run(["clang-14", "-pthread", f"-fsanitize=fuzzer,{SANITIZERS}", *parts], check=True)
-    stamp.write_text(wanted, encoding="utf-8")
+def call(target: str, *arguments: str | Path, flavour: str = "address") -> subprocess.CompletedProcess[str]:
+    """Run a fuzzer with libFuzzer's arguments."""
+    command = [*command_of(target, flavour), *map(str, arguments)]
+    options = {"stdin": subprocess.DEVNULL, "cwd": build.ROOT, "errors": "replace"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def fuzz(target: str, *limits: str) -> Outcome:
-    """Run one fuzzer with libFuzzer's options for how long."""
-    first, corpus, crashes = (BUILD / kind / target for kind in ("seeds", "corpus", "crashes"))
-    for directory in (corpus, crashes):
-        directory.mkdir(parents=True, exist_ok=True)
-    seeds.write(target, first)
-    options = [f"-max_len={LENGTH_MAX}", f"-timeout={INPUT_TIMEOUT_S}", "-print_final_stats=1"]
-    where: list[str | Path] = [f"-artifact_prefix={crashes}/", *limits, corpus, first]
-    command = [BUILD / "bin" / target, *options, *where]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def seed(target: str, *, is_fresh: bool = False) -> list[Path]:
+    """Write down what a target begins with; return the directories, the first for what it finds."""
+    found, first = BUILD / ("fresh" if is_fresh else "corpus") / target, BUILD / "seeds" / target
+    shutil.rmtree(first, ignore_errors=True)
+    if is_fresh:
+        shutil.rmtree(found, ignore_errors=True)
+    found.mkdir(parents=True, exist_ok=True)
+    corpus.unpack(target, first)
+    (seeds if target in seeds.TARGETS else texts).write(target, first)
+    return [found, first]
+
+
+def fuzz(target: str, *limits: str, flavour: str = "address", is_fresh: bool = False) -> Outcome:
+    """Run one fuzzer with libFuzzer's options for how long; a fresh one knows nothing of earlier runs."""
+    crashes = BUILD / "crashes" / target
+    crashes.mkdir(parents=True, exist_ok=True)
+    options = [f"-max_len={LENGTHS.get(target, LENGTH_MAX)}", f"-timeout={INPUT_TIMEOUT_S}"]
+    options += ["-print_final_stats=1", f"-artifact_prefix={crashes}/", *limits]
+    done = call(target, *options, *seed(target, is_fresh=is_fresh), flavour=flavour)
     return read_outcome(target, done.stderr, is_crash=done.returncode != 0)
 
 
 def read_outcome(target: str, log: str, *, is_crash: bool) -> Outcome:
     """Read what libFuzzer printed."""
-    progress = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)/", log)
-    coverage, features, corpus = map(int, progress[-1]) if progress else (0, 0, 0)
+    progress = re.findall(r"cov: (\d+) ft: \d+ corp: (\d+)/", log)
+    coverage, kept = map(int, progress[-1]) if progress else (0, 0)
     executions = re.search(r"stat::number_of_executed_units:\s*(\d+)", log)
-    counted = re.search(r"accepted: (\d+) of (\d+)", log)
+    counted = re.findall(r"accepted: (\d+) of (\d+)", log)
+    artifact = re.search(r"Test unit written to (\S+)", log)
     return Outcome(
         target=target,
         executions=int(executions[1]) if executions else 0,
         coverage=coverage,
-        features=features,
-        corpus=corpus,
-        accepted=int(counted[1]) / int(counted[2]) if counted else 0.0,
+        edges=sum(map(int, re.findall(r"\((\d+) inline 8-bit counters\)", log))),
+        corpus=kept,
+        accepted=int(counted[-1][0]) / max(int(counted[-1][1]), 1) if counted else 0.0,
         log=log,
         is_crash=is_crash,
+        artifact=artifact[1] if artifact else "",
     )
 
 
-def parse_arguments() -> argparse.Namespace:
+def keep(target: str) -> int:
+    """Keep with the source the fewest inputs that reach all that is reached; return the bytes they take."""
+    if target in texts.TARGETS:  # atheris cannot merge; what it found is little
+        return corpus.pack(target, (path.read_bytes() for path in seed(target)[0].iterdir()))
+    fewest = BUILD / "fewest" / target
+    shutil.rmtree(fewest, ignore_errors=True)
+    fewest.mkdir(parents=True)
+    found, first = seed(target)
+    # Counters would keep an input for every number of times that an edge is passed.
+    done = call(target, "-merge=1", "-use_counters=0", fewest, found, first)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return corpus.pack(target, (path.read_bytes() for path in fewest.iterdir()))
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Run the fuzzers for a bounded time.")
-    parser.add_argument("--seconds", type=int, default=10, help="for each target (default: %(default)s)")
-    known = ", ".join(seeds.TARGETS)
+    parser.add_argument("--seconds", type=int, help="for each target (default: 10)")
+    parser.add_argument("--executions", type=int, help="for each target, instead of a time")
+    parser.add_argument("--walls", action="store_true", help="guard pages alone, no sanitizers: faster")
+    parser.add_argument(
+        "--keep", action="store_true", help="then keep the fewest inputs in tests/fuzz/corpus"
+    )
+    known = ", ".join(TARGETS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {known} (default: all)")
-    args = parser.parse_args()
-    unknown = sorted(set(args.targets) - set(seeds.TARGETS))
+    args = parser.parse_args(arguments)
+    unknown = sorted(set(args.targets) - set(TARGETS))
     if unknown:
         parser.error(f"no target {', '.join(unknown)}; there are {known}")
-    if args.seconds < 1:
-        parser.error("--seconds: at least 1")
+    if args.seconds is not None and args.executions is not None:
+        parser.error("--seconds and --executions: one of them")
+    for name in ("seconds", "executions"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name}: at least 1")
     return args
 
 
-def main() -> int:
-    """Run what the command line asks for; return 1 if anything crashed."""
-    args = parse_arguments()
-    build()
-    heads = f"{'executions':>12}{'accepted':>10}{'edges':>8}{'features':>10}{'inputs':>8}"
-    print(f"{'target':18}{heads}", flush=True)
+def show(found: Outcome) -> None:
+    """Print the row of a target."""
+    share = f"{found.coverage} ({found.coverage / found.edges:.0%})" if found.edges else f"{found.coverage}"
+    row = f"{found.executions:>12}{found.accepted:>10.1%}{share:>13}{found.corpus:>8}"
+    print(f"{found.target:18}{row}{'  CRASHED' if found.is_crash else ''}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; return 1 if anything crashed or accepted too little."""
+    args = parse_arguments(arguments)
+    flavour = "walls" if args.walls else "address"
+    build.build(flavour)
+    limit = f"-runs={args.executions}" if args.executions else f"-max_total_time={args.seconds or 10}"
+    print(f"{'target':18}{'executions':>12}{'accepted':>10}{'edges':>13}{'inputs':>8}", flush=True)
     outcomes = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [
-            pool.submit(fuzz, target, f"-max_total_time={args.seconds}")
-            for target in args.targets or seeds.TARGETS
-        ]
-        for job in jobs:
-            found = job.result()
+        for found in pool.map(lambda name: fuzz(name, limit, flavour=flavour), args.targets or TARGETS):
+            show(found)
             outcomes.append(found)
-            row = f"{found.executions:>12}{found.accepted:>10.1%}{found.coverage:>8}"
-            row += f"{found.features:>10}{found.corpus:>8}"
-            print(f"{found.target:18}{row}{'  CRASHED' if found.is_crash else ''}", flush=True)
-    for crashed in (found for found in outcomes if found.is_crash):
-        print(f"\n--- {crashed.target}\n{crashed.log[-4000:]}", file=sys.stderr)
-    return any(found.is_crash for found in outcomes)
+    for found in outcomes:
+        if found.is_crash:
+            print(f"\n--- {found.target}\n{found.log[-4000:]}", file=sys.stderr)
+        for fault in found.faults():
+            print(f"{found.target}: {fault}", file=sys.stderr)
+    if args.keep:
+        build.build()
+        for target in args.targets or TARGETS:
+            print(f"{target}: {keep(target)} bytes kept")
+    return int(any(list(found.faults()) for found in outcomes))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each fuzz target begins with: inputs of every shape, made by a program instead of kept as files."""
+"""What each fuzz target begins with: inputs of every shape, made by a program.
+
+What fuzzing found besides is kept in corpus/.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,16 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
-from tests import inner, oracle, probe
+from tests import inner, oracle, probe, supers
 from tests.oracle import PROTO_TCP, PROTO_UDP, ip4, ip6, tcp, udp, with_check
 
 SHORT_ENOUGH = 600
 VNET = struct.Struct("=BBHHHHH")
+
+
+def between(packet: bytes, src: str, dst: str) -> bytes:
+    """Return an IPv4 packet with other addresses."""
+    return supers.finish(packet[:12] + oracle.packed(src) + oracle.packed(dst) + packet[20:])
 
 
 def partial_packets() -> Iterator[tuple[bytes, int, int]]:
@@ -53,7 +61,7 @@ def decap_vxlan() -> Iterator[bytes]:
 def decap_ipip() -> Iterator[bytes]:
     """Yield inputs of decap_ipip.c: how, packet with its outer header."""
     for how, packet in enumerate(packets()):
-        yield bytes([how % 2]) + oracle.ipip(packet, tos=how % 4)
+        yield b"\0" + oracle.ipip(packet, tos=how % 4)
     yield b"\x00" + oracle.ipip(oracle.ipip(inner.UDP4))
     yield b"\x00" + oracle.ipip(inner.UDP4, options=b"\x01" * 40)
 
@@ -62,7 +70,7 @@ def decap_bare() -> Iterator[bytes]:
     """Yield inputs of decap_bare.c: how, UDP payload."""
     yield b"\x00"
     for how, packet in enumerate(packets()):
-        yield bytes([how % 4 << 4 | how % 2]) + packet
+        yield bytes([how % 4 << 4]) + packet
 
 
 def offload_complete() -> Iterator[bytes]:
@@ -75,7 +83,7 @@ def offload_complete() -> Iterator[bytes]:
 
 
 def fib_open() -> Iterator[bytes]:
-    """Yield inputs of fib_open.c: how, snapshot."""
+    """Yield inputs of fib_open.c: nothing, snapshot."""
     nets = [ip_network("10.244.1.0/24"), ip_network("fd00:1::/64")]
     full = probe.Spec(
         peers=[(3, "192.0.2.3", "2001:db8::3"), (4, "192.0.2.4", None)],
@@ -86,9 +94,74 @@ def fib_open() -> Iterator[bytes]:
     )
     for spec in (probe.Spec(), full):
         fd = probe.fib_create(spec)
-        for how in (b"\x00", b"\x01"):
-            yield how + os.pread(fd, 1 << 16, 0)
+        yield b"\0" + os.pread(fd, 1 << 16, 0)
         os.close(fd)
+
+
+def checksum() -> Iterator[bytes]:
+    """Yield inputs of checksum.c: where to cut, what to change, bytes."""
+    for length in (0, 1, 2, 7, 20, 64, 127, 128, 1023, 1024):
+        yield bytes([length % 256, length % 251]) + bytes(range(256)) * 4 + b"\xff" * length
+
+
+def icmp_build() -> Iterator[bytes]:
+    """Yield inputs of icmp_build.c: path MTU, packet."""
+    for packet in packets():
+        yield b"\x05\x00" + packet
+    for kind in (0, 3, 8, 13, 129, 1):
+        yield b"\x05\x78" + ip4(bytes([kind]) + bytes(30), oracle.PROTO_ICMP)
+        yield b"\x00\x00" + ip6(bytes([kind]) + bytes(30), oracle.PROTO_ICMP6)
+
+
+def split() -> Iterator[bytes]:
+    """Yield inputs of split.c: virtio header, super-packet."""
+    for family in (4, 6):
+        for proto in (PROTO_TCP, PROTO_UDP):
+            packet = supers.partial(supers.segment(bytes(900), family=family, proto=proto, seq=7))
+            yield VNET.pack(*supers.described(packet, 300)) + packet
+            yield VNET.pack(*supers.described(packet, 1000)) + packet
+
+
+def merge() -> Iterator[bytes]:
+    """Yield inputs of merge.c: how, packets of 5 bytes."""
+    for how in (b"\1", b"\0", b"\3"):
+        for key in range(4):
+            row = bytes([key | 0x40, 7, 0, 0, 0])
+            yield how + row * 8
+            yield how + row * 3 + bytes([key, 4, 1, 0, 0]) + row  # a short one with PSH
+            yield how + row * 70  # more than one super-packet can hold
+            yield how + b"".join(row + bytes([key, 7, 0, 0x80 | odd, 4]) + row for odd in range(20))
+        yield how + b"".join(bytes([key, 7, 0, 0, 0]) for key in range(64)) * 2  # more flows than are open
+
+
+def fib() -> Iterator[bytes]:
+    """Yield inputs of fib.c: operations of 5 bytes."""
+    for family in (0, 0x40):
+        yield b"".join(bytes([family + kind, 16, 10, kind, kind]) for kind in range(5))
+        yield b"".join(bytes([family + 4, length, 10, 0x85, length]) for length in range(0, 33, 3))
+        for wrong in range(5):
+            yield bytes([family + 4 + 0x80, 16, 10, 0, wrong, family + wrong + 0x80, 16, 10, 0, wrong])
+
+
+def encap() -> Iterator[bytes]:
+    """Yield inputs of encap.c: how, then lengths, virtio headers and packets."""
+    plain = bytes(12) + between(supers.segment(bytes(100)), "10.244.1.5", "10.0.1.5")
+    packet = supers.partial(between(supers.segment(bytes(900), seq=7), "10.244.1.5", "10.0.2.5"))
+    frames = [plain, plain, VNET.pack(*supers.described(packet, 300)) + packet, plain]
+    for how in range(0, 128, 5):
+        yield bytes([how]) + b"".join(struct.pack(">H", len(frame) - 12) + frame for frame in frames)
+
+
+def deliver() -> Iterator[bytes]:
+    """Yield inputs of deliver.c: how, then peers, segment sizes, lengths and messages."""
+    packet = between(supers.segment(bytes(100)), "10.0.1.5", "10.244.1.5")
+    vxlan = oracle.vxlan(packet)
+    outer = ip4(packet, oracle.PROTO_IPIP, src="192.0.2.101", dst="192.0.2.1")
+    for how in range(0, 128, 3):
+        message = {1: outer, 2: packet}.get(how % 4, vxlan)
+        size = len(message) if how % 4 != 1 else 0
+        yield bytes([how]) + struct.pack(">BHH", 1, size, 2 * len(message)) + message * 2
+        yield bytes([how]) + (struct.pack(">BHH", 1, 0, len(message)) + message) * 3
 
 
 def lpm() -> Iterator[bytes]:
@@ -124,6 +197,13 @@ TARGETS: dict[str, Callable[[], Iterator[bytes]]] = {
     "decap_bare": decap_bare,
     "parse": parse,
     "offload_complete": offload_complete,
+    "checksum": checksum,
+    "icmp_build": icmp_build,
+    "split": split,
+    "merge": merge,
+    "encap": encap,
+    "deliver": deliver,
+    "fib": fib,
     "fib_open": fib_open,
     "lpm": lpm,
     "control": control,
@@ -135,5 +215,5 @@ def write(target: str, directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     count = 0
     for count, seed in enumerate(TARGETS[target](), 1):
-        (directory / f"{count:03}").write_bytes(seed)
+        (directory / f"seed-{count:03}").write_bytes(seed)
     return count

@@ -112,6 +112,11 @@ def test_our_own_subnet_file_is_read() -> None:
         ),
         pytest.param(FOUR.replace("FLANNEL_MTU=1450\n", ""), "lacks FLANNEL_MTU", id="MTU"),
         pytest.param(FOUR.replace("true", ""), "lacks FLANNEL_IPMASQ", id="no value"),
+        pytest.param(
+            FOUR.replace("1.1/24", "1.1/32"),
+            "FLANNEL_SUBNET: 10.244.1.1/32 has no room for pods; allowed are prefixes up to /30",
+            id="no room",
+        ),
         pytest.param(FOUR + SIX.partition("\n")[0], "lacks FLANNEL_IPV6_SUBNET", id="half of IPv6"),
         pytest.param(
             FOUR.replace("1450", "14500000"), 'FLANNEL_MTU: "14500000" is not allowed', id="MTU high"
