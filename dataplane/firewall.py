@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +237,9 @@ class Firewall:
         """Know who has come and who is to leave; return who has come."""
         if peers is self._told_of:
             return set()
-        # Peers that did not change are the same objects, and so are looked at by number.
-        were, are = {id(peer) for peer in self._told_of}, {id(peer) for peer in peers}
-        gone = {ip for peer in self._told_of if id(peer) not in are for ip in peer.addresses}
-        come = {ip for peer in peers if id(peer) not in were for ip in peer.addresses}
+        were, are = _differ(self._told_of, peers)
+        gone = {ip for peer in were for ip in peer.addresses}
+        come = {ip for peer in are for ip in peer.addresses}
         self._told_of = peers
         self._leaving = (self._leaving | gone) - come
         new = come - self._peers
@@ -359,6 +359,15 @@ class Firewall:
                     found = await self._in_thread(show, "counters", "table", FAMILY, wanted.table)
                     self._counted = ruleset.read_counters(found or [])
         return self._counted
+
+
+def _differ(were: tuple[Peer, ...], are: tuple[Peer, ...]) -> tuple[tuple[Peer, ...], tuple[Peer, ...]]:
+    """Return what is left of two tables without what both begin and end with: the very same peers."""
+    for step in (1, -1):
+        same = bytes(map(is_, were[::step], are[::step]))
+        count = same.find(0) if 0 in same else len(same)
+        were, are = (left[count:] if step == 1 else left[: len(left) - count] for left in (were, are))
+    return were, are
 
 
 def matters(kind: int, body: bytes, table: str) -> bool:

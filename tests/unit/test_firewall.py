@@ -176,6 +176,19 @@ def test_peers_come_first_and_leave_last(monkeypatch: pytest.MonkeyPatch) -> Non
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("were", ["", "a", "abcd", "abxcd", "bcd", "dcba"])
+@pytest.mark.parametrize("are", ["", "a", "abcd", "aycd", "cd", "abcdabcd"])
+def test_what_differs_of_two_tables(were: str, are: str) -> None:
+    """Without what both begin and end with, two tables differ by what they differed by."""
+    known = {letter: peer(number) for number, letter in enumerate("abcdxy")}
+    one, other = (tuple(known[letter] for letter in text) for text in (were, are))
+    gone, come = firewall._differ(one, other)
+    assert not gone or not come or (gone[0] is not come[0] and gone[-1] is not come[-1])
+    for some, rest, whole in ((gone, come, one), (come, gone, other)):
+        assert set(one) ^ set(other) <= set(some) | set(rest)
+        assert " ".join(str(p.id) for p in some) in " ".join(str(p.id) for p in whole)
+
+
 def test_peers_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nft fails, peers go into the sets that may be in force, and what is told is why it fails."""
 
