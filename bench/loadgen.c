@@ -5,6 +5,7 @@
  *   loadgen receive PORT                                    until it is killed
  *   loadgen send ADDRESS PORT SIZE RATE SECONDS [SEGMENTS]  one trial; prints JSON
  *   loadgen alone SIZE RATE SECONDS [SEGMENTS]              what the sender can do by itself; prints JSON
+ *   loadgen flood ADDRESS PORT SIZE RATE SECONDS            from many ports, to who never answers; prints JSON
  *   loadgen awake SECONDS                                   one SCHED_IDLE burner per CPU
  *
  * RATE is in packets per second, 0 is as fast as it goes. Without SEGMENTS each packet is a message of its own
@@ -41,6 +42,7 @@ enum {
 	SETTLE_NS = 50000000, /* what is late has this long to come in */
 	ASK_TIMEOUT_US = 20000,
 	ASK_TRIES = 150,
+	FLOOD_SOCKETS = 16, /* each is a flow, so that every queue of the receiver gets its share */
 };
 
 #define MAGIC 0x6f766c64u
@@ -389,6 +391,37 @@ static int run_trial(const char *address, uint16_t port, const struct order *ord
 }
 
 /**
+ * run_flood() - Send from many sockets in turn, a system call each, to somebody who never answers
+ * @address:	Whose
+ * @port:	Whose
+ * @order:	What is sent; no SEGMENTS
+ *
+ * Return: exit status
+ */
+static int run_flood(const char *address, uint16_t port, const struct order *order)
+{
+	int64_t start = now_ns(), end = start + (int64_t)(order->seconds * (double)NS_PER_S), now;
+	uint64_t due, number = 0;
+	int fds[FLOOD_SOCKETS];
+
+	for (size_t i = 0; i < FLOOD_SOCKETS; i++)
+		fds[i] = open_sender(address, port);
+	for (size_t turn = 0; (now = now_ns()) < end && number < PACKETS_MAX; turn++) {
+		due = UINT64_MAX;
+		if (order->rate > 0)
+			due = (uint64_t)((double)(now - start) * order->rate / (double)NS_PER_S) + 1;
+		if (due <= number) {
+			sleep_ns(TICK_NS);
+			continue;
+		}
+		number += send_some(fds[turn % FLOOD_SOCKETS], order, 1, number, due - number);
+	}
+	printf("{\"sent\": %llu, \"seconds\": %.6f}\n", (unsigned long long)number,
+	       (double)(now_ns() - start) / (double)NS_PER_S);
+	return 0;
+}
+
+/**
  * run_alone() - Send to a socket of our own that never reads, and print how much that was
  * @order:	What is sent
  *
@@ -487,6 +520,10 @@ int main(int argc, char **argv)
 	if ((argc == 7 || argc == 8) && !strcmp(argv[1], "send")) {
 		order = read_order(argc - 4, argv + 4);
 		return run_trial(argv[2], (uint16_t)read_number(argv[3], 1, UINT16_MAX), &order);
+	}
+	if (argc == 7 && !strcmp(argv[1], "flood")) {
+		order = read_order(3, argv + 4);
+		return run_flood(argv[2], (uint16_t)read_number(argv[3], 1, UINT16_MAX), &order);
 	}
 	if ((argc == 5 || argc == 6) && !strcmp(argv[1], "alone")) {
 		order = read_order(argc - 2, argv + 2);
