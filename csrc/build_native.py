@@ -43,7 +43,7 @@ SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 # What a probe links: layers 0 to 2, and probe.c where a unit needs an adapter that cffi can call.
 PROBE_UNITS = (
-    *("csum", "parse", "encap", "offload", "split", "merge", "spin", "icmp", "lpm"),
+    *("csum", "parse", "encap", "offload", "split", "merge", "spin", "icmp", "rate", "lpm"),
     *("fib", "fib_build", "counters", "sys", "probe", "probe_super", "probe_spin", "probe_table"),
 )
 GLUE_INCLUDES = ("<stdbool.h>", "<stddef.h>", "<stdint.h>")

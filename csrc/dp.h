@@ -152,10 +152,11 @@ struct dp_prefix {
 /* One subnet entry of the table: where packets to it go. */
 struct dp_subnet {
 	struct dp_prefix prefix;
-	uint8_t encap;       /* enum dp_encap */
-	uint8_t vtep_mac[6]; /* inner destination MAC (VXLAN), for the family of the prefix */
-	struct dp_addr vtep; /* underlay address of the peer, for the family of the prefix */
-	uint8_t pad[2];
+	uint8_t encap;          /* enum dp_encap */
+	uint8_t vtep_mac[6];    /* inner destination MAC (VXLAN), for the family of the prefix */
+	struct dp_addr vtep;    /* underlay address of the peer, for the family of the prefix */
+	uint8_t is_unreachable; /* 1: said to be, so senders are told; packets are sent all the same */
+	uint8_t pad;
 	uint32_t peer_id; /* < DP_MAX_PEERS */
 	uint32_t mtu;     /* largest inner packet in bytes; 0: no limit but the device's */
 };
@@ -192,7 +193,7 @@ struct dp_config {
 	uint32_t tun_mtu;          /* bytes */
 	uint32_t tier;             /* mask of enum dp_tier */
 	uint32_t vnet_hdr_len;     /* bytes of the TUN's virtio header; 0 without DP_TIER_TUN_VNET */
-	uint32_t icmp_per_s;       /* ICMP errors to pods: sustained rate; 0 sends none */
+	uint32_t icmp_per_s;       /* ICMP errors to pods: sustained rate of all workers; 0 sends none */
 	uint32_t icmp_burst;
 	uint32_t spin_us;         /* longest look for packets before a worker sleeps; 0: none */
 	struct dp_addr underlay4; /* our own underlay addresses; family 0: none */
@@ -241,6 +242,7 @@ struct dp_thread_counters {
 	uint64_t heartbeat;                /* grows while the worker makes progress */
 	uint64_t wakeups;                  /* returns of the poll */
 	uint64_t icmp_sent;                /* ICMP errors written to the TUN */
+	uint64_t icmp_limited;             /* those that there was no token for */
 	uint64_t observed;                 /* spoofed packets let pass by spoof_observe */
 	uint64_t supers;                   /* super-packets carried, either way */
 	uint64_t refused_tier;             /* mask of enum dp_tier: what the kernel refused when it was used */

@@ -26,6 +26,7 @@ struct engine {
 	int fds[DP_FD_SLOTS]; /* owned; -1: not there */
 	struct fib_slot slot;
 	struct counters *counters;
+	struct rates icmp;      /* of errors to pods, by all workers */
 	uint32_t workers_count; /* started */
 	struct worker *workers;
 };
@@ -133,6 +134,7 @@ static int start_workers(struct engine *engine)
 		worker->path.counters = counters_thread(engine->counters, i);
 		worker->path.peers = counters_peers(engine->counters, i);
 		worker->path.max_peers = engine->counters->max_peers;
+		worker->path.icmp = &engine->icmp;
 		err = worker_init(worker, &engine->slot, i);
 		if (!err)
 			err = worker_start(worker);

@@ -14,8 +14,10 @@
 enum { ICMP_HDR_LEN = 8, ICMP_TTL = 64 };
 /* RFC 1812 section 4.3.2.3: the whole error in 576 bytes; RFC 4443 section 2.4(c): in the minimum MTU. */
 enum { ICMP4_MAX = 576, ICMP6_MAX = IP6_MIN_MTU };
-enum { ICMP4_UNREACHABLE = 3, ICMP4_NET_UNREACHABLE = 0, ICMP4_FRAG_NEEDED = 4 };
-enum { ICMP6_UNREACHABLE = 1, ICMP6_NO_ROUTE = 0, ICMP6_TOO_BIG = 2 };
+enum { ICMP4_UNREACHABLE = 3, ICMP4_NET_UNREACHABLE = 0, ICMP4_HOST_UNREACHABLE = 1, ICMP4_FRAG_NEEDED = 4 };
+enum { ICMP6_UNREACHABLE = 1, ICMP6_NO_ROUTE = 0, ICMP6_ADDR_UNREACHABLE = 3, ICMP6_TOO_BIG = 2 };
+/* Less is told to nobody: every host must take this much (RFC 791 section 3.1), and the kernel says no less. */
+enum { ICMP4_MTU_MIN = 576 };
 
 /* The part of an error that tells what went wrong. */
 struct reason {
@@ -138,6 +140,29 @@ static uint32_t error6(uint8_t *out, const struct reason *reason, const uint8_t 
 }
 
 /**
+ * unreachable() - Build a destination unreachable
+ * @out:	Room for the error, an IP packet
+ * @pkt:	The packet it is about
+ * @flow:	The same packet, parsed
+ * @code4:	Code of ICMP
+ * @code6:	Code of ICMPv6
+ *
+ * Return: length of the error in bytes, 0 if none may be sent
+ */
+static uint32_t unreachable(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow, uint8_t code4,
+			    uint8_t code6)
+{
+	const struct reason reason4 = {.type = ICMP4_UNREACHABLE, .code = code4};
+	const struct reason reason6 = {.type = ICMP6_UNREACHABLE, .code = code6};
+	const uint8_t *orig = pkt_at(pkt, 0, flow->total_len);
+
+	if (!orig || !may_answer(pkt, flow))
+		return 0;
+	return flow->family == 4 ? error4(out, &reason4, orig, flow->total_len)
+				 : error6(out, &reason6, orig, flow->total_len);
+}
+
+/**
  * icmp_no_route() - Tell a sender that no peer holds its destination
  * @out:	Room for the error, an IP packet
  * @pkt:	The packet it is about
@@ -149,14 +174,22 @@ static uint32_t error6(uint8_t *out, const struct reason *reason, const uint8_t 
  */
 uint32_t icmp_no_route(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow)
 {
-	static const struct reason net = {.type = ICMP4_UNREACHABLE, .code = ICMP4_NET_UNREACHABLE};
-	static const struct reason route = {.type = ICMP6_UNREACHABLE, .code = ICMP6_NO_ROUTE};
-	const uint8_t *orig = pkt_at(pkt, 0, flow->total_len);
+	return unreachable(out, pkt, flow, ICMP4_NET_UNREACHABLE, ICMP6_NO_ROUTE);
+}
 
-	if (!orig || !may_answer(pkt, flow))
-		return 0;
-	return flow->family == 4 ? error4(out, &net, orig, flow->total_len)
-				 : error6(out, &route, orig, flow->total_len);
+/**
+ * icmp_no_host() - Tell a sender that the peer of its destination cannot be reached
+ * @out:	Room for the error, an IP packet
+ * @pkt:	The packet it is about
+ * @flow:	The same packet, parsed
+ *
+ * Host unreachable (RFC 2003 section 4), or address unreachable.
+ *
+ * Return: length of the error in bytes, 0 if none may be sent
+ */
+uint32_t icmp_no_host(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow)
+{
+	return unreachable(out, pkt, flow, ICMP4_HOST_UNREACHABLE, ICMP6_ADDR_UNREACHABLE);
 }
 
 /**
@@ -166,7 +199,8 @@ uint32_t icmp_no_route(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struc
  * @flow:	The same packet, parsed
  * @mtu:	Largest inner packet, in bytes
  *
- * IPv4 senders without DF are not told: they expect routers to fragment (RFC 1191 section 3).
+ * IPv4 senders without DF are not told: they expect routers to fragment (RFC 1191 section 3). Nor is anybody
+ * told of less than ICMP4_MTU_MIN: such a path is forged, or no use.
  * IPv6 senders are never told of less than every link must take (RFC 8200 section 5).
  *
  * Return: length of the error in bytes, 0 if none may be sent
@@ -177,7 +211,9 @@ uint32_t icmp_too_big(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct
 	struct reason big = {.type = ICMP6_TOO_BIG, .mtu = mtu < IP6_MIN_MTU ? (uint32_t)IP6_MIN_MTU : mtu};
 	const uint8_t *orig = pkt_at(pkt, 0, flow->total_len);
 
-	if (!orig || !may_answer(pkt, flow) || (flow->family == 4 && !(load16(orig + IP4_FRAG) & IP4_DF)))
+	if (!orig || !may_answer(pkt, flow))
+		return 0;
+	if (flow->family == 4 && (!(load16(orig + IP4_FRAG) & IP4_DF) || mtu < ICMP4_MTU_MIN))
 		return 0;
 	return flow->family == 4 ? error4(out, &needed, orig, flow->total_len)
 				 : error6(out, &big, orig, flow->total_len);

@@ -14,6 +14,7 @@
 enum { ICMP_MAX = 1280 };
 
 uint32_t icmp_no_route(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow);
+uint32_t icmp_no_host(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow);
 uint32_t icmp_too_big(uint8_t out[ICMP_MAX], const struct pkt *pkt, const struct flow *flow, uint32_t mtu);
 
 #endif

@@ -22,6 +22,7 @@
 #include "outbox.h"
 #include "parse.h"
 #include "pkt.h"
+#include "rate.h"
 #include "underlay.h"
 #include "wire.h"
 
@@ -36,12 +37,6 @@ enum { PATH_BUFFER = PKT_HEADROOM + PKT_MAX + 1, PATH_STRIDE = PATH_BUFFER + 409
 
 /* Inner bytes of a batch that are carried at a stretch; then others may come in between. */
 enum { PATH_STRETCH = 48 << 10 };
-
-/* Tokens for ICMP errors to pods. */
-struct path_bucket {
-	uint64_t filled_ns; /* when tokens were last added */
-	uint64_t tokens;    /* in billionths of a token */
-};
 
 /* A packet that is about to be dropped or forwarded, as the counters see it. */
 struct path_packet {
@@ -65,7 +60,7 @@ struct path {
 	bool is_tun_gone;      /* the device was deleted; wait for another */
 	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
 	uint8_t *rx_buffers;
-	struct path_bucket *icmp;   /* the worker's */
+	struct rates *icmp;         /* the engine's, which all workers share */
 	struct path *twin;          /* the worker's other path; NULL: none */
 	void (*between)(void *arg); /* carries what cannot wait along the twin; NULL: nothing may come in between */
 	void *between_arg;

@@ -368,6 +368,21 @@ uint32_t probe_icmp_no_route(uint8_t *out, const struct probe_pkt *pkt)
 }
 
 /**
+ * probe_icmp_no_host() - parse_inner(), then icmp_no_host()
+ * @out:	As there
+ * @pkt:	As there
+ *
+ * Return: as there; 0 if the packet is not valid
+ */
+uint32_t probe_icmp_no_host(uint8_t *out, const struct probe_pkt *pkt)
+{
+	struct pkt view = unwrap(pkt);
+	struct flow flow;
+
+	return parse_inner(&view, &flow) ? 0 : icmp_no_host(out, &view, &flow);
+}
+
+/**
  * probe_icmp_too_big() - parse_inner(), then icmp_too_big()
  * @out:	As there
  * @pkt:	As there

@@ -85,6 +85,7 @@ uint32_t probe_encap_decap_ecn(const struct probe_pkt *pkt, uint8_t outer_tos);
 uint32_t probe_offload_complete(const struct probe_pkt *pkt, const uint8_t vnet[12]);
 uint32_t probe_offload_describe(const struct probe_pkt *pkt, uint32_t mtu, uint8_t vnet[12]);
 uint32_t probe_icmp_no_route(uint8_t *out, const struct probe_pkt *pkt);
+uint32_t probe_icmp_no_host(uint8_t *out, const struct probe_pkt *pkt);
 uint32_t probe_icmp_too_big(uint8_t *out, const struct probe_pkt *pkt, uint32_t mtu);
 
 /* split and merge; packets lie one behind the other, and so do results */

@@ -5,7 +5,7 @@
  * Functions stand in the order in which a packet meets them:
  *  1. tun_read()     what the kernel routed to the overlay
  *  2. admit()        is it valid, may it leave from here, which peer is it for
- *  3. answer_refused()  no peer, or too big for its path: tell the sender
+ *  3. answer_tell()  no peer, an unreachable one, or too big for its path: tell the sender
  *  4. encapsulate()  outer headers, checksum, address; a super-packet is cut into segments
  *  5. flush()        messages for one socket leave in one system call, unless they are long
  */
@@ -267,6 +267,21 @@ static void settle(struct path *path, const struct outbox_message *message, uint
 }
 
 /**
+ * fail() - Count the packets of a message that was not sent, and tell who sent them if there is no way
+ * @path:	The worker's path
+ * @message:	The message
+ * @err:	Positive errno
+ */
+static void fail(struct path *path, const struct outbox_message *message, int err)
+{
+	enum dp_drop drop = send_error(err);
+
+	if (drop == DP_DROP_UNREACHABLE)
+		answer_unsent(path, message, err);
+	settle(path, message, message->units, message->bytes, drop);
+}
+
+/**
  * send_apart() - Send the datagrams of a run one by one, since the kernel refuses the run
  * @path:	The worker's path
  * @index:	The message
@@ -345,11 +360,23 @@ static void flush(struct path *path)
 				path_give_up(path, DP_TIER_UDP_GSO);
 			continue;
 		}
-		settle(path, &out->messages[next], out->messages[next].units, out->messages[next].bytes,
-		       send_error(-sent));
-		next++;
+		fail(path, &out->messages[next++], -sent);
 	}
 	outbox_clear(out);
+}
+
+/**
+ * tell_refused() - Tell the sender of a packet that goes nowhere, if it can do something about it
+ * @path:	The worker's path
+ * @packet:	The packet
+ * @drop:	Why
+ */
+static void tell_refused(struct path *path, const struct tx_packet *packet, enum dp_drop drop)
+{
+	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_NO_ENCAP)
+		answer_tell(path, &packet->pkt, &packet->flow, packet->subnet, ANSWER_NO_ROUTE);
+	else if (drop == DP_DROP_TOO_BIG)
+		answer_tell(path, &packet->pkt, &packet->flow, packet->subnet, ANSWER_TOO_BIG);
 }
 
 /**
@@ -369,6 +396,8 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 		counters_add(&path->counters->supers, 1);
 	if (!drop)
 		drop = admit(path, packet);
+	if (!drop && packet->subnet->is_unreachable)
+		answer_tell(path, &packet->pkt, &packet->flow, packet->subnet, ANSWER_NO_HOST);
 	if (!drop && outbox_is_full(&path->out, 1, 0))
 		flush(path);
 	if (!drop)
@@ -381,8 +410,7 @@ static void tx_one(struct path *path, struct tx_packet *packet)
 	}
 	if (packet->subnet)
 		counted.peer = packet->subnet->peer_id;
-	if (drop == DP_DROP_NO_PEER || drop == DP_DROP_NO_ENCAP || drop == DP_DROP_TOO_BIG)
-		answer_refused(path, &packet->pkt, &packet->flow, drop, packet->subnet ? packet->subnet->mtu : 0);
+	tell_refused(path, packet, drop);
 	path_drop(path, &counted, drop);
 }
 

@@ -199,7 +199,7 @@ static void carry_between(void *arg)
 
 /**
  * worker_init() - Prepare a worker whose path names descriptors and counters
- * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers
+ * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers, .icmp
  * @slot:	Where the table hangs, borrowed for the worker's life
  * @index:	Which of the engine's workers it is
  *
@@ -216,7 +216,6 @@ int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
 	outbox_clear(&worker->path.out);
 	worker->path.merge.is_off = !(worker->path.config->tier & DP_TIER_TUN_GRO);
 	worker->path.merge.has_udp = worker->path.config->tier & DP_TIER_TUN_UGRO;
-	worker->path.icmp = &worker->icmp;
 	worker->express = worker->path;
 	worker->express.twin = &worker->path;
 	worker->path.twin = &worker->express;

@@ -28,8 +28,7 @@ struct worker_source {
 struct worker {
 	struct fib_reader reader; /* first: engine.c walks the readers by stride */
 	struct path path;
-	struct path express;     /* of those who come in between */
-	struct path_bucket icmp; /* for both */
+	struct path express; /* of those who come in between */
 	struct spin spin;
 	struct fib_slot *slot; /* the engine's */
 	pthread_t thread;

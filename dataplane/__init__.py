@@ -18,6 +18,7 @@ C, csrc/ (a unit is x.c and x.h):
     L1 spin                           | the same, of time: look again, or sleep?
     L2 fib fib_build fib_layout       | immutable table in a memfd: built by control, looked up by workers
     L2 counters                       | counters in a memfd: one writer a word
+    L2 rate                           | token buckets that all workers share; time is an argument
     L3 sys tun underlay underlay_open | system calls of the packet path, feature ladders
     L3 steer                          | which queue of the TUN a flow goes to
     L3 outbox                         | datagrams joined into runs
@@ -43,6 +44,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 ruleset clamp                  | what we want of nftables; of it, the MSS of connections
     P2 convergence                    | how long changes take
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
+    P2 softstate                      | sans-IO: what the underlay says of peers, for a while
     P2 moving                         | sans-IO: which change of our addresses is believed, and when
     P2 pathmtu                        | sans-IO: how much the paths to peers take
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
@@ -60,6 +62,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P5 paths                          | what finds out how much paths to peers take
     P5 hearing                        | which ICMP errors are heard
     P5 takeover handover              | where flannel was before us, or will be after us
+    P5 hearsay                        | what the underlay says of peers, into the table
     P5 traffic                        | firewall rules and reserved ports of a node
     P5 report health metrics          | what control says of itself, to whom
     P5 reload logsetting rehearsal    | SIGHUP; what is logged; `run --dry-run`
@@ -74,6 +77,7 @@ Life of a packet, tx (overlay to underlay; tx.c):
     pod -> kernel route for the whole network -> TUN -> tun_read(), virtio header, placed behind headroom
     -> parse_inner() -> source ours? foreign_source -> fib_subnet(inner destination)? no_peer, ICMP to the pod
        -> larger than the table says that peer takes? too_big, ICMP to the pod
+       -> is that peer said to be unreachable? ICMP to the pod, and on
     -> offload_complete() finishes the checksum that the kernel left to us; of a super-packet, split_header()
        writes the headers of each segment, and the payload stays where it was read
     -> encap_vxlan_push() (IPIP and bare UDP need nothing: the socket writes the outer header)

@@ -66,6 +66,7 @@ class RunConfig:
     encapsulate: str | None = None  # None: the network tells
     disable: tuple[Offload, ...] = ()
     no_route: str = "icmp"
+    icmp_rate: int = 1000
     spin_us: int = 50
     threads: int | None = None  # None: by the number of processors, as the next ones
     queues: int | None = None

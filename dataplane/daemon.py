@@ -25,6 +25,7 @@ from dataplane.control import Reply, Request, StaleEpoch, serve_requests
 from dataplane.errors import ConfigError, RuntimeFailure, StoreError
 from dataplane.health import Health
 from dataplane.hearing import Hearing
+from dataplane.hearsay import Hearsay
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
 from dataplane.logsetting import LogSetting
@@ -70,7 +71,7 @@ class OwnChanged:
 
 
 class PathsChanged:
-    """Input of the worker: paths to peers may take less, or more, than before."""
+    """Input of the worker: paths to peers may take something else than before, or not lead there."""
 
 
 class Retry:
@@ -109,8 +110,10 @@ class Daemon:
         self.is_changing = False  # to another datapath, by an end and a start
         self._traffic = Traffic(config, run_dir.read_facts())
         self._paths = PathWatch(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
-        self._hearing = Hearing(self._paths.hear)
+        self._hearsay = Hearsay(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
+        self._hearing = Hearing(self._paths.hear, self._hearsay.hear)
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
+        self.report.peers_said = self._hearsay.state
         self._health = Health(config, self.report)
         self._log_setting = log_setting
         self._reload: Reload | None = None
@@ -163,7 +166,7 @@ class Daemon:
         assert self._reload is not None
         parts = [self._reload.follow(lambda: self._follow_store(store)), self._follow_host(), self._work()]
         parts += [self._reload.run(lambda: self._inputs.put_nowait(HostChanged())), self._health.run()]
-        parts += [self._traffic.run(), self._paths.run()]
+        parts += [self._traffic.run(), self._paths.run(), self._hearsay.run()]
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
             parts.append(self._follow_kernel())
         if self._leasing is not None:
@@ -385,7 +388,7 @@ class Daemon:
             await self._host.remove(self.report.former_tun)
             await asyncio.to_thread(traffic.end, self.report.former_tun, {})
             self.report.former_tun = self._config.tun_name
-        await self._backend.carry(table)
+        await self._backend.carry(self._hearsay.mark(table))
         self._hearing.heed(settings, self._backend.describe(), table)
         self.report.former_networks = settings.network.networks()
 

@@ -42,6 +42,7 @@ class PeerRow:
     reached: str | None = None  # `direct`, `vxlan`, ...; `none`: by no way; None: refused, or not known
     refused_for: str | None = None  # the kind of reason
     expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
+    unreachable: Status | None = None  # who says so, what, and how long ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "refused": row.refused,
         "refused_for": row.refused_for,
         "expires_in_s": row.expires_in_s,
+        "unreachable": row.unreachable,
     }
     if row.id is None or counters is None:
         return {**status, "tx_packets": 0, "tx_bytes": 0, "rx_packets": 0, "rx_bytes": 0, "drops": {}}
@@ -223,6 +225,10 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "tx": _describe_direction(None if totals is None else totals.tx),
         "rx": _describe_direction(None if totals is None else totals.rx),
         "spoof_observed": 0 if totals is None else totals.observed,
+        "icmp": {
+            "sent": 0 if totals is None else totals.icmp_sent,
+            "limited": 0 if totals is None else totals.icmp_limited,
+        },
         "kernel": _describe_kernel(totals, str(facts.get("tun"))),
         "guard": facts.get("guard", {}),
         "warnings": list(node.warnings),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ from dataplane.errors import ControlError
 from dataplane.model import Address, Encap, MacAddress, Network, Peer, SubnetEntry
 
 PEER = struct.Struct("=B16sB16s2xI")
-SUBNET = struct.Struct("=B16sBB6sB16s2xII")
+SUBNET = struct.Struct("=B16sBB6sB16s?xII")
 PREFIX = struct.Struct("=B16sB")
 
 BLOCK = 4096  # values compared at a time
@@ -51,6 +52,7 @@ def pack_subnet(entry: SubnetEntry) -> bytes:
         b"" if entry.vtep_mac is None else entry.vtep_mac.octets,
         4 if isinstance(vtep, IPv4Address) else 6,
         vtep.packed,
+        entry.is_unreachable,
         entry.peer_id,
         entry.mtu,
     )
@@ -148,10 +150,13 @@ def unpack_peers(data: bytes) -> tuple[Peer, ...]:
 def unpack_subnets(data: bytes) -> tuple[SubnetEntry, ...]:
     """Read an array of struct dp_subnet."""
     entries = []
-    for family, net, bits, encap, mac, vtep_family, vtep, peer_id, mtu in SUBNET.iter_unpack(data):
+    for family, net, bits, encap, mac, vtep_family, vtep, is_unreachable, peer_id, mtu in SUBNET.iter_unpack(
+        data
+    ):
         prefix = IPv4Network((net[:4], bits)) if family == 4 else IPv6Network((net, bits))
         address = read_addr(vtep_family, vtep)
         if address is None:
             raise ControlError(f"the forwarder's table has no VTEP for {prefix}")
-        entries.append(SubnetEntry(prefix, peer_id, Encap(encap), address, read_mac(mac), mtu))
+        known = SubnetEntry(prefix, peer_id, Encap(encap), address, read_mac(mac), mtu)
+        entries.append(replace(known, is_unreachable=True) if is_unreachable else known)
     return tuple(entries)

@@ -97,6 +97,10 @@ def _packets(status: Status) -> Iterator[Metric]:
         "spoof_observed", "Forged packets let pass by --spoof observe", [({}, status["spoof_observed"])]
     )
     yield _counter(
+        *("icmp_errors", "ICMP errors to pods: written, or one too many for --icmp-rate"),
+        [({"result": result}, count) for result, count in status["icmp"].items()],
+    )
+    yield _counter(
         *("guard_dropped", "Tunnel packets that the firewall dropped, by reason"),
         [({"reason": reason}, count) for reason, count in status["guard"].items()],
     )

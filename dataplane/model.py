@@ -271,6 +271,7 @@ class SubnetEntry:
     vtep: Address
     vtep_mac: MacAddress | None
     mtu: int = 0  # bytes; 0: the device's
+    is_unreachable: bool = False  # so it is said; packets are sent there all the same, and pods are told
     is_direct: bool = False  # a route to its node leads there; `encap` is for what comes by another way
 
 

@@ -271,6 +271,7 @@ class Totals:
     heartbeat: int
     wakeups: int
     icmp_sent: int
+    icmp_limited: int
     observed: int
     supers: int
     refused_tier: int  # mask of Offload
@@ -365,6 +366,7 @@ class Counters:
             heartbeat=out.heartbeat,
             wakeups=out.wakeups,
             icmp_sent=out.icmp_sent,
+            icmp_limited=out.icmp_limited,
             observed=out.observed,
             supers=out.supers,
             refused_tier=out.refused_tier,

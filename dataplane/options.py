@@ -146,6 +146,11 @@ FLAGS = (
         read.one_of("icmp", "drop"),
     ),
     Flag(
+        *("icmp-rate", "icmp_rate", "PER_SECOND"),
+        "ICMP errors to pods, at most (default: 1000)",
+        read.number(1, 100_000, "errors a second"),
+    ),
+    Flag(
         *("disable", "disable", "OFFLOAD"),
         f"do without it; repeatable: all, {', '.join(OFFLOADS)}",
         read.offload,

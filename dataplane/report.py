@@ -23,6 +23,7 @@ from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
+from dataplane.softstate import Said, SoftState, describe_said
 from dataplane.traffic import Traffic
 
 PARTS = ("store", "lease", "host", "forwarder")  # what a node needs, in the order in which they come to be
@@ -54,6 +55,7 @@ class Report:
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.repairs = Repairs()
+        self.peers_said = SoftState()
         self.convergence = Convergence()
         self.pace = Pace()
         self._told: list[str] = []
@@ -196,10 +198,11 @@ class Report:
         if self.reconciler is None:
             return ()
         now = time.monotonic()
-        return tuple(_row(view, now) for view in self.reconciler.peers())
+        said = self.peers_said.said
+        return tuple(_row(view, now, said(view.id)) for view in self.reconciler.peers())
 
 
-def _row(view: PeerView, now: float) -> PeerRow:
+def _row(view: PeerView, now: float, said: Said | None) -> PeerRow:
     entry, lease = view.entry, view.entry.lease
     return PeerRow(
         view.id,
@@ -211,6 +214,7 @@ def _row(view: PeerView, now: float) -> PeerRow:
         "/".join(dict.fromkeys(map(_name_reach, view.subnets))) or None,
         None if view.refused is None else view.refused.kind,
         expires_in_s=entry.left_s(now),
+        unreachable=None if said is None else describe_said(said, now),
     )
 
 

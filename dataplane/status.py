@@ -150,6 +150,10 @@ def status_text(status: Status) -> str:
         " · ".join((_direction(status, "tx", "to"), _direction(status, "rx", "from"))),
         *_kernel(status),
     ]
+    icmp = status.get("icmp") or {}
+    if icmp.get("sent"):
+        limited = f", {icmp['limited']} more were too many (--icmp-rate)" if icmp["limited"] else ""
+        lines.append(f"{icmp['sent']} ICMP errors to pods{limited}")
     if status.get("spoof_observed"):
         lines.append(f"!  {status['spoof_observed']} forged packets let pass (--spoof observe)")
     for name, count in (status.get("guard") or {}).items():
@@ -181,6 +185,8 @@ def _remark(peer: Status) -> str:
     if peer.get("refused"):
         return f"refused: {peer['refused']}"
     remarks = [f"{name} {count}" for name, count in peer["drops"].items()]
+    if said := peer.get("unreachable"):
+        remarks.insert(0, f"unreachable, as {said['by']} said {span(said['age_s'])} ago: {said['says']}")
     expires_in_s = peer.get("expires_in_s")
     if expires_in_s is not None and expires_in_s < 0:
         remarks.insert(0, f"stale: expired {span(-expires_in_s)} ago")

@@ -307,6 +307,14 @@ def no_route(data: bytes) -> bytes:
     return bytes(ffi.buffer(out, length))
 
 
+def no_host(data: bytes) -> bytes:
+    """icmp_no_host(): the error, empty if none may be sent."""
+    view = View(data)
+    out = ffi.new(f"uint8_t[{ICMP_MAX}]")
+    length = lib.probe_icmp_no_host(out, view.pkt)
+    return bytes(ffi.buffer(out, length))
+
+
 def too_big(data: bytes, mtu: int) -> bytes:
     """icmp_too_big(): the error, empty if none may be sent."""
     view = View(data)

@@ -10,9 +10,9 @@ from dataplane.flannel import find_port
 from dataplane.model import OUTER_TTL, Encap
 from dataplane.native import ForwarderConfig
 
-# The kernel's own limit for ICMP errors of a host is 1000/s with a burst of 50 (icmp_msgs_per_sec).
-ICMP_PER_S = 1000
-ICMP_BURST = 50
+# ICMP errors at once, as part of those of a second: with 1000/s that is the kernel's own limit for a host,
+# a burst of 50 (icmp_msgs_per_sec).
+ICMP_BURST_PARTS = 20
 
 
 def forwarder_config(
@@ -28,8 +28,8 @@ def forwarder_config(
         tun_mtu=settings.mtu,
         tier=0 if old is None else old.tier,
         vnet_hdr_len=0 if old is None else old.vnet_hdr_len,
-        icmp_per_s=ICMP_PER_S if run.no_route == "icmp" else 0,
-        icmp_burst=ICMP_BURST if run.no_route == "icmp" else 0,
+        icmp_per_s=run.icmp_rate if run.no_route == "icmp" else 0,
+        icmp_burst=max(1, run.icmp_rate // ICMP_BURST_PARTS),
         threads=spread.threads if room is None else min(spread.threads, room),
         queues=spread.queues,
         sources=spread.sources,

@@ -12,7 +12,7 @@ enum { PATHS_MTU = 1450, PATHS_ALL = 1 << 20 };
 
 static struct {
 	struct path path;
-	struct path_bucket icmp;
+	struct rates icmp;
 	struct dp_config config;
 	int fds[DP_FD_SLOTS];
 	struct dp_thread_counters counters;
@@ -22,6 +22,9 @@ static struct {
 
 /* Largest inner packet that the path to peer 1 takes; 0: any. */
 static uint32_t paths_mtu;
+
+/* Peer 1 is said to be unreachable. */
+static bool paths_unreachable;
 
 /* How all peers are reached. */
 static enum dp_encap paths_encap = DP_ENCAP_VXLAN;
@@ -70,6 +73,7 @@ static inline dp_fib *paths_table(void)
 		subnets[SKETCH_PEERS + i].vtep_mac[4] = 6;
 	}
 	subnets[0].mtu = subnets[SKETCH_PEERS].mtu = paths_mtu;
+	subnets[0].is_unreachable = subnets[SKETCH_PEERS].is_unreachable = paths_unreachable;
 	fd = dp_fib_create(&spec);
 	CHECK(fd >= 0 && !dp_fib_open(fd, &fib));
 	close(fd);

@@ -54,9 +54,12 @@ static inline void pure_describe(const struct pkt *pkt, const struct flow *flow,
 static inline void pure_answer(const struct pkt *pkt, const struct flow *flow)
 {
 	uint8_t out[ICMP_MAX];
-	uint32_t len = icmp_no_route(out, pkt, flow);
-	struct pkt error = pkt_init(out, sizeof(out), 0, len);
+	uint32_t len = icmp_no_host(out, pkt, flow);
+	struct pkt error;
 	struct flow back;
+
+	CHECK(len == icmp_no_route(out, pkt, flow)); /* the same but for what it says */
+	error = pkt_init(out, sizeof(out), 0, len);
 
 	CHECK(len <= (flow->family == 4 ? 576U : 1280U));
 	if (!len)

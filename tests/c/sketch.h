@@ -19,6 +19,7 @@ struct sketch {
 	uint8_t proto;
 	uint8_t peer; /* 1 .. SKETCH_PEERS */
 	uint8_t flags;
+	uint8_t pod; /* of ours */
 	uint16_t port;
 	uint16_t id;
 	uint32_t seq;
@@ -57,7 +58,7 @@ static inline void sketch_finish(uint8_t *ip, uint8_t family, uint8_t proto, uin
 static inline void sketch_addresses(uint8_t *ip, const struct sketch *sketch, bool is_tx)
 {
 	if (sketch->family == 4) {
-		store32(ip + (is_tx ? IP4_SRC : IP4_DST), 0x0af40105);
+		store32(ip + (is_tx ? IP4_SRC : IP4_DST), 0x0af40105U + sketch->pod);
 		store32(ip + (is_tx ? IP4_DST : IP4_SRC), 0x0a000005U | (uint32_t)sketch->peer << 8);
 		return;
 	}
@@ -68,7 +69,7 @@ static inline void sketch_addresses(uint8_t *ip, const struct sketch *sketch, bo
 		memset(at, 0, 16);
 		store32(at, is_own ? 0xfd000244 : 0xfd000010);
 		store32(at + 4, is_own ? 1 : sketch->peer);
-		at[15] = 5;
+		at[15] = is_own ? (uint8_t)(5 + sketch->pod) : 5;
 	}
 }
 

@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
 PURE = ["decap_vxlan", "decap_ipip", "decap_bare", "parse", "checksum", "offload", "icmp", "fib_damage"]
-THREADED = ["fib_threads", "engine_threads"]
+THREADED = ["fib_threads", "engine_threads", "rate"]
 RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
 SCENARIOS = {
     "downgrade_tx": [
@@ -62,6 +62,10 @@ SCENARIOS = {
         *("read_damaged", "read_nothing", "unprivileged"),
     ],
     "too_big": ["told", "short_super", "others", "bounded"],
+    "answers": [
+        *("no_route", "unreachable_peer", "no_way", "no_way_run", "other_errors", "not_answered"),
+        *("flood_of_a_pod", "flood_of_pods", "silent"),
+    ],
 }
 BUILT = {
     "address": [*PURE, *THREADED, *SCENARIOS],

@@ -18,7 +18,7 @@ static void open_narrow(uint32_t burst)
 {
 	paths_mtu = PATH_MTU;
 	paths_open(TIER, 0);
-	lab.config.icmp_per_s = 1;
+	lab.config.icmp_per_s = 10; /* of which a pod gets one */
 	lab.config.icmp_burst = burst;
 	lab.path.now_ns = 1000000000000;
 }
@@ -80,7 +80,7 @@ static void told(void)
 {
 	static const uint8_t protos[] = {PROTO_TCP, PROTO_UDP}, families[] = {4, 6};
 
-	open_narrow(100);
+	open_narrow(1000);
 	for (uint32_t i = 0; i < 8; i++) {
 		bool is_super = i & 4;
 		struct sketch sketch = {
@@ -107,7 +107,7 @@ static void short_super(void)
 {
 	struct sketch sketch = {.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 1, .payload = 1000, .size = 1400};
 
-	open_narrow(100);
+	open_narrow(1000);
 	CHECK(carry(&sketch) == DP_DROP_NONE && !lab.counters.icmp_sent);
 	paths_close(DP_TX);
 }
@@ -119,7 +119,7 @@ static void others(void)
 {
 	struct sketch sketch = {.family = 4, .proto = PROTO_TCP, .peer = 2, .port = 1, .payload = 40000, .size = 1400};
 
-	open_narrow(100);
+	open_narrow(1000);
 	CHECK(carry(&sketch) == DP_DROP_NONE && !lab.counters.icmp_sent);
 	paths_close(DP_TX);
 }
@@ -131,7 +131,7 @@ static void bounded(void)
 {
 	struct sketch sketch = {.family = 4, .proto = PROTO_TCP, .peer = 1, .port = 1, .payload = 40000, .size = 1400};
 
-	open_narrow(3);
+	open_narrow(30);
 	for (uint32_t i = 0; i < 10; i++)
 		CHECK(carry(&sketch) == DP_DROP_TOO_BIG && lab.counters.icmp_sent == (i < 3 ? i + 1 : 3));
 	lab.path.now_ns += 1000000000;

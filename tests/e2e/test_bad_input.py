@@ -108,6 +108,7 @@ BAD_FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "spoof": (("--spoof", "obsrve"), ("--spoof", "enforce, observe", "did you mean observe")),
     "vxlan-reserved": (("--vxlan-reserved", "pass"), ("--vxlan-reserved", "drop, ignore")),
     "no-route": (("--no-route", "reject"), ("--no-route", "icmp, drop")),
+    "icmp-rate": (("--icmp-rate", "many"), ("--icmp-rate", "many", "1 to 100000")),
     "encap": (("--encap", "ipipp"), ("--encap", "vxlan, ipip", "did you mean ipip")),
     "disable": (("--disable", "gso"), ("--disable", "all, tun-vnet, tun-csum", "udp-gso")),
     "forwarder": (("--forwarder", "no"), ("--forwarder", "spawn, wait")),

@@ -76,6 +76,7 @@ def status(**changes: object) -> dict[str, Any]:
         "tx": way(12),
         "rx": way(3456),
         "spoof_observed": 0,
+        "icmp": {"sent": 0, "limited": 0},
         "kernel": {"tun_tx_dropped": 0, "rxq_overflow": {"udp4": 0, "udp6": 0, "raw4": 0, "bare4": 0}},
         "warnings": [],
         "peers": [peer()],
