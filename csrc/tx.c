@@ -276,7 +276,7 @@ static void fail(struct path *path, const struct outbox_message *message, int er
 {
 	enum dp_drop drop = send_error(err);
 
-	if (drop == DP_DROP_UNREACHABLE)
+	if (drop == DP_DROP_UNREACHABLE && !message->subnet->is_unreachable) /* told already */
 		answer_unsent(path, message, err);
 	settle(path, message, message->units, message->bytes, drop);
 }

@@ -102,6 +102,9 @@ static void unreachable_peer(void)
 	check_said(&sketch, 1, 3);
 	CHECK(carry(&super) == 1); /* one for all its segments */
 	CHECK(lab.counters.forwarded[DP_TX] == 5);
+	kernel.peer_error = EHOSTUNREACH;
+	CHECK(carry(&sketch) == 1 && lab.counters.drops[DP_TX][DP_DROP_UNREACHABLE] == 1); /* told once, not twice */
+	kernel.peer_error = 0;
 	sketch.peer = 2;
 	CHECK(!carry(&sketch) && lab.counters.forwarded[DP_TX] == 6); /* nothing is said of that one */
 	paths_close(DP_TX);

@@ -332,6 +332,22 @@ def test_span(seconds: float | None, text: str) -> None:
     assert span(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("limited", "text"),
+    [(0, "7 ICMP errors to pods"), (12, "7 ICMP errors to pods, 12 more were too many (--icmp-rate)")],
+)
+def test_icmp(limited: int, text: str) -> None:
+    """What pods were told of is counted, as is what they were not."""
+    assert status_text(status(icmp={"sent": 7, "limited": limited})).splitlines()[3:] == [text]
+
+
+def test_unreachable_peer() -> None:
+    """A peer that is said to be unreachable has a word about who said it, and when."""
+    said = {"by": "198.51.100.9", "says": "host unreachable", "age_s": 3.4}
+    line = peers_text(status(peers=[peer(unreachable=said)])).splitlines()[1]
+    assert "  unreachable, as 198.51.100.9 said 3.4 s ago: host unreachable" in line
+
+
 @pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 1)])
 def test_exit_code(ready: bool, code: int) -> None:
     """`overlayd status` succeeds when the node is ready."""
