@@ -43,6 +43,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
     P2 ruleset clamp                  | what we want of nftables; of it, the MSS of connections
     P2 convergence                    | how long changes take
+    P2 rivals                         | IPIP devices of the kernel beside ours
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P2 softstate                      | sans-IO: what the underlay says of peers, for a while
     P2 moving                         | sans-IO: which change of our addresses is believed, and when

@@ -374,6 +374,8 @@ class Daemon:
             log.info("subnet file written", path=self._config.subnet_file)
 
     async def _make_so(self, settings: Settings, plan: HostPlan, table: Table) -> None:
+        if self._reconciler is not None and not self.report.is_carrying:
+            self._reconciler.check_rivals(settings.encaps)
         if self._takeover is not None and not self.report.is_carrying:
             await self._backend.warm(settings, plan)
             await self._takeover.finish(settings, plan, table)

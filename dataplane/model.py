@@ -376,6 +376,8 @@ class HostFacts:
     interfaces: tuple[Interface, ...] = ()
     default_ifaces: tuple[str, ...] = ()  # of the default routes, IPv4 first
     ways: tuple[Way, ...] = ()
+    ipip_up: tuple[str, ...] = ()  # IPIP devices of the kernel, by name
+    ipip_down: tuple[str, ...] = ()
 
     def way_to(self, address: Address) -> Way | None:
         """Return the route that packets to an address take: the longest prefix, then the lowest metric."""

@@ -73,6 +73,7 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
         if text is not None:
             flags = _attr(message, "IFA_FLAGS") or message["flags"]
             addresses.setdefault(message["index"], []).append((ip_address(text), flags))
+    links = list(ipr.get_links())
     interfaces = tuple(
         Interface(
             _attr(link, "IFLA_IFNAME"),
@@ -80,11 +81,20 @@ def _read_facts(ipr: IPRoute) -> HostFacts:
             _attr(link, "IFLA_MTU"),
             *rank_addresses(addresses.get(link["index"], [])),
         )
-        for link in ipr.get_links()
+        for link in links
     )
     names = {link.index: link.name for link in interfaces}
     found, defaults = ways.read()
-    return HostFacts(interfaces, tuple(names[index] for index in defaults if index in names), found)
+    ipip = [
+        (_attr(link, "IFLA_IFNAME"), link["flags"] & IFF_UP) for link in links if vxlan.kind(link) == "ipip"
+    ]
+    return HostFacts(
+        interfaces,
+        tuple(names[index] for index in defaults if index in names),
+        found,
+        ipip_up=tuple(name for name, is_up in ipip if is_up),
+        ipip_down=tuple(name for name, is_up in ipip if not is_up),
+    )
 
 
 def _is_tun(link: Any) -> bool:

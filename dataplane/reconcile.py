@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_network
 
+from dataplane import rivals
 from dataplane.alloc import belongs
 from dataplane.config import RunConfig
 from dataplane.flannel import overlay_mtu
@@ -203,7 +204,8 @@ class Reconciler:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know although the node is ready."""
-        found = []
+        encaps = set() if self.network is None else {self.network.encap, *self._config.encap}
+        found = [*rivals.warnings(self._facts, encaps)]
         told = None if self.network is None else self.network.underlay_mtu
         link = self.underlay
         if told is not None and link is not None and told > link.mtu:
@@ -215,6 +217,10 @@ class Reconciler:
                 f"{waiting} leases are refused: {self._config.max_peers} count, the --max-peers allowed"
             )
         return tuple(found)
+
+    def check_rivals(self, encaps: frozenset[Encap]) -> None:
+        """Raise if the kernel would carry packets past us."""
+        rivals.check(self._facts, encaps)
 
     def _no_underlay(self, own: Lease) -> str:
         told = find_told(self._config, self._facts, self.network)
