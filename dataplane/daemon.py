@@ -114,6 +114,7 @@ class Daemon:
         self._hearing = Hearing(self._paths.hear, self._hearsay.hear)
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
         self.report.peers_said = self._hearsay.state
+        self.report.paths = self._paths.known
         self._health = Health(config, self.report)
         self._log_setting = log_setting
         self._reload: Reload | None = None

@@ -43,6 +43,7 @@ class PeerRow:
     refused_for: str | None = None  # the kind of reason
     expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
     unreachable: Status | None = None  # who says so, what, and how long ago
+    path: Status | None = None  # what its path takes, if that is less than what the underlay interface does
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "refused_for": row.refused_for,
         "expires_in_s": row.expires_in_s,
         "unreachable": row.unreachable,
+        "path": row.path,
     }
     if row.id is None or counters is None:
         return {**status, "tx_packets": 0, "tx_bytes": 0, "rx_packets": 0, "rx_bytes": 0, "drops": {}}

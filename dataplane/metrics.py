@@ -160,6 +160,14 @@ def _peers(status: Status) -> Iterator[Metric]:
             for reason, count in group[0]["drops"].items()
         ],
     )
+    yield _gauge(
+        *("peer_path_mtu_bytes", "What the path to a peer takes, where that is less than the interface does"),
+        *(({**labels, "source": path["source"]}, path["mtu"]) for labels, path in _paths(rows)),
+    )
+
+
+def _paths(rows: Sequence[tuple[Labels, list[Status]]]) -> Iterator[tuple[Labels, Status]]:
+    return ((labels, row["path"]) for labels, group in rows for row in group[:1] if row.get("path"))
 
 
 def _convergence(status: Status) -> Iterator[Metric]:

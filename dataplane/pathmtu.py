@@ -9,7 +9,7 @@ table, but never less than every host must take: who forges the word of a router
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from dataplane.flannel import OVERHEAD
@@ -97,6 +97,15 @@ class Paths:
         """Yield peers, each with the smallest that is said of its path."""
         for peer, known in self._found.items():
             yield peer, min(known.values(), key=lambda path: path.mtu)
+
+    def describe(self, peers: Iterable[Address], now: float) -> dict[str, object] | None:
+        """Return what `peers --json` shows of a node that has these addresses; None: nothing is known."""
+        known = [path for path in map(self.of, peers) if path is not None]
+        path = min(known, key=lambda path: path.mtu, default=None)
+        if path is None:
+            return None
+        expires_in_s = None if path.expires_s is None else round(path.expires_s - now, 3)
+        return {"mtu": path.mtu, "source": path.source, "expires_in_s": expires_in_s}
 
     def narrow(self, table: Table, mtu: int) -> Table:
         """Return a table with the paths that take less than `mtu`, the largest packet of pods, in it.

@@ -18,12 +18,13 @@ from dataplane.model import Encap, SubnetEntry
 from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.pace import Pace
+from dataplane.pathmtu import Paths
 from dataplane.peers import PeerView
 from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
-from dataplane.softstate import Said, SoftState, describe_said
+from dataplane.softstate import SoftState, describe_said
 from dataplane.traffic import Traffic
 
 PARTS = ("store", "lease", "host", "forwarder")  # what a node needs, in the order in which they come to be
@@ -54,6 +55,7 @@ class Report:
         self.former_networks = run_dir.read_networks()  # of which routes may be left
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
+        self.paths = Paths()
         self.repairs = Repairs()
         self.peers_said = SoftState()
         self.convergence = Convergence()
@@ -173,6 +175,7 @@ class Report:
             *self._traffic.warnings(),
             *self.repairs.warnings(time.monotonic()),
             *self.pace.warnings(time.monotonic()),
+            *self.paths.warnings(),
         ]
         if self.reconciler is not None:
             warnings[:0] = self.reconciler.warnings()
@@ -198,24 +201,23 @@ class Report:
         if self.reconciler is None:
             return ()
         now = time.monotonic()
-        said = self.peers_said.said
-        return tuple(_row(view, now, said(view.id)) for view in self.reconciler.peers())
+        return tuple(self._row(view, now) for view in self.reconciler.peers())
 
-
-def _row(view: PeerView, now: float, said: Said | None) -> PeerRow:
-    entry, lease = view.entry, view.entry.lease
-    return PeerRow(
-        view.id,
-        entry.title if lease is None else str(lease.key),
-        None if lease is None else lease.public_ips()[0],
-        None if lease is None else lease.vtep_mac or lease.vtep_mac6,
-        None if lease is None else ENCAP_NAMES[lease.encap],
-        view.refused,
-        "/".join(dict.fromkeys(map(_name_reach, view.subnets))) or None,
-        None if view.refused is None else view.refused.kind,
-        expires_in_s=entry.left_s(now),
-        unreachable=None if said is None else describe_said(said, now),
-    )
+    def _row(self, view: PeerView, now: float) -> PeerRow:
+        entry, lease, said = view.entry, view.entry.lease, self.peers_said.said(view.id)
+        return PeerRow(
+            view.id,
+            entry.title if lease is None else str(lease.key),
+            None if lease is None else lease.public_ips()[0],
+            None if lease is None else lease.vtep_mac or lease.vtep_mac6,
+            None if lease is None else ENCAP_NAMES[lease.encap],
+            view.refused,
+            "/".join(dict.fromkeys(map(_name_reach, view.subnets))) or None,
+            None if view.refused is None else view.refused.kind,
+            expires_in_s=entry.left_s(now),
+            unreachable=None if said is None else describe_said(said, now),
+            path=self.paths.describe((entry.vtep for entry in view.subnets), now),
+        )
 
 
 def _name_reach(entry: SubnetEntry) -> str:

@@ -190,6 +190,8 @@ def _remark(peer: Status) -> str:
     expires_in_s = peer.get("expires_in_s")
     if expires_in_s is not None and expires_in_s < 0:
         remarks.insert(0, f"stale: expired {span(-expires_in_s)} ago")
+    if path := peer.get("path"):
+        remarks.insert(0, f"path MTU {path['mtu']} ({path['source']})")
     return ", ".join(remarks) or "-"
 
 
