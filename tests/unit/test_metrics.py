@@ -115,6 +115,15 @@ def test_values_of_a_node() -> None:
     assert not [labels for _, labels in values if ("subnet", "10.1.1.0/24") in labels]
 
 
+def test_path_mtu() -> None:
+    """A path that takes less has a series, with who says so; the others have none."""
+    narrow = peer(2, path={"mtu": 1300, "source": "icmp", "expires_in_s": 9.0})
+    values = render(node((peer(1), narrow, peer(2, subnet="10.9.9.0/24", path=narrow.path))))
+    found = {labels: value for (name, labels), value in values.items() if "path_mtu" in name}
+    labels = {"public_ip": "198.18.0.2", "source": "icmp", "subnet": "10.0.2.0/24,10.9.9.0/24"}
+    assert found == {tuple(sorted(labels.items())): 1300}
+
+
 def test_not_ready() -> None:
     """What is not ready, not connected or not known is told or left out, never made up."""
     store = {"url": "etcd", "revision": None, "age_s": 9.0, "error": "down"}
@@ -179,7 +188,7 @@ def test_documents_list_what_is_served() -> None:
     fd = counters_create()
     status = figures.describe(node((peer(1),)), living(fd))
     peers: Any = status["peers"]
-    peers[0]["drops"] = {"spoofed": 3}
+    peers[0] |= {"drops": {"spoofed": 3}, "path": {"mtu": 1300, "source": "icmp"}}
     served: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render(status).decode()):
         if family.name.startswith("overlayd_"):

@@ -291,6 +291,16 @@ def test_peers_all() -> None:
     ]
 
 
+def test_path_mtu() -> None:
+    """A path that takes less is shown, with who says so, before anything else of that peer."""
+    path = {"mtu": 1300, "source": "icmp", "expires_in_s": 9.0}
+    text = peers_text(status(peers=[peer(path=path, drops={"too_big": 2}), peer(path=None)]))
+    assert [line.rpartition("  ")[2] for line in text.splitlines()[1:]] == [
+        "path MTU 1300 (icmp), too_big 2",
+        "-",
+    ]
+
+
 @pytest.mark.parametrize(
     ("expires_in_s", "renews_in_s", "text"),
     [
