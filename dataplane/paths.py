@@ -136,6 +136,8 @@ class PathWatch:
     async def _look(self, peers: Iterable[Address]) -> list[Address]:
         """Ask the kernel for paths; return of which peers it says something else than before."""
         wanted = [peer for peer in peers if peer in self._peers]
+        if not wanted:
+            return []
         now, found = time.monotonic(), await asyncio.to_thread(self._ask, wanted)
         return [peer for peer, path in found.items() if self._take(peer, path, now)]
 
