@@ -308,3 +308,26 @@ int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_pe
 			  sizeof(*out) / sizeof(uint64_t));
 	return 0;
 }
+
+/**
+ * dp_counters_bytes() - Sum the bytes that went to and came from each peer, over all workers
+ * @counters:	From dp_counters_open()
+ * @count:	Of peers, ids from 0 on; no more than there is room for are read
+ * @tx:		Room for so many sums
+ * @rx:		Room for so many sums
+ */
+void dp_counters_bytes(const dp_counters *counters, uint32_t count, uint64_t *tx, uint64_t *rx)
+{
+	memset(tx, 0, count * sizeof(*tx));
+	memset(rx, 0, count * sizeof(*rx));
+	if (count > counters->max_peers)
+		count = counters->max_peers;
+	for (uint32_t i = 0; i < counters->threads; i++) {
+		const struct dp_peer_counters *peers = counters_peers(counters, i);
+
+		for (uint32_t id = 0; id < count; id++) {
+			tx[id] += __atomic_load_n(&peers[id].bytes[DP_TX], __ATOMIC_RELAXED);
+			rx[id] += __atomic_load_n(&peers[id].bytes[DP_RX], __ATOMIC_RELAXED);
+		}
+	}
+}

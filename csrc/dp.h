@@ -323,6 +323,7 @@ void dp_counters_close(dp_counters *counters);
 void dp_counters_header(const dp_counters *counters, struct dp_counters_header *out);
 void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *out);
 int dp_counters_peer(const dp_counters *counters, uint32_t peer_id, struct dp_peer_counters *out);
+void dp_counters_bytes(const dp_counters *counters, uint32_t count, uint64_t *tx, uint64_t *rx);
 
 /* devices and sockets, opened by the privileged process (tun.c, underlay.c) */
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);

@@ -50,6 +50,21 @@ static enum dp_drop read_packet(struct tx_packet *packet)
 }
 
 /**
+ * is_path_probe() - Is this an echo to the overlay address of a node, the first of its subnet?
+ * @flow:	The packet
+ * @subnet:	Where it goes
+ *
+ * By these control finds out whether a path takes more than the table says.
+ *
+ * Return: true if it may be larger than that
+ */
+static bool is_path_probe(const struct flow *flow, const struct dp_subnet *subnet)
+{
+	return flow->proto == (flow->family == 4 ? PROTO_ICMP : PROTO_ICMP6) &&
+	       parse_equals(flow->dst, flow->family, &subnet->prefix.addr);
+}
+
+/**
  * admit() - Decide whether a packet may leave, and to whom
  * @path:	The worker's path
  * @packet:	After read_packet(); subnet is filled in
@@ -70,7 +85,7 @@ static enum dp_drop admit(struct path *path, struct tx_packet *packet)
 		return DP_DROP_NO_PEER;
 	if (parse_equals(flow->dst, flow->family, &packet->subnet->vtep))
 		return DP_DROP_LOOP;
-	if (packet->subnet->mtu && len > packet->subnet->mtu)
+	if (packet->subnet->mtu && len > packet->subnet->mtu && !is_path_probe(flow, packet->subnet))
 		return DP_DROP_TOO_BIG;
 	return packet->vnet.gso_type == VNET_GSO_NONE ? offload_complete(&packet->pkt, flow, &packet->vnet)
 						      : DP_DROP_NONE;

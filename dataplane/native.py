@@ -384,9 +384,11 @@ class Counters:
             out.packets[tx], out.bytes[tx], out.packets[rx], out.bytes[rx], _read_drops(out.drops)
         )
 
-
-def _sum_by_role(words: Any) -> dict[Fd, int]:
-    return {fd: sum(words[slot] for slot in SLOTS if role_of(slot) is fd) for fd in Fd}
+    def peer_bytes(self, count: int) -> tuple[list[int], list[int]]:
+        """Return the bytes that went to, and those that came from, each peer with an id below `count`."""
+        tx, rx = ffi.new("uint64_t[]", count), ffi.new("uint64_t[]", count)
+        lib.dp_counters_bytes(self._mapped(), count, tx, rx)
+        return ffi.unpack(tx, count), ffi.unpack(rx, count)
 
 
 def _read_direction(out: Any, way: int, now_s: float) -> Direction:

@@ -61,7 +61,7 @@ SCENARIOS = {
         *("nothing", "super_refused", "super_damaged", "run_refused", "run_damaged"),
         *("read_damaged", "read_nothing", "unprivileged"),
     ],
-    "too_big": ["told", "short_super", "others", "bounded"],
+    "too_big": ["told", "short_super", "others", "path_probes", "bounded"],
     "answers": [
         *("no_route", "unreachable_peer", "no_way", "no_way_run", "other_errors", "not_answered"),
         *("flood_of_a_pod", "flood_of_pods", "silent"),

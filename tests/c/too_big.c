@@ -24,18 +24,17 @@ static void open_narrow(uint32_t burst)
 }
 
 /**
- * carry() - Let a pod send a packet, and carry it
- * @sketch:	The packet
+ * carry_waiting() - Carry what waits at the TUN
+ * @segments:	As how many packets it counts
  *
  * Return: the drop reason that was counted, DP_DROP_NONE if it was forwarded
  */
-static enum dp_drop carry(const struct sketch *sketch)
+static enum dp_drop carry_waiting(uint64_t segments)
 {
 	uint64_t before[DP_DROP_COUNT], forwarded = lab.counters.forwarded[DP_TX], dropped = 0;
 	enum dp_drop found = DP_DROP_NONE;
 
 	memcpy(before, lab.counters.drops[DP_TX], sizeof(before));
-	kernel_from_pod(sketch);
 	CHECK(tx_run(&lab.path, KERNEL_TUN, PATHS_ALL) > 0);
 	for (enum dp_drop drop = 0; drop < DP_DROP_COUNT; drop++) {
 		if (lab.counters.drops[DP_TX][drop] != before[drop])
@@ -44,8 +43,46 @@ static enum dp_drop carry(const struct sketch *sketch)
 	}
 	CHECK(dropped || lab.counters.forwarded[DP_TX] > forwarded);
 	CHECK(!dropped || lab.counters.forwarded[DP_TX] == forwarded); /* all of it or nothing */
-	CHECK(dropped <= 1 || dropped == (sketch->payload + sketch->size - 1) / sketch->size);
+	CHECK(!dropped || dropped == segments);
 	return found;
+}
+
+/**
+ * carry() - Let a pod send a packet, and carry it
+ * @sketch:	The packet
+ *
+ * Return: as carry_waiting()
+ */
+static enum dp_drop carry(const struct sketch *sketch)
+{
+	kernel_from_pod(sketch);
+	return carry_waiting(sketch->size ? (sketch->payload + sketch->size - 1) / sketch->size : 1);
+}
+
+/**
+ * carry_plain() - Let a packet larger than the path be sent to peer 1, and carry it
+ * @family:	4 or 6
+ * @proto:	What it says it carries
+ * @last:	Last byte of its destination
+ *
+ * Return: as carry_waiting()
+ */
+static enum dp_drop carry_plain(uint8_t family, uint8_t proto, uint8_t last)
+{
+	struct sketch sketch = {.family = family, .proto = PROTO_UDP, .peer = 1, .payload = PATH_MTU};
+	uint8_t room[KERNEL_VNET + 2 * PATH_MTU] = {0}, *ip = room + KERNEL_VNET;
+	uint32_t len = sketch_packet(ip, &sketch, true);
+
+	if (family == 4) {
+		ip[IP4_PROTO] = proto;
+		ip[IP4_DST + 3] = last;
+		packet_repair(ip, len);
+	} else {
+		ip[IP6_NEXT] = proto;
+		ip[IP6_DST + 15] = last;
+	}
+	kernel_queue(room, KERNEL_VNET + len, 0, 0);
+	return carry_waiting(1);
 }
 
 /**
@@ -125,6 +162,23 @@ static void others(void)
 }
 
 /**
+ * path_probes() - Pings of a node's own overlay address may be larger than the path is believed to take
+ */
+static void path_probes(void)
+{
+	open_narrow(100);
+	for (uint8_t family = 4; family <= 6; family += 2) {
+		uint8_t icmp = family == 4 ? PROTO_ICMP : PROTO_ICMP6, other = family == 4 ? PROTO_ICMP6 : PROTO_ICMP;
+
+		CHECK(carry_plain(family, icmp, 0) == DP_DROP_NONE);
+		CHECK(carry_plain(family, icmp, 1) == DP_DROP_TOO_BIG); /* of a pod */
+		CHECK(carry_plain(family, other, 0) == DP_DROP_TOO_BIG);
+		CHECK(carry_plain(family, PROTO_UDP, 0) == DP_DROP_TOO_BIG);
+	}
+	paths_close(DP_TX);
+}
+
+/**
  * bounded() - Errors have a rate; what is dropped without one is counted all the same
  */
 static void bounded(void)
@@ -142,10 +196,8 @@ static void bounded(void)
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
-		{"told", told},
-		{"short_super", short_super},
-		{"others", others},
-		{"bounded", bounded},
+		{"told", told},           {"short_super", short_super}, {"others", others},
+		{"path_probes", path_probes}, {"bounded", bounded},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);
