@@ -47,21 +47,21 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 reconcile repairs              | sans-IO: (events, host facts, now) -> actions; do others undo them?
     P2 softstate                      | sans-IO: what the underlay says of peers, for a while
     P2 moving                         | sans-IO: which change of our addresses is believed, and when
-    P2 pathmtu                        | sans-IO: how much the paths to peers take
+    P2 pathmtu probing                | sans-IO: how much the paths to peers take; what to ask to find out
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 privilege                      | what a process gives up
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 ways routemtu                  | the routes of this host; how much they take
-    P3 icmpsocket                     | hears ICMP errors of the underlay
     P3 peerset firewall               | nftables: its sets by messages, the rest by its command
+    P3 icmpsocket echo                | hears ICMP errors of the underlay; asks peers by the overlay device
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
-    P5 paths                          | what finds out how much paths to peers take
     P5 hearing                        | which ICMP errors are heard
+    P5 paths probes                   | what finds out how much paths to peers take: by listening, by asking
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 hearsay                        | what the underlay says of peers, into the table
     P5 traffic                        | firewall rules and reserved ports of a node

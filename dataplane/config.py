@@ -83,6 +83,7 @@ class RunConfig:
     guard: bool = True
     mss_clamp: bool = False
     max_peers: int = 65536
+    path_probes: bool = True
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens
     metrics_ip: Address = HERE

@@ -46,6 +46,7 @@ from dataplane.model import (
 )
 from dataplane.netlink import Host
 from dataplane.paths import PathWatch
+from dataplane.probes import PathProbes
 from dataplane.reconcile import Reconciler
 from dataplane.reload import Reload
 from dataplane.report import Report
@@ -112,9 +113,11 @@ class Daemon:
         self._paths = PathWatch(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
         self._hearsay = Hearsay(self._backend, lambda: self._inputs.put_nowait(PathsChanged()))
         self._hearing = Hearing(self._paths.hear, self._hearsay.hear)
+        self._probes = PathProbes(self._backend, self._paths)
         self.report = Report(config, run_dir, self._host, self._backend, self._traffic)
         self.report.peers_said = self._hearsay.state
         self.report.paths = self._paths.known
+        self.report.probes = self._probes
         self._health = Health(config, self.report)
         self._log_setting = log_setting
         self._reload: Reload | None = None
@@ -168,6 +171,8 @@ class Daemon:
         parts = [self._reload.follow(lambda: self._follow_store(store)), self._follow_host(), self._work()]
         parts += [self._reload.run(lambda: self._inputs.put_nowait(HostChanged())), self._health.run()]
         parts += [self._traffic.run(), self._paths.run(), self._hearsay.run()]
+        if self._config.path_probes:
+            parts.append(self._probes.run())
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
             parts.append(self._follow_kernel())
         if self._leasing is not None:
@@ -365,6 +370,7 @@ class Daemon:
         async with self._traffic.still:
             await self._make_so(settings, self._plan, table)
         await self._traffic.settle()
+        self._probes.follow(settings, self._table, self._plan.addresses)
         await self._traffic.replace_flannel()
         if not self.report.is_carrying:
             self._tell_choices()

@@ -22,6 +22,7 @@ from dataplane.native import (
     Totals,
     boottime_s,
 )
+from dataplane.probing import Answers
 from dataplane.slots import Fd
 
 Status = dict[str, object]
@@ -44,6 +45,7 @@ class PeerRow:
     expires_in_s: float | None = None  # negative: the store has not renewed it, and not deleted it
     unreachable: Status | None = None  # who says so, what, and how long ago
     path: Status | None = None  # what its path takes, if that is less than what the underlay interface does
+    answers: Answers | None = None  # None: it was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "expires_in_s": row.expires_in_s,
         "unreachable": row.unreachable,
         "path": row.path,
+        "answers": None if row.answers is None else row.answers._asdict(),
     }
     if row.id is None or counters is None:
         return {**status, "tx_packets": 0, "tx_bytes": 0, "rx_packets": 0, "rx_bytes": 0, "drops": {}}

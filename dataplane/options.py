@@ -244,6 +244,12 @@ FLAGS = (
         read.number(1, 131072, "leases"),
     ),
     Flag(
+        *("path-probes", "path_probes", "true|false"),
+        "find paths that lose large packets in silence, by asking peers that are sent much (default: true)",
+        read.switch,
+        is_switch=True,
+    ),
+    Flag(
         *("healthz-ip", "healthz_ip", "ADDRESS", "where /healthz and /readyz are served (default: 0.0.0.0)"),
         read.any_address,
         is_flannels=True,

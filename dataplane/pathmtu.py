@@ -93,6 +93,11 @@ class Paths:
         known = self._found.get(peer)
         return None if known is None else min(known.values(), key=lambda path: path.mtu)
 
+    def told(self, peer: Address) -> int | None:
+        """Return the smallest that others than probes say, in bytes of an outer packet."""
+        known = self._found.get(peer, {}).values()
+        return min((path.mtu for path in known if path.source != PROBE), default=None)
+
     def __iter__(self) -> Iterator[tuple[Address, PathMtu]]:
         """Yield peers, each with the smallest that is said of its path."""
         for peer, known in self._found.items():
@@ -147,7 +152,12 @@ class Paths:
         return (*(self._describe(peer, path) for peer, path in tiny[:ALARMS_MAX]), *more)
 
     def _tiny(self) -> Iterator[tuple[Address, PathMtu]]:
-        return ((peer, path) for peer, path in self if path.mtu < TINY or peer in self.forced)
+        # While probes look for what passes they say less than they will.
+        return (
+            (peer, path)
+            for peer, path in self
+            if (path.mtu < TINY and path.source != PROBE) or peer in self.forced
+        )
 
     def _describe(self, peer: Address, path: PathMtu) -> str:
         text = f"path MTU of {peer} is {path.mtu}, {SAYS[path.source]}. "

@@ -20,6 +20,7 @@ from dataplane.netlink import Host
 from dataplane.pace import Pace
 from dataplane.pathmtu import Paths
 from dataplane.peers import PeerView
+from dataplane.probes import PathProbes
 from dataplane.reach import is_unreached
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
@@ -56,6 +57,7 @@ class Report:
         self.reconciler: Reconciler | None = None
         self.leasing: Leasing | None = None  # None: a person wrote down who has which subnet
         self.paths = Paths()
+        self.probes: PathProbes | None = None
         self.repairs = Repairs()
         self.peers_said = SoftState()
         self.convergence = Convergence()
@@ -205,6 +207,7 @@ class Report:
 
     def _row(self, view: PeerView, now: float) -> PeerRow:
         entry, lease, said = view.entry, view.entry.lease, self.peers_said.said(view.id)
+        nodes = tuple(subnet.vtep for subnet in view.subnets)
         return PeerRow(
             view.id,
             entry.title if lease is None else str(lease.key),
@@ -216,7 +219,8 @@ class Report:
             None if view.refused is None else view.refused.kind,
             expires_in_s=entry.left_s(now),
             unreachable=None if said is None else describe_said(said, now),
-            path=self.paths.describe((entry.vtep for entry in view.subnets), now),
+            path=self.paths.describe(nodes, now),
+            answers=None if self.probes is None else self.probes.answers(nodes, now),
         )
 
 

@@ -192,6 +192,9 @@ def _remark(peer: Status) -> str:
         remarks.insert(0, f"stale: expired {span(-expires_in_s)} ago")
     if path := peer.get("path"):
         remarks.insert(0, f"path MTU {path['mtu']} ({path['source']})")
+    answers = peer.get("answers")
+    if answers is not None and answers["age_s"] is None:
+        remarks.append("no answer yet")
     return ", ".join(remarks) or "-"
 
 
