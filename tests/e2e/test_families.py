@@ -242,7 +242,7 @@ def ping(source: Node, address: str, *args: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_largest_packet_passes(cluster: Cluster) -> None:
+def test_case_093_case_094_largest_packet_passes(cluster: Cluster) -> None:
     """Pods ping each other with packets of exactly their MTU; one byte more is too long for the pod."""
     for source, target, address in cluster.ways():
         headers = 48 if ":" in address else 28

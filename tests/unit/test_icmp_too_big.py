@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 255
 
 @pytest.mark.parametrize("proto", [PROTO_TCP, PROTO_UDP], ids=["TCP", "UDP"])
 @pytest.mark.parametrize("length", [1400, 65000], ids=["packet", "super-packet"])
-def test_ipv4(proto: int, length: int) -> None:
+def test_case_098_ipv4(proto: int, length: int) -> None:
     """Fragmentation needed (3/4) with the MTU in its own 16 bits (RFC 1191), quoting 548 bytes."""
     packet = segment(DATA[:length], proto=proto)
     error = too_big(packet, 1300)
@@ -31,7 +31,7 @@ def test_ipv4(proto: int, length: int) -> None:
 
 @pytest.mark.parametrize("proto", [PROTO_TCP, PROTO_UDP], ids=["TCP", "UDP"])
 @pytest.mark.parametrize("length", [1400, 65000], ids=["packet", "super-packet"])
-def test_ipv6(proto: int, length: int) -> None:
+def test_case_098_ipv6(proto: int, length: int) -> None:
     """Packet too big (2/0) with the MTU (RFC 4443 section 3.2), quoting as much as the minimum MTU holds."""
     packet = segment(DATA[:length], proto=proto, family=6)
     error = too_big(packet, 1300)
@@ -52,7 +52,7 @@ def test_another_decoder_understands() -> None:
 
 
 @pytest.mark.parametrize(("mtu", "told"), [(68, 1280), (1279, 1280), (1280, 1280), (1281, 1281)])
-def test_ipv6_is_never_told_of_less_than_1280(mtu: int, told: int) -> None:
+def test_case_097_ipv6_is_never_told_of_less_than_1280(mtu: int, told: int) -> None:
     """Every link takes 1280 bytes (RFC 8200 section 5), so nothing below is told."""
     assert int.from_bytes(too_big(segment(DATA[:1400], family=6), mtu)[44:48], "big") == told
 
