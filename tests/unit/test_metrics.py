@@ -156,17 +156,17 @@ def living(fd: int) -> Dataplane:
 
 
 def test_thousand_peers_in_bounded_time() -> None:
-    """Figures of 1000 peers take 0.2 s, which holds up the event loop, and their page 1 s, at most."""
+    """Figures of 1000 peers take 0.2 s of a processor at most, and their page 1 s: they hold up the event loop."""
     found = node(tuple(peer(n) for n in range(1000)))
     dataplane = living(counters_create())
     took_s, wrote_s, page = [], [], b""
     for _ in range(3):
-        begun = time.monotonic()
+        begun = time.process_time()
         status = figures.describe(found, dataplane)
-        took_s.append(time.monotonic() - begun)
-        begun = time.monotonic()
+        took_s.append(time.process_time() - begun)
+        begun = time.process_time()
         page = metrics.render(status)
-        wrote_s.append(time.monotonic() - begun)
+        wrote_s.append(time.process_time() - begun)
     assert min(took_s) < 0.2
     assert min(wrote_s) < 1.0
     values = read(page)
