@@ -180,11 +180,15 @@ def device_or_address(text: str) -> str:
 def url(text: str) -> str:
     """Read the URL of a server: http or https, a host, and nothing but perhaps a port."""
     found = urlsplit(text)
+    if "@" in found.netloc:  # not repeated: a password may be in it
+        raise ValueError(
+            "a URL with a user in it is not allowed; there are --etcd-username and --etcd-password"
+        )
     try:
         is_server = found.scheme in ("http", "https") and found.hostname and (found.port or 1) > 0
     except ValueError:
         is_server = False
-    if not is_server or found.path.strip("/") or found.query or found.fragment or "@" in found.netloc:
+    if not is_server or found.path.strip("/") or found.query or found.fragment:
         raise ValueError(f'"{text}" is no server, expected for example https://192.0.2.10:2379')
     return text.rstrip("/")
 

@@ -42,6 +42,17 @@ def find_spread(config: RunConfig) -> Spread:
     return choose_spread(config, os.cpu_count() or 1)
 
 
+def queue_warnings(config: RunConfig, queues: int) -> list[str]:
+    """Say that flows share a queue because we may not keep each to its own, if so."""
+    wanted = find_spread(config).queues
+    if queues >= wanted:
+        return []
+    return [
+        f"one queue instead of {wanted}: packets wait behind bulk transfers. "
+        "Fix: start with CAP_BPF, or ask for no more: --queues 1"
+    ]
+
+
 def open_queues(name: str, wanted: int, offloads: Offloads, held: Fds, opened: Fds) -> int:
     """Open the queues of the TUN that are missing behind the first one; return how many there are now.
 

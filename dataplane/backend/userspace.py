@@ -36,7 +36,7 @@ from dataplane.backend.sockets import (
     trust_paths,
     wanted_sockets,
 )
-from dataplane.backend.spread import open_queues
+from dataplane.backend.spread import open_queues, queue_warnings
 from dataplane.backend.wanted import forwarder_config
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, StaleEpoch
@@ -442,6 +442,8 @@ class UserspaceBackend:
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""
         found = buffer_warnings(self._fds) + confinement_warnings(self._client)
+        if self._config is not None:
+            found += queue_warnings(self._place.config, self._config.queues)
         if self._is_crash_looping() and time.monotonic() - self._losses[-1] < RETRY_MAX_S:
             found.append(
                 f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from dataplane.errors import RuntimeFailure
 from tests.e2e.frames import DUAL, US
 from tests.e2e.leased import LEASES, LeasedRig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
+from tests.e2e.rig import ROOT
 
 NEW, NEW_POD = "10.244.9.0/24", "10.244.9.5"
 NEW_IP, NEW_MAC, OTHER_MAC = "198.18.0.9", "02:4f:00:00:04:09", "02:4f:00:00:04:0a"
@@ -157,18 +159,40 @@ def _encoded(text: str) -> str:
     return b64encode(text.encode()).decode()
 
 
-def test_password_is_never_told(daemon: EtcdLeasedDaemon) -> None:
-    """A password is in no line of the log, at the finest level, nor in a file or in what status says."""
+def ask_page(daemon: EtcdLeasedDaemon, port: int, path: str) -> str:
+    """Return a page that a daemon serves on its loopback device."""
+    with daemon.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(BACK_S)
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        with sock.makefile(encoding="utf-8") as file:
+            return file.read()
+
+
+def test_case_146_password_is_never_told(daemon: EtcdLeasedDaemon) -> None:
+    """A password is in nothing that is logged, shown, served or written; metrics are for loopback alone."""
     before = list(daemon.flags)
     daemon.stop()
     daemon.flags += ["--log-level", "debug", "--etcd-username", "node", "--etcd-password", PASSWORD]
+    daemon.flags += ["--metrics-port", "9477", "--healthz-port", "81"]
     try:
+        rehearsed = subprocess.run(
+            [*daemon.run_command(), "--dry-run"], capture_output=True, text=True, timeout=BACK_S, cwd=ROOT
+        )
         daemon.start()
         daemon.put(NEW, value(NEW_IP, NEW_MAC))
         daemon.sync()
-        told = [daemon.log(), json.dumps(daemon.status()), daemon.say("status")]
+        told = [daemon.log(), json.dumps(daemon.status()), daemon.say("status"), daemon.say("peers", "--all")]
         told += [path.read_text("latin-1") for path in daemon.run_dir.iterdir() if path.is_file()]
-        assert not [text for text in told if PASSWORD in text]
+        told += [rehearsed.stdout, rehearsed.stderr]
+        pages = {path: ask_page(daemon, 9477, path) for path in ("/metrics", "/nothing")}
+        pages |= {path: ask_page(daemon, 81, path) for path in ("/healthz", "/readyz")}
+        assert "overlayd_ready" in pages["/metrics"]
+        assert rehearsed.returncode == 0
+        assert not [text for text in [*told, *pages.values()] if PASSWORD in text]
+        listening = daemon.namespace.run("ss", "-Hltn", "sport", "=", "9477").stdout.split()
+        assert listening[3] == "127.0.0.1:9477"
+        assert len(listening) == 5
     finally:
         daemon.stop()
         daemon.flags = before

@@ -93,7 +93,7 @@ INVALID = (
     ("store", "etcd://127.0.0.1:2379", f'"etcd://127.0.0.1:2379" {NO_STORE}'),
     ("etcd-endpoints", "127.0.0.1:2379", '"127.0.0.1:2379" is no server, expected for example https://'),
     ("etcd-endpoints", "http://a:x", '"http://a:x" is no server'),
-    ("etcd-endpoints", "http://me:pass@a:1", "is no server"),
+    ("etcd-endpoints", "http://me:pass@a:1", "a URL with a user in it is not allowed"),
     ("etcd-endpoints", "http://a:1/v3", '"http://a:1/v3" is no server'),
     ("etcd-prefix", "coreos.com", '"coreos.com" is no key, expected for example /coreos.com/network'),
     ("etcd-keyfile", "", '"" is no path'),
@@ -284,6 +284,13 @@ def test_metrics_beside_probes() -> None:
 def test_password_is_not_shown() -> None:
     """However a configuration is printed, the password is not in it."""
     assert "hunter2" not in repr(parse(("etcd-password", "hunter2")))
+
+
+def test_case_146_password_in_a_url_is_not_told() -> None:
+    """An endpoint with a password in it is refused by words that do not repeat it."""
+    with pytest.raises(ConfigError, match="--etcd-username and --etcd-password") as refused:
+        parse(("etcd-endpoints", "https://me:hunter2@192.0.2.10:2379"))
+    assert "hunter2" not in str(refused.value)
 
 
 def test_flag_beats_variable() -> None:
