@@ -244,8 +244,10 @@ def test_message_of_another_version_is_told_so(where: RunDir, forwarder: subproc
 
 
 def test_forwarder_has_no_privileges(where: RunDir, forwarder: subprocess.Popen[bytes]) -> None:
-    """From the moment it listens a forwarder has no capability, and can get none by exec."""
-    assert where.forwarder_socket.exists()
+    """A forwarder that answers and waits has no capability, no way to get one, and a filter around it."""
+    with ForwarderClient(where.forwarder_socket, epoch=1) as client:
+        assert client.hello().is_confined
+    assert client.is_confined
     status = dict(
         line.split(":\t")
         for line in Path(f"/proc/{forwarder.pid}/status").read_text().splitlines()
@@ -253,7 +255,7 @@ def test_forwarder_has_no_privileges(where: RunDir, forwarder: subprocess.Popen[
     )
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[name], 16) == 0, name
-    assert status["NoNewPrivs"] == "1"
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
 def test_second_forwarder_is_refused(where: RunDir, forwarder: subprocess.Popen[bytes]) -> None:
