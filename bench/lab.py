@@ -64,6 +64,16 @@ def _setns(fd: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
+def stands_still(pid: int) -> bool:
+    """Tell whether all threads of a process have come to a stop: SIGSTOP returns before they have."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    try:
+        states = [stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] for stat in stats]
+    except FileNotFoundError:  # a thread that ended meanwhile
+        return False
+    return set(states) == {"T"}
+
+
 class Namespace:
     """A network namespace that is ours to make and to end."""
 

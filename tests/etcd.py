@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.lab import Namespace, wait_for
+from bench.lab import Namespace, stands_still, wait_for
 from tests.gateway import TXN_MAX, Gateway
 
 START_S = 20.0
@@ -104,16 +104,8 @@ class Member:
         assert self.process is not None
         self.process.send_signal(number)
         if number == signal.SIGSTOP:
-            wait_for(self._stands_still, "etcd stands still", 5.0)
-
-    def _stands_still(self) -> bool:
-        assert self.process is not None
-        stats = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
-        try:
-            states = [stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] for stat in stats]
-        except FileNotFoundError:  # a thread that ended meanwhile
-            return False
-        return set(states) == {"T"}
+            pid = self.process.pid
+            wait_for(lambda: stands_still(pid), "etcd stands still", 5.0)
 
     def stop(self) -> None:
         """End it at once."""

@@ -17,7 +17,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from bench.lab import wait_for
+from bench.lab import stands_still, wait_for
 from tests.e2e.frames import VXLAN_HEADER, is_tunnel, link
 from tests.e2e.rig import Rig
 from tests.e2e.tap import SOL_PACKET, Tap
@@ -59,6 +59,7 @@ def held(rig: Rig) -> Iterator[None]:
     pid = rig.daemon.forwarder_pid()
     os.kill(pid, signal.SIGSTOP)
     try:
+        wait_for(lambda: stands_still(pid), "the forwarder stands still")
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
