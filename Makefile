@@ -9,7 +9,7 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz bench bench-micro bench-callgrind wheel clean
+.PHONY: help setup build demo demo-down test lint format fuzz coverage bench bench-micro bench-callgrind wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,8 +54,11 @@ format: setup ## let ruff and clang-format rewrite the sources
 	$(PYTHON) -m ruff format .
 	clang-format-14 -i $(C_FILES)
 
-fuzz: build ## the fuzzers, for a bounded time (ARGS are theirs)
+fuzz: build ## the fuzzers, 10 s each (ARGS='--seconds 60 merge', '--executions 1000000 --walls')
 	@$(PYTHON) -m tests.fuzz.run $(ARGS)
+
+coverage: setup ## branches of the hot path that no test takes fail it (ARGS=--missing names them)
+	@$(PYTHON) -m tests.coverage $(ARGS)
 
 bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: within 90 s)
 	@$(PYTHON) -m dataplane bench $(ARGS)

@@ -108,7 +108,7 @@ static bool is_partial(const struct pkt *pkt, const struct flow *flow, const str
 
 /**
  * describe_super() - Tell the kernel how to cut a TCP super-packet
- * @flow:	The packet, parsed
+ * @flow:	The packet, parsed; it is longer than @mtu
  * @tcp:	Its TCP header, TCP_LEN readable bytes
  * @mtu:	Largest packet the pods take, in bytes
  * @vnet:	Header to complete
@@ -123,7 +123,7 @@ static uint32_t describe_super(const struct flow *flow, const uint8_t *tcp, uint
 	uint32_t tcp_len = (tcp[TCP_DOFF] >> 4) * 4U;
 	uint32_t headers = flow->l3len + tcp_len;
 
-	if (tcp_len < TCP_LEN || headers >= mtu || headers >= flow->total_len)
+	if (tcp_len < TCP_LEN || headers >= mtu)
 		return 1;
 	vnet->gso_type = flow->family == 4 ? VNET_GSO_TCP4 : VNET_GSO_TCP6;
 	if (tcp[TCP_FLAGS] & TCP_FLAG_CWR)

@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
 PURE = ["decap_vxlan", "decap_ipip", "decap_bare", "parse", "checksum", "offload", "icmp", "fib_damage"]
+PURE += ["corners_pure", "corners_cpu", "corners_fib", "corners_calls"]
 THREADED = ["fib_threads", "engine_threads", "rate"]
 RUNS = [("address", name) for name in (*PURE, *THREADED)] + [("thread", name) for name in THREADED]
 SCENARIOS = {
@@ -65,6 +66,10 @@ SCENARIOS = {
     "answers": [
         *("no_route", "unreachable_peer", "no_way", "no_way_run", "other_errors", "not_answered"),
         *("flood_of_a_pod", "flood_of_pods", "silent"),
+    ],
+    "corners_path": [
+        *("no_way", "errors", "sockets", "strange", "portions", "refused"),
+        *("uncuttable", "of_kernel_peers"),
     ],
 }
 BUILT = {
@@ -224,6 +229,12 @@ def test_without_offloads(program: Callable[[str, str], Path]) -> None:
 def test_case_103_too_big_for_the_peer(program: Callable[[str, str], Path], scenario: str) -> None:
     """A super-packet with segments too long for its peer is dropped whole, and the pod told what fits."""
     run(program("address", "too_big"), scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["corners_path"])
+def test_corner_of_the_path(program: Callable[[str, str], Path], scenario: str) -> None:
+    """What is odd about a packet, peer or call is counted for its one reason, and the next packet passes."""
+    run(program("address", "corners_path"), scenario)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS["between"])

@@ -145,7 +145,8 @@ static bool make_packet(struct packet *packet, const struct wall *wall, const ui
 	if (odd == ODD_OPTIONS && sketch.proto == PROTO_TCP)
 		seqs[key] -= 12; /* of the payload, they took that */
 	ids[key] = (uint16_t)(sketch.id + 1);
-	if (packet->flow.proto != sketch.proto || (odd == ODD_IP_OPTIONS && !packet->flow.is_fragment))
+	if (packet->flow.proto != sketch.proto ||
+	    (!packet->flow.is_fragment && packet->flow.l3len != (sketch.family == 4 ? IP4_LEN : IP6_LEN)))
 		packet->key = STRAY; /* the ports are not where they were */
 	return true;
 }
