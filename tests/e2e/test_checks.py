@@ -11,6 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from scapy.layers.inet6 import (
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6ND_Redirect,
+    ICMPv6ND_RS,
+    ICMPv6NDOptPrefixInfo,
+    IPv6,
+)
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from tests.e2e import frames
@@ -94,7 +104,7 @@ FOREIGN: dict[str, Callable[[], Packet]] = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", FOREIGN, ids="case_143-{}".format)
 def test_foreign_source_does_not_leave(rig: Rig, name: str) -> None:
     """A pod that sends from an address that is neither our subnet's nor this host's gets nothing out."""
     rig.unsent(FOREIGN[name](), "foreign_source")
@@ -105,6 +115,56 @@ def test_foreign_source_is_not_told_about_missing_peers(rig: Rig) -> None:
     before = rig.daemon.settled().icmp_sent
     rig.unsent(inner4(NOT_ALLOWED, "10.244.99.5"), "foreign_source")
     assert rig.daemon.settled().icmp_sent == before
+
+
+# --- what neighbours say to each other (RFC 4861) -----------------------------------------------------
+
+NEIGHBOURS: dict[str, Callable[[], Packet]] = {
+    "ra": lambda: ICMPv6ND_RA() / ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::"),
+    "rs": lambda: ICMPv6ND_RS(),
+    "ns": lambda: ICMPv6ND_NS(tgt=US.pod6()),
+    "na": lambda: ICMPv6ND_NA(tgt=US.pod6(), O=1),
+    "redirect": lambda: ICMPv6ND_Redirect(tgt="fe80::2", dst="2001:db8::1"),
+}
+WAYS = {  # source, destination -> reason
+    "from-a-router-to-all": ("fe80::2", "ff02::1", "martian"),
+    "from-a-router-to-a-pod": ("fe80::2", US.pod6(), "martian"),
+    "from-a-router-to-our-device": ("fe80::2", US.pod6(0), "martian"),
+    "from-a-pod-to-all": (DUAL.pod6(), "ff02::1", "multicast"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_neighbours_are_not_heard(rig: Rig, kind: str, way: str) -> None:
+    """A peer cannot pose as a router or a neighbour: no word of one passes."""
+    source, target, reason = WAYS[way]
+    rig.refused(vxlan(IPv6(src=source, dst=target, hlim=255) / NEIGHBOURS[kind]()), reason)
+
+
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_what_a_pod_says_as_a_neighbour_is_void(rig: Rig, kind: str) -> None:
+    """From its own address a remote pod reaches ours, but a hop away, so it is not believed."""
+    rig.pod.take()
+    inner = IPv6(src=DUAL.pod6(), dst=US.pod6(), hlim=255) / NEIGHBOURS[kind]()
+    rig.accepted(vxlan(inner), inner)
+    body = bytes(inner)[40:]
+    frame = next(frame for frame in rig.pod.wait(lambda got: body in got, "the packet") if body in frame)
+    assert Ether(frame)[IPv6].hlim == 254
+
+
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_pods_are_no_routers(rig: Rig, kind: str) -> None:
+    """Nothing that a pod of ours says from a link-local address leaves for a peer; the kernel keeps it."""
+    good = inner6(US.pod6(), DUAL.pod6())
+    rig.wire.take()
+    packet = IPv6(src="fe80::5", dst=DUAL.pod6(), hlim=255) / NEIGHBOURS[kind]()
+    before = rig.daemon.settled()
+    rig.pod.send(rig.to_pod_side(packet), rig.to_pod_side(good))
+    seen = rig.wire.wait(lambda frame: frames.payload_of(good) in frame, "the good packet")
+    after = rig.daemon.settled(tx=before.tx.offered + 1)
+    assert len([frame for frame in seen + rig.wire.take() if frames.is_tunnel(frame)]) == 1
+    assert risen(before, after) == {}
 
 
 HOST_SOURCES = {"overlay": US.pod(0), "node": str(US.ip), "other": frames.OTHER_ADDRESS, "gateway": US.pod(1)}

@@ -84,7 +84,7 @@ def refused(
     assert walled.guard() == {**before, counter: before[counter] + 1}
 
 
-def test_pod_forges_to_another_node(walled: Walled) -> None:
+def test_case_142_pod_forges_to_another_node(walled: Walled) -> None:
     """A pod's own tunnel packet to a peer, which would come from this node's address, does not leave."""
     b = walled.b
     for family, address in ((4, b.address), (6, b.address6)):
@@ -93,7 +93,7 @@ def test_pod_forges_to_another_node(walled: Walled) -> None:
         refused(walled, "laundered", b.pod, family, lambda p=packet, t=to: speak(walled.a.pod, t, p))  # type: ignore[misc]
 
 
-def test_pod_forges_to_its_node(walled: Walled) -> None:
+def test_case_142_pod_forges_to_its_node(walled: Walled) -> None:
     """A pod's own tunnel packet to its node, as if a peer had sent it, is not taken."""
     packet, to = forge(walled, "a"), (walled.a.address, VXLAN_PORT)
     refused(walled, "laundered", walled.a.pod, 4, lambda: speak(walled.a.pod, to, packet))
@@ -161,7 +161,7 @@ def test_tunnels_are_not_tracked(walled: Walled) -> None:
 
 
 @pytest.mark.parametrize("walled", ["userspace"], indirect=True)
-def test_forged_ipip(walled: Walled) -> None:
+def test_case_142_forged_ipip(walled: Walled) -> None:
     """Where IPIP is in use, a pod's own IPIP packet does not leave either."""
     inner = bytes(IP(src="10.244.1.9", dst=walled.b.pod_ip()) / UDP(dport=PORT) / Raw(b"forged"))
 

@@ -155,10 +155,11 @@ def test_apply(tun: Namespace) -> None:
     settings = (
         "ipv4.conf.overlay0.rp_filter",
         "ipv6.conf.overlay0.accept_ra",
+        "ipv6.conf.overlay0.addr_gen_mode",
         "ipv6.conf.overlay0.disable_ipv6",
     )
     read = tun.run("sysctl", "-n", *(f"net.{name}" for name in settings)).stdout.split()
-    assert read == ["2", "0", "0"]
+    assert read == ["2", "0", "1", "0"]
 
 
 def test_apply_by_another_process(tun: Namespace) -> None:

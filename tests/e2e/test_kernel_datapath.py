@@ -104,6 +104,16 @@ def live(tmp_path: Path) -> Iterator[Live]:
         built.close()
 
 
+def test_devices_hear_no_router(live: Live) -> None:
+    """Devices of the kernel believe no router, and have no address of their own invention."""
+    for name in DEVICES:
+        settings = [
+            f"net.ipv6.conf.{name.replace('.', '/')}.{setting}" for setting in ("accept_ra", "addr_gen_mode")
+        ]
+        assert live.a.host.run("sysctl", "-n", *settings).stdout.split() == ["0", "1"]
+        assert live.a.host.run("ip", "address", "show", "dev", name, "scope", "link").stdout == ""
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_carries(live: Live, family: int) -> None:
     """Pods of both families talk, by devices of the kernel and without a forwarder; status says so."""

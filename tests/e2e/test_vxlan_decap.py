@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IPOption_NOP
@@ -35,7 +36,7 @@ from tests.e2e.frames import (
     vxlan6,
     vxlan_payload,
 )
-from tests.e2e.rig import DEFAULT_FLAGS, Rig
+from tests.e2e.rig import DEFAULT_FLAGS, Rig, risen
 
 VXLAN_LEN, ETH_LEN, IP4_LEN, IP6_LEN = 8, 14, 20, 40
 RESERVED_BITS = [bit for bit in range(64) if bit != 4 and not 32 <= bit < 56]  # of the header, from its first
@@ -136,6 +137,7 @@ UNKNOWN_SOURCES: dict[str, Callable[[], Packet]] = {
     "stranger-v6": lambda: udp6(vxlan_payload(from_peer(family=6)), STRANGER),
     "overlay-address-of-a-peer": lambda: vxlan(from_peer(), src=DUAL.pod(0)),
     "outside": lambda: vxlan(from_peer(), src="198.51.100.7"),
+    "our-own-v6": lambda: vxlan6(from_peer(family=6), src=str(US.ip6)),
 }
 
 
@@ -143,6 +145,27 @@ UNKNOWN_SOURCES: dict[str, Callable[[], Packet]] = {
 def test_unknown_source_is_refused(rig: Rig, name: str) -> None:
     """A good packet from an underlay address that is no peer's is refused."""
     rig.refused(UNKNOWN_SOURCES[name](), "unknown_vtep")
+
+
+def _martian_sources() -> int:
+    """Return how many packets this kernel has dropped for their source, in all namespaces."""
+    lines = Path("/proc/net/stat/rt_cache").read_text(encoding="ascii").splitlines()
+    column = lines[0].split().index("in_martian_src")
+    return sum(int(line.split()[column], 16) for line in lines[1:])
+
+
+def test_case_005_our_own_address_is_refused_by_the_kernel(rig: Rig) -> None:
+    """Over IPv4 the kernel drops what comes from the wire with our own address; nothing of it gets to us."""
+    inner, good = frames.good()
+    before, martians = rig.daemon.settled(), _martian_sources()
+    rig.overlay.take()
+    rig.wire.send(vxlan(from_peer(), src=str(US.ip)), good)
+    seen = rig.overlay.wait(lambda got: got == bytes(inner), "the good packet")
+    after = rig.daemon.settled(rx=before.rx.offered + 1)
+    assert [bytes(inner)] == seen + rig.overlay.take()
+    assert after.rx.offered == before.rx.offered + 1
+    assert risen(before, after) == {}
+    assert _martian_sources() > martians
 
 
 # --- 6 to 8: who may send from where to where -------------------------------------------------------
