@@ -156,7 +156,7 @@ def living(fd: int) -> Dataplane:
 
 
 def test_thousand_peers_in_bounded_time() -> None:
-    """Figures of 1000 peers take 0.2 s of a processor at most, and their page 1 s: they hold up the event loop."""
+    """Figures of 1000 peers take 0.2 s of a processor at most, their page 1 s: they hold up the event loop."""
     found = node(tuple(peer(n) for n in range(1000)))
     dataplane = living(counters_create())
     took_s, wrote_s, page = [], [], b""
