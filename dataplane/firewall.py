@@ -262,9 +262,11 @@ class Firewall:
     def _replace(self, wanted: Ruleset) -> None:
         if wanted.is_empty and _find("nft") is None:
             return
+        found = show("counters", "table", FAMILY, wanted.table)
         if self._is_new is None:
-            self._is_new = show("table", FAMILY, wanted.table) is None
-        run(ruleset.build(wanted, self._peers) + self._forward(wanted))
+            self._is_new = found is None
+        self._counted |= ruleset.read_counters(found or [])
+        run(ruleset.build(wanted, self._peers, self._counted) + self._forward(wanted))
         self._wanted, self.trouble = wanted, None
         self._new = ruleset.strip(show("table", FAMILY, wanted.table) or [])
 

@@ -23,7 +23,7 @@ and a jump to it, the only things of ours in another's table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
@@ -57,6 +57,7 @@ LAUNDERED, STRANGERS = "laundered", "strangers"
 # Strangers' packets that our forwarder gets; it says whose the last one was.
 SHOWN: dict[str, Any] = {"limit": {"rate": 100, "burst": 1000, "per": "second", "inv": True}}
 COUNTERS = (LAUNDERED, STRANGERS)
+NOTHING: Mapping[str, int] = {}
 FORWARD = "FORWARD"  # the chain of iptables
 FLANNEL_TABLES = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
 FLANNEL_FORWARD = "FLANNEL-FWD"
@@ -265,15 +266,20 @@ def remove_table(family: str, name: str) -> list[Json]:
     return [{"add": table}, {"delete": table}]
 
 
-def build(wanted: Ruleset, peers: Iterable[Address] = ()) -> list[Json]:
-    """Return the commands that put our table in force, in place of the one there may be."""
+def build(wanted: Ruleset, peers: Iterable[Address] = (), counted: Mapping[str, int] = NOTHING) -> list[Json]:
+    """Return the commands that put our table in force, in place of the one there may be.
+
+    Counters go on from what was `counted`.
+    """
     own = {"family": FAMILY, "table": wanted.table}
     commands = remove_table(FAMILY, wanted.table)
     if not wanted.has_table:
         return commands
     commands.append({"add": {"table": {"family": FAMILY, "name": wanted.table}}})
     if wanted.guard is not None:
-        commands += [{"add": {"counter": {**own, "name": name}}} for name in COUNTERS]
+        for name in COUNTERS:
+            packets = counted.get(name, 0)
+            commands.append({"add": {"counter": {**own, "name": name, "packets": packets, "bytes": 0}}})
     if wanted.has_peers:
         for version in PROTOCOLS:
             named = {**own, "name": peers_set(version), "type": f"ipv{version}_addr"}

@@ -271,6 +271,7 @@ def test_a_new_peer_is_no_stranger(walled: Walled) -> None:
     assert "put right" not in walled.daemon.log()  # our own changes are known to us
     walled.nft("flush", "ruleset")
     walled.wait_ours(ours, "all is back")
+    assert walled.guard()["strangers"] > strangers  # counting goes on from where it was
     with listen(a.pod, 4) as sock:
         speak(walled.b.pod, (a.pod_ip(), PORT), b"good")
         assert sock.recv(100) == b"good"

@@ -142,7 +142,7 @@ def test_peers_come_first_and_leave_last(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(firewall, "run", lambda commands: None)
     monkeypatch.setattr(firewall, "show", lambda *what: [])
 
-    def build(wanted: Ruleset, peers: Iterable[Address]) -> list[Json]:
+    def build(wanted: Ruleset, peers: Iterable[Address], counted: object) -> list[Json]:
         built.append(set(map(str, peers)))
         return []
 

@@ -110,6 +110,16 @@ def test_kernel_datapath() -> None:
         assert not any("limit" in rule for rule in rules(wanted, chain))
 
 
+def test_counting_goes_on() -> None:
+    """A table that is made anew counts on from what the one before had counted."""
+    commands = [
+        command["add"]["counter"]
+        for command in ruleset.build(BOTH, (), {"strangers": 7})
+        if "counter" in command.get("add", {})
+    ]
+    assert {counter["name"]: counter["packets"] for counter in commands} == {"laundered": 0, "strangers": 7}
+
+
 def test_strangers() -> None:
     """Beside our forwarder a stranger's packet ends before it is tracked, but for some, if it is for us."""
     found = rules(BOTH, "prerouting")
