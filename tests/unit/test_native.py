@@ -47,7 +47,10 @@ TABLE = Table(
     ),
     subnets=(
         SubnetEntry(IPv4Network("10.244.3.0/24"), 3, Encap.VXLAN, IPv4Address("192.0.2.3"), MAC, 1400),
-        SubnetEntry(IPv4Network("10.244.4.0/24"), 4, Encap.IPIP, IPv4Address("192.0.2.4"), None),
+        SubnetEntry(
+            *(IPv4Network("10.244.4.0/24"), 4, Encap.IPIP, IPv4Address("192.0.2.4"), None),
+            is_unreachable=True,
+        ),
         SubnetEntry(IPv6Network("fd00:3::/64"), 3, Encap.VXLAN, IPv6Address("2001:db8::3"), MAC),
     ),
     own=(IPv4Network("10.244.1.0/24"),),
