@@ -126,6 +126,7 @@ def _peers(status: Status) -> Iterator[Metric]:
         "known": len(peers),
         "refused": sum(peer["refused"] is not None for peer in peers),
         "stale": sum((peer["expires_in_s"] or 0.0) < 0 for peer in peers),
+        "unreachable": sum(peer["unreachable"] is not None for peer in peers),
     }
     yield _gauge(
         *("peers", "Leases of other nodes: known are all, refused are no peers, stale have expired"),

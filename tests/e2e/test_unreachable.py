@@ -11,6 +11,7 @@ The sender is the host itself, by a real socket: what it is told is what its ker
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -87,6 +88,11 @@ class Site:
                 return err.errno or 0
         return 0
 
+    def carried(self) -> int:
+        """Return how many bytes have left by the underlay."""
+        (link,) = json.loads(self.dut.run("ip", "-j", "-s", "link", "show", "under0").stdout)
+        return int(link["stats64"]["tx"]["bytes"])
+
     def answers(self, node: Node) -> int:
         """Send a packet to a pod of a node, and return how many ICMP errors come of it."""
         before = self.daemon.settled()
@@ -162,6 +168,25 @@ def test_nobody_is_on_the_link(site: Site) -> None:
     assert site.connect(OFF) == errno.EHOSTUNREACH
     said = site.peer(OFF)["unreachable"]
     assert (said["by"], said["says"]) == (US.ip, "host unreachable")
+
+
+@pytest.mark.parametrize("node", [DUAL, IPIP], ids=["VXLAN", "IPIP"])
+def test_no_routing_loop(site: Site, node: Node) -> None:
+    """Where the host routes a peer into the overlay itself, packets do not go round in circles."""
+    route = f"route add {node.ip}/32 dev overlay0"
+    before, carried = site.daemon.settled(), site.carried()
+    site.dut.ip(route)
+    try:
+        with site.dut.socket(socket.AF_INET, socket.SOCK_DGRAM) as pod:
+            pod.bind((US.pod(0), 0))
+            for _ in range(20):
+                pod.sendto(bytes(1000), (node.pod(), 5201))
+        after = site.daemon.settled(tx=before.tx.offered + 20)
+    finally:
+        site.dut.ip(route.replace("add", "del"))
+    assert after.tx.offered < before.tx.offered + 40, "a few more may be the kernel's own"
+    assert after.tx.forwarded >= before.tx.forwarded + 20, "they leave by the underlay"
+    assert site.carried() - carried < 70_000
 
 
 def test_this_host_has_no_way(site: Site) -> None:

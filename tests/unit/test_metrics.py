@@ -88,11 +88,14 @@ STALE = peer(3, expires_in_s=-5.0)
 
 def test_values_of_a_node() -> None:
     """What the status says arrives under its name and labels."""
-    rows = (peer(1), peer(2, expires_in_s=9.0), STALE, REFUSED, UNREADABLE)
+    said = {"by": "192.0.2.9", "says": "host unreachable", "age_s": 1.0}
+    rows = (peer(1, unreachable=said), peer(2, expires_in_s=9.0), STALE, REFUSED, UNREADABLE)
     values = render(node(rows, warnings=("a", "b")))
     assert get(values, "ready") == 1
     assert get(values, "warnings") == 2
-    assert [get(values, "peers", state=state) for state in ("known", "refused", "stale")] == [5, 2, 1]
+    states = ("known", "refused", "stale", "unreachable")
+    assert [get(values, "peers", state=state) for state in states] == [5, 2, 1, 1]
+    assert [get(values, "icmp_errors_total", result=result) for result in ("sent", "limited")] == [0, 0]
     assert [get(values, "peers_refused", reason=kind) for kind in ("subnet", "unreadable", "count")] == [
         1,
         1,
