@@ -198,8 +198,8 @@ def test_write_that_fails_for_an_unknown_reason_is_counted(bench: Bench) -> None
 
 def test_packets_that_a_dead_forwarder_took_are_counted(bench: Bench) -> None:
     """What a forwarder took in and never accounted for, its successor books: restart."""
-    # struct dp_counters_header, then six words and a word per slot
-    offered_at = 128 + 8 * (6 + len(SLOTS))
+    # struct dp_counters_header, then seven words and a word per slot
+    offered_at = 128 + 8 * (7 + len(SLOTS))
     with mmap.mmap(bench.fds[Fd.COUNTERS], 0) as words:
         words[offered_at : offered_at + 16] = struct.pack("=QQ", 3, 4)
     totals = bench.counters.totals()
