@@ -69,18 +69,16 @@ class Paths:
     def due(self, now: float) -> set[Address]:
         """Return the peers of which something does not hold any more, unless it is said again."""
         return {
-            peer
-            for peer, known in self._found.items()
-            if any(path.expires_s is not None and path.expires_s <= now for path in known.values())
+            peer for peer, known in self._found.items() if any(_is_over(path, now) for path in known.values())
         }
 
-    def expire(self, now: float) -> list[Address]:
-        """Forget what does not hold any more, and return of whom: the next large packet shows what is."""
+    def expire(self, now: float, *sources: str) -> list[Address]:
+        """Forget what sources said that does not hold any more, and return of whom; without any, of all."""
         gone = [
             (peer, path.source)
             for peer in self.due(now)
             for path in self._found[peer].values()
-            if path.expires_s is not None and path.expires_s <= now
+            if _is_over(path, now) and path.source in (sources or SOURCES)
         ]
         for peer, source in gone:
             self.forget(peer, source)
@@ -167,6 +165,10 @@ class Paths:
                 "what is larger is lost. "
             )
         return text + "If no link there is that small, somebody forges it"
+
+
+def _is_over(path: PathMtu, now: float) -> bool:
+    return path.expires_s is not None and path.expires_s <= now
 
 
 def _overhead(entry: SubnetEntry) -> int:

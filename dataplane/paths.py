@@ -13,19 +13,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 
 from dataplane import routemtu
 from dataplane.backend import Backend, Settings
 from dataplane.icmp import IcmpError, Trouble
 from dataplane.journal import Journal
 from dataplane.model import Address, Table
-from dataplane.pathmtu import ICMP, ROUTE, PathMtu, Paths
+from dataplane.pathmtu import ICMP, PROBE, ROUTE, PathMtu, Paths
 
 log = Journal("paths")
 
 LOOK_S = 1.0  # between looks at what the kernel refused, and at what has expired
 PAUSE_S = 0.05  # after one that was hinted at: a flood of hints costs no more than that
 ROUTE_S = 60.0  # until a route that somebody set up is looked at again
+TURN = 32  # peers in doubt that are asked for at a time: where all paths are small, that may be thousands
 TOLD_MAX = 10  # peers of which one look tells
 TOO_BIG = "too_big"
 
@@ -38,8 +40,9 @@ class PathWatch:
         self.known = Paths()
         self._backend = backend
         self._on_change = on_change
-        self._hints: set[Address] = set()
-        self._has_hints = asyncio.Event()
+        self._hints: set[Address] = set()  # to be asked for at once
+        self._doubts: dict[Address, None] = {}  # to be asked for in turn
+        self._is_due = asyncio.Event()
         self._table: Table | None = None
         self._peers: frozenset[Address] = frozenset()
         self._iface = 0  # index of the underlay
@@ -69,7 +72,7 @@ class PathWatch:
         """Take that the kernel may have learned something of the path to a peer."""
         if peer in self._peers:
             self._hints.add(peer)
-            self._has_hints.set()
+            self._is_due.set()
 
     def hear(self, _: int, error: IcmpError) -> None:
         """Take an ICMP error about a packet of ours: what it says is not believed, but looked after."""
@@ -78,8 +81,8 @@ class PathWatch:
 
     def doubt(self) -> None:
         """Take that routes of this host are different: what they say of paths may be, too."""
-        for peer, _ in self.known:
-            self.hint(peer)
+        self._doubts |= dict.fromkeys(peer for peer, _ in self.known)
+        self._is_due.set()
 
     def learn(self, peer: Address, path: PathMtu) -> None:
         """Take what somebody else than the kernel says of a path."""
@@ -97,10 +100,15 @@ class PathWatch:
         """Follow what the kernel learns, for ever."""
         again: set[Address] = set()
         while True:
-            hinted = await self._wait_hints(PAUSE_S if again else LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE_S if again or self._doubts else LOOK_S):
+                    await self._is_due.wait()
             now = time.monotonic()
-            changed = await self._look({*hinted, *again, *self._find_refused(now), *self.known.due(now)})
-            changed += self.known.expire(now)
+            self._find_refused(now)
+            changed = self.known.expire(now, PROBE)
+            self._doubts |= dict.fromkeys(self.known.due(now))  # the kernel may say it again
+            hinted, doubted = self._take_due()
+            changed += await self._look({*hinted, *again, *doubted})
             if changed:
                 self._change(changed)
             # A hint may come before the kernel has read it itself.
@@ -108,30 +116,30 @@ class PathWatch:
             if hinted:
                 await asyncio.sleep(PAUSE_S)
 
-    async def _wait_hints(self, timeout_s: float) -> set[Address]:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._has_hints.wait()
-        hints, self._hints = self._hints, set()
-        self._has_hints.clear()
-        return hints
+    def _take_due(self) -> tuple[set[Address], list[Address]]:
+        """Take all that was hinted at, and some of what is in doubt."""
+        hinted, self._hints = self._hints, set()
+        doubted = list(islice(self._doubts, TURN))
+        for peer in doubted:
+            del self._doubts[peer]
+        self._is_due.clear()
+        return hinted, doubted
 
-    def _find_refused(self, now: float) -> set[Address]:
-        """Return peers to which packets were too big since the last look, as far as can be told."""
+    def _find_refused(self, now: float) -> None:
+        """Look for which peers packets were too big since the last look, as far as can be told."""
         counters = self._backend.describe().counters
         if counters is None or self._table is None or now < self._looked_s + LOOK_S:
-            return set()
+            return
         self._looked_s = now
         tx = counters.totals().tx
         refused, before = tx.drops.get(TOO_BIG, 0), self._refused
         self._refused = refused
         if refused == before:
-            return set()
+            return
+        self._doubts |= dict.fromkeys(_list_learned())
         last = tx.last.get(TOO_BIG)
-        found = _list_learned()
         if last is not None and last.address is not None:
-            found |= {entry.vtep for entry in self._table.subnets if last.address in entry.prefix}
-        return found
+            self._hints |= {entry.vtep for entry in self._table.subnets if last.address in entry.prefix}
 
     async def _look(self, peers: Iterable[Address]) -> list[Address]:
         """Ask the kernel for paths; return of which peers it says something else than before."""

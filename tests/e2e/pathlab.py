@@ -67,7 +67,8 @@ class PathLab:
                 self.daemons[name] = daemon
                 stack.callback(daemon.close)
                 daemon.launch()
-            for daemon in self.daemons.values():
+            for daemon in self.daemons.values():  # they start at once, on few processors
+                wait_for(daemon._is_ready, f"{daemon.directory} ready: {daemon.log()}", 60.0)
                 daemon.start()
             self._stack = stack.pop_all()
 

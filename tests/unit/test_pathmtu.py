@@ -138,6 +138,15 @@ def test_case_100_recovery() -> None:
     assert paths.expire(1e9) == []
 
 
+def test_each_source_expires_by_itself() -> None:
+    """Only what was said by those who are asked for ends; the rest of it is due still."""
+    paths = Paths()
+    paths.learn(IP1, told(1300, ICMP, 10.0))
+    paths.learn(IP1, told(1200, PROBE, 10.0))
+    assert paths.expire(10.0, PROBE) == [IP1]
+    assert (paths.due(10.0), paths.of(IP1)) == ({IP1}, told(1300, ICMP, 10.0))
+
+
 def test_only_peers_are_kept() -> None:
     """What is said of others than peers takes no room."""
     paths = Paths()

@@ -181,6 +181,24 @@ def test_what_the_kernel_forgets(kernel: Kernel) -> None:
     follow(work)
 
 
+def test_many_paths_end_at_once(kernel: Kernel) -> None:
+    """Where all paths are small, what expires is asked for in turns; what is said again holds on."""
+    nodes = [IPv4Address(0xC6120000 + n) for n in range(5 * paths.TURN)]
+    table = Table(tuple(Peer(n, (node,)) for n, node in enumerate(nodes)), ())
+
+    async def work(follower: PathWatch, changes: asyncio.Queue[None]) -> None:
+        await follower.fit(SETTINGS, table)
+        for number, node in enumerate(nodes):
+            follower.known.learn(node, PathMtu(1300, (ICMP, PROBE)[number % 2], 0.0))
+        kernel.known = {nodes[0]: PathMtu(1300, ICMP)}
+        follower.doubt()
+        while list(follower.known) != [(nodes[0], follower.known.of(nodes[0]))]:
+            await changes.get()
+        assert len(kernel.asked) == len(nodes)
+
+    follow(work)
+
+
 def test_what_takes_as_much_as_the_interface(kernel: Kernel) -> None:
     """A route that says what the interface says anyway is nothing to know."""
     kernel.known = {IP2: PathMtu(1500, ROUTE)}
