@@ -129,7 +129,8 @@ class Loads:
     """How much peers are sent, from look to look; probes of ours do not count.
 
     Answers to probes of a peer do, since nobody can tell them from others. But they are too few to make two
-    nodes that are idle probe each other for ever: what was sent counts half with each look that follows.
+    nodes that are idle probe each other for ever: what was sent counts half with the look that follows, and
+    not at all after one in which nothing was.
     """
 
     def __init__(self, much: float) -> None:
@@ -137,28 +138,26 @@ class Loads:
         self._much = much
         self._tx: list[int] = []
         self._rx: list[int] = []
-        self._loads: list[float] = []
+        self._loads: dict[int, float] = {}
 
     def note(self, tx: list[int], rx: list[int], own: Mapping[int, int]) -> list[tuple[int, bool]]:
         """Take what went to and came from each peer, by id, until now, and of it our own since the last look.
 
         Return the ids of those that were sent much, and whether nothing came from them.
         """
-        known = min(len(self._tx), len(tx))
-        loads = [*self._loads, *[0.0] * len(tx)][: len(tx)]
+        loads = {}
         for peer_id, (now, was) in enumerate(zip(tx, self._tx, strict=False)):
-            loads[peer_id] = max(0.0, loads[peer_id] / 2 + now - was - own.get(peer_id, 0))
-        found = [
-            (peer_id, rx[peer_id] == self._rx[peer_id])
-            for peer_id in range(known)
-            if loads[peer_id] > self._much and tx[peer_id] > self._tx[peer_id]
-        ]
+            if now != was:
+                rise = now - was - own.get(peer_id, 0)
+                loads[peer_id] = max(0.0, self._loads.get(peer_id, 0.0) / 2 + rise)
+        much = [peer_id for peer_id, load in loads.items() if load > self._much]
+        found = [(peer_id, rx[peer_id] == self._rx[peer_id]) for peer_id in much]
         self._tx, self._rx, self._loads = tx, rx, loads
         return found
 
     def rest(self) -> None:
         """Take that nobody was sent anything since the last look."""
-        self._loads = []
+        self._loads = {}
 
 
 def list_paths(table: Table, encaps: Container[Encap], most: int) -> dict[int, list[Path]]:

@@ -43,7 +43,7 @@ def test_much() -> None:
     """A peer is sent much if more than one and a half large packets went there lately, ours not counted."""
     assert looks(3 * LARGE) == [[(0, True)]]
     assert looks(3 * LARGE, came=1) == [[(0, False)]]
-    assert looks(LARGE, LARGE // 2) == [[], []]
+    assert looks(LARGE, LARGE - 100) == [[], []]
     assert looks(LARGE, LARGE + 1) == [[], [(0, True)]]
     assert looks(3 * LARGE, own=2 * LARGE) == [[]]
     assert looks(LARGE, 0, LARGE, own=3 * LARGE)[-1] == []  # more than that is no debt

@@ -169,6 +169,19 @@ def test_late_answer_is_heard_but_ends_nothing() -> None:
     assert len(world.sent) == count
 
 
+def test_late_answer_ends_no_other_trial() -> None:
+    """A large request that is answered after all, when something smaller is tried, is no answer to that."""
+    world = World()
+    world.mtu = 1300
+    world.run(TRIAL_S + 0.1)
+    assert world.in_force == BASE[4]
+    world.prober.answered(max(world.sent, key=lambda sent: sent[1].size)[1].token, MOST, world.now)
+    world.run(0.2)
+    assert world.in_force == BASE[4]
+    world.run(60)
+    assert world.in_force == 1300
+
+
 def test_rate() -> None:
     """Ten thousand peers get no more requests together than the pace allows, each its turn."""
     prober = Prober(random.Random(0).randrange)
