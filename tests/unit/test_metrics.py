@@ -156,10 +156,10 @@ def test_node_with_two_subnets_is_counted_once() -> None:
 def living(fd: int) -> Dataplane:
     """Return a forwarder that has counters."""
     return Dataplane(ForwarderConfig(1, 8472, 2, 1450, tier=int(Offload.MMSG)), Counters(fd), 1, True)
-    """Figures of 1000 peers take 0.2 s of a processor at most, and their page 1 s: both hold the loop up."""
+
 
 def test_thousand_peers_in_bounded_time() -> None:
-    """Figures of 1000 peers take 0.2 s of a processor at most, their page 1 s: they hold up the event loop."""
+    """Figures of 1000 peers take 0.2 s of a processor at most, and their page 1 s: both hold the loop up."""
     found = node(tuple(peer(n) for n in range(1000)))
     dataplane = living(counters_create())
     took_s, wrote_s, page = [], [], b""
