@@ -59,9 +59,16 @@ class PathProbes:
             self._close()
         if before is None or (before.mtu, before.encaps) != (settings.mtu, settings.encaps):
             self._loads, self._paths = Loads(MUCH * settings.mtu), None
+            self._forget()
         if table is not self._table:
             self._paths = None
         self._settings, self._table, self._sources = settings, table, sources
+
+    def _forget(self) -> None:
+        """Begin anew: a trial of sizes that our own device does not take by now would blame the path."""
+        self._prober.keep(())
+        for peer, _ in list(self._watch.known):
+            self._watch.forget(peer, PROBE)
 
     def answers(self, peers: Iterable[Address], now: float) -> Answers | None:
         """Return how a node with these underlay addresses answers; None if it was never asked."""

@@ -191,7 +191,9 @@ def test_case_102_underlay_changes(paths: PathLab) -> None:
     for name in ("a", "b", "c"):
         paths.set_link(name, 1400)
     paths.forget()
-    assert all(paths.passes(way, family, 1330) for way in ("ab", "ac") for family in (4, 6))
+    for way in ("ab", "ac"):
+        for family in (4, 6):
+            wait_for(lambda w=way, f=family: paths.passes(w, f, 1330), "whole packets pass", SAID_S)  # type: ignore[misc]
     for name in ("a", "b", "c"):
         paths.set_link(name, 1500)
 
