@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flood of strangers' packets: drawing in rig.py. bench/flood.py measures one beside TCP."""
+"""A flood of strangers' packets: drawing in rig.py. bench/flood.py measures what it leaves to a peer."""
 
 from __future__ import annotations
 
