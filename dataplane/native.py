@@ -370,9 +370,7 @@ class Counters:
             observed=out.observed,
             supers=out.supers,
             refused_tier=out.refused_tier,
-            queue_drops={
-                fd: sum(out.queue_drops[slot] for slot in SLOTS if role_of(slot) is fd) for fd in Fd
-            },
+            queue_drops=_sum_by_role(out.queue_drops),
         )
 
     def peer(self, peer_id: int) -> PeerCounters:
@@ -389,6 +387,13 @@ class Counters:
         tx, rx = ffi.new("uint64_t[]", count), ffi.new("uint64_t[]", count)
         lib.dp_counters_bytes(self._mapped(), count, tx, rx)
         return ffi.unpack(tx, count), ffi.unpack(rx, count)
+
+
+def _sum_by_role(words: Any) -> dict[Fd, int]:
+    sums = dict.fromkeys(Fd, 0)
+    for slot in SLOTS:
+        sums[role_of(slot)] += words[slot]
+    return sums
 
 
 def _read_direction(out: Any, way: int, now_s: float) -> Direction:

@@ -25,7 +25,7 @@ from dataplane.probing import Answers, Loads, Path, Probe, Prober, list_paths
 
 log = Journal("probes")
 
-LOOK_S = 0.5  # between looks at who is sent much
+LOOK_S, REST_S = 0.5, 1.0  # between looks at who is sent much, and while nobody is sent anything
 MUCH = 1.5  # packets of the largest size, lately
 WAKE_MIN_S = 0.01
 
@@ -82,8 +82,7 @@ class PathProbes:
             while True:
                 now = time.monotonic()
                 if now >= look_s:
-                    self._look(now)
-                    look_s = now + LOOK_S
+                    look_s = now + (LOOK_S if self._look(now) else REST_S)
                 for probe in self._prober.due(now):
                     self._send(probe)
                 self._tell()
@@ -97,14 +96,15 @@ class PathProbes:
 
     # --- who is sent much -----------------------------------------------------------------------------
 
-    def _look(self, now: float) -> None:
+    def _look(self, now: float) -> bool:
+        """Look who is sent much; return whether anybody was sent anything."""
         counters, settings = self._backend.describe().counters, self._settings
         if counters is None or settings is None:
-            return
+            return False
         forwarded = counters.totals().tx.forwarded
         if forwarded == self._forwarded:
             self._loads.rest()
-            return
+            return False
         self._forwarded = forwarded
         own, self._sent = self._sent, Counter()
         paths = self._list_paths(settings)
@@ -115,6 +115,7 @@ class PathProbes:
                 if told is not None and told - path.overhead < path.most:
                     path = replace(path, most=told - path.overhead)
                 self._prober.note_traffic(path, now, is_silent=is_silent)
+        return True
 
     def _list_paths(self, settings: Settings) -> dict[int, list[Path]]:
         if self._paths is None:

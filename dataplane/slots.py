@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 
 
 class Fd(IntEnum):
@@ -33,6 +34,7 @@ def slot_of(role: Fd, index: int) -> int:
     return role + index * len(Fd)
 
 
+@cache
 def role_of(slot: int) -> Fd:
     """Return what the descriptor in a slot is for."""
     return Fd(slot % len(Fd))
