@@ -128,16 +128,23 @@ class PathProbes:
 
     def _send(self, probe: Probe) -> None:
         try:
-            if self._echo is None:
-                self._open()
-            assert self._echo is not None
-            self._echo.send(probe)
-        except OSError as err:  # the device is gone, or another one: the next time it is opened anew
-            self._trouble.failed(err.strerror or str(err))
+            try:
+                self._ask(probe)
+            except OSError:  # the device may have been made anew
+                self._close()
+                self._ask(probe)
+        except OSError as err:
             self._close()
+            self._trouble.failed(err.strerror or str(err))
             return
         self._trouble.over()
         self._sent[self._ids.get(probe.peer, -1)] += probe.size
+
+    def _ask(self, probe: Probe) -> None:
+        if self._echo is None:
+            self._open()
+        assert self._echo is not None
+        self._echo.send(probe)
 
     def _open(self) -> None:
         assert self._settings is not None

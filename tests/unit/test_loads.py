@@ -141,4 +141,4 @@ def test_device_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert node.answers([NODE], 1.0) == (None, None)
 
     asyncio.run(work())
-    assert tries == ["overlay0"] * 3
+    assert tries == ["overlay0"] * 6  # twice for each request
