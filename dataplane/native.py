@@ -22,7 +22,7 @@ from dataplane._native import ffi
 from dataplane._native import lib as lib  # privilege.py's, too
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
-from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of
+from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of, sum_by_role
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
@@ -370,7 +370,7 @@ class Counters:
             observed=out.observed,
             supers=out.supers,
             refused_tier=out.refused_tier,
-            queue_drops=_sum_by_role(out.queue_drops),
+            queue_drops=sum_by_role(out.queue_drops),
         )
 
     def peer(self, peer_id: int) -> PeerCounters:
@@ -387,13 +387,6 @@ class Counters:
         tx, rx = ffi.new("uint64_t[]", count), ffi.new("uint64_t[]", count)
         lib.dp_counters_bytes(self._mapped(), count, tx, rx)
         return ffi.unpack(tx, count), ffi.unpack(rx, count)
-
-
-def _sum_by_role(words: Any) -> dict[Fd, int]:
-    sums = dict.fromkeys(Fd, 0)
-    for slot in SLOTS:
-        sums[role_of(slot)] += words[slot]
-    return sums
 
 
 def _read_direction(out: Any, way: int, now_s: float) -> Direction:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cache
 
@@ -38,3 +39,11 @@ def slot_of(role: Fd, index: int) -> int:
 def role_of(slot: int) -> Fd:
     """Return what the descriptor in a slot is for."""
     return Fd(slot % len(Fd))
+
+
+def sum_by_role(words: Sequence[int]) -> dict[Fd, int]:
+    """Add up what is told by slot, for each role."""
+    sums = dict.fromkeys(Fd, 0)
+    for slot in SLOTS:
+        sums[role_of(slot)] += words[slot]
+    return sums

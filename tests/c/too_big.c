@@ -196,8 +196,8 @@ static void bounded(void)
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
-		{"told", told},           {"short_super", short_super}, {"others", others},
-		{"path_probes", path_probes}, {"bounded", bounded},
+		{"told", told},       {"short_super", short_super}, {"others", others}, {"path_probes", path_probes},
+		{"bounded", bounded},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);
