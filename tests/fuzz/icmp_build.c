@@ -7,7 +7,7 @@
 #include "mutate.h"
 #include "pure.h"
 
-enum { HEAD = 2, ICMP_HEAD = 8 };
+enum { HEAD = 2, ICMP_HEAD = 8, MTU4_MIN = 576 };
 
 /**
  * is_error4() - Does an IPv4 packet hold an ICMP error, or what may be one?
@@ -82,6 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct flow flow;
 	struct pkt pkt;
 	uint8_t *out;
+	bool may_tell;
 
 	if (size < HEAD || size > PKT_MAX)
 		return 0;
@@ -98,8 +99,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(!route == is_silent(pkt.buf, &flow));
 	if (route)
 		check_error(out, route, pkt.buf, flow.total_len, (uint8_t[6]){flow.family == 4 ? 3 : 1});
+	CHECK(icmp_no_host(out, &pkt, &flow) == route);
+	if (route)
+		check_error(out, route, pkt.buf, flow.total_len,
+			    (uint8_t[6]){flow.family == 4 ? 3 : 1, flow.family == 4 ? 1 : 3});
 	big = icmp_too_big(out, &pkt, &flow, mtu);
-	CHECK(!big == (!route || (flow.family == 4 && !(load16(pkt.buf + IP4_FRAG) & IP4_DF))));
+	may_tell = flow.family == 6 || ((load16(pkt.buf + IP4_FRAG) & IP4_DF) && mtu >= MTU4_MIN);
+	CHECK(!big == (!route || !may_tell));
 	told = flow.family == 6 && mtu < IP6_MIN_MTU ? (uint32_t)IP6_MIN_MTU : mtu;
 	if (big)
 		check_error(out, big, pkt.buf, flow.total_len,
