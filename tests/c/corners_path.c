@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * corners_path.c - whatever is odd about a packet, its peer or a call: it leaves right, or is counted for one reason.
- *
- *     corners_path [SCENARIO]          without one, all of them
  */
+#include "answer.h"
 #include "paths.h"
 
 enum { TIER = DP_TIER_MMSG | DP_TIER_UDP_GSO, OTHER_TX = KERNEL_RAW_TX + 1 };
@@ -287,8 +286,7 @@ static enum dp_drop receive_one(const struct sketch *sketch, uint32_t dst)
 	uint8_t ip[2048];
 	uint32_t len = sketch_packet(ip, sketch, false);
 
-	if (dst)
-		store32(ip + IP4_DST, dst);
+	store32(ip + IP4_DST, dst ? dst : load32(ip + IP4_DST));
 	packet_repair(ip, len);
 	queue(ip, len);
 	CHECK(rx_run(&lab.path, DP_FD_UDP4, PATHS_ALL));
@@ -367,14 +365,13 @@ static void refused(void)
 	} rows[] = {{EIO, DP_DROP_TUN_DOWN},     {EBADFD, DP_DROP_TUN_DOWN}, {EAGAIN, DP_DROP_TUN_FULL},
 		    {ENOBUFS, DP_DROP_TUN_FULL}, {ENOMEM, DP_DROP_TUN_FULL}, {EPERM, DP_DROP_TUN_ERROR},
 		    {EINVAL, DP_DROP_TUN_ERROR}};
-	uint64_t passed = 0;
 
 	for (uint32_t gro = 0; gro <= DP_TIER_TUN_GRO; gro += DP_TIER_TUN_GRO) {
 		struct sketch sketch = small;
 
 		sketch.proto = PROTO_TCP; /* alone in its super-packet, or none at all */
 		begin(DP_TIER_MMSG | gro);
-		for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++, passed++) {
+		for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
 			kernel.once_error = rows[i].err;
 			CHECK(receive_one(&sketch, 0) == rows[i].drop);
 			CHECK(receive_one(&sketch, 0) == DP_DROP_NONE);
@@ -382,7 +379,6 @@ static void refused(void)
 		CHECK(!lab.counters.refused_tier);
 		paths_close(DP_RX);
 	}
-	CHECK(passed == 2 * sizeof(rows) / sizeof(*rows));
 }
 
 /**
@@ -464,13 +460,41 @@ static void uncuttable(void)
 	paths_close(DP_RX);
 }
 
+/**
+ * unsent() - What could not be sent and is no packet is answered with nothing, and the next one with an error
+ */
+static void unsent(void)
+{
+	static const struct dp_subnet subnet = {.encap = DP_ENCAP_VXLAN, .peer_id = 1};
+	static uint8_t bytes[60000];
+	struct outbox_message message = {.subnet = &subnet, .pieces = 1, .size = 10, .units = 1};
+	uint8_t ip[256];
+
+	begin(TIER);
+	lab.config.icmp_per_s = lab.config.icmp_burst = 100;
+	lab.path.now_ns = 1000000000000;
+	lab.path.out.iov[0] = (struct iovec){.iov_base = bytes, .iov_len = 10};
+	answer_unsent(&lab.path, &message, EHOSTUNREACH); /* shorter than its encapsulation */
+	lab.path.out.iov[0].iov_len = sizeof(bytes);
+	lab.path.out.iov[1] = lab.path.out.iov[0];
+	message.pieces = 2;
+	message.size = 2 * sizeof(bytes);
+	answer_unsent(&lab.path, &message, EHOSTUNREACH); /* longer than any packet, and none */
+	CHECK(!kernel.log->count && !lab.counters.icmp_sent && !lab.counters.icmp_limited);
+	message.pieces = 1;
+	message.size = packet_vxlan(bytes, ip, sketch_packet(ip, &small, true));
+	lab.path.out.iov[0].iov_len = message.size;
+	answer_unsent(&lab.path, &message, EHOSTUNREACH);
+	CHECK(kernel.log->count == 1 && lab.counters.icmp_sent == 1);
+	paths_close(DP_TX);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
-		{"no_way", no_way},         {"errors", errors},
-		{"sockets", sockets},       {"strange", strange},
-		{"portions", portions},     {"refused", refused},
-		{"uncuttable", uncuttable}, {"of_kernel_peers", of_kernel_peers},
+		{"no_way", no_way},         {"errors", errors},     {"sockets", sockets},
+		{"strange", strange},       {"portions", portions}, {"refused", refused},
+		{"uncuttable", uncuttable}, {"unsent", unsent},     {"of_kernel_peers", of_kernel_peers},
 	};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);

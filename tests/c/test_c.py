@@ -69,7 +69,7 @@ SCENARIOS = {
     ],
     "corners_path": [
         *("no_way", "errors", "sockets", "strange", "portions", "refused"),
-        *("uncuttable", "of_kernel_peers"),
+        *("uncuttable", "unsent", "of_kernel_peers"),
     ],
 }
 BUILT = {
