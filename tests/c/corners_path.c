@@ -306,9 +306,8 @@ static enum dp_drop receive_one(const struct sketch *sketch, uint32_t dst)
  */
 static void strange(void)
 {
-	struct sketch neighbour = small;
+	const struct sketch neighbour = {.family = 4, .proto = PROTO_UDP, .peer = 2, .port = 1, .payload = 100};
 
-	neighbour.peer = 2;
 	begin(DP_TIER_MMSG);
 	odd.ifindex = KERNEL_IFINDEX + 1;
 	CHECK(receive_one(&small, 0) == DP_DROP_WRONG_IFACE);
