@@ -158,7 +158,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_targets(wanted: list[str]) -> list[str]:
-    """Return what can be run of what is wanted, or of all: those in Python need atheris, which not all have."""
+    """Return what can be run of what is wanted, or of all: those in Python need atheris."""
     targets = wanted or TARGETS
     if importlib.util.find_spec("atheris") is not None:
         return targets
