@@ -275,22 +275,30 @@ static void bare_runs(void)
 }
 
 /**
- * bare_super() - A bare UDP packet that the kernel of this machine left to be cut is one datagram, and no run
+ * receive_bare_super() - Let the kernel of this machine send a bare UDP packet that is yet to be cut, into five
  */
-static void bare_super(void)
+static void receive_bare_super(void)
 {
 	static uint8_t message[PKT_MAX];
 	struct sketch sketch = {.family = 4, .proto = PROTO_UDP, .peer = 1, .port = 9, .payload = 5000};
-	uint32_t len;
+	uint32_t len = sketch_packet(message, &sketch, false);
 	uint16_t unfinished;
 
-	open_both();
-	len = sketch_packet(message, &sketch, false);
 	unfinished = csum_fold(csum_pseudo(message + IP4_SRC, message + IP4_DST, 4, PROTO_UDP, len - IP4_LEN));
 	memcpy(message + IP4_LEN + UDP_CHECK, &unfinished, sizeof(unfinished));
 	kernel_queue(message, len, 1000, SKETCH_VTEP + 1);
 	CHECK(rx_run(&lab.path, DP_FD_BARE4, PATHS_ALL));
-	CHECK(kernel.supers == 1 && kernel.log->count == 5 && !paths_drops(DP_RX));
+	CHECK(kernel.log->count == 5 && !paths_drops(DP_RX));
+}
+
+/**
+ * bare_super() - A bare UDP packet that is yet to be cut is one datagram, and no run
+ */
+static void bare_super(void)
+{
+	open_both();
+	receive_bare_super();
+	CHECK(kernel.supers == 1);
 	paths_close(DP_RX);
 }
 
@@ -391,6 +399,30 @@ static void peer_super_refused(void)
 	CHECK(kernel_equal(&paths_logs[0], &paths_logs[1]));
 }
 
+/**
+ * peer_super_cut() - Where the TUN takes no super-packets, or none of UDP, it is not asked to
+ */
+static void peer_super_cut(void)
+{
+	paths_open(TIER & ~(uint32_t)DP_TIER_TUN_UGRO, 0);
+	receive_bare_super();
+	CHECK(!kernel.supers && !kernel.refusals);
+	receive_super(4);
+	CHECK(kernel.supers == 1);
+	paths_close(DP_RX);
+	paths_open(DP_TIER_MMSG | DP_TIER_TUN_VNET, 0);
+	receive_super(4);
+	CHECK(!kernel.supers && !kernel.refusals && kernel.log->count > 10);
+	paths_close(DP_RX);
+	paths_open(TIER, 0);
+	lab.config.vnet_hdr_len = 0;
+	kernel.is_plain = true;
+	receive_super(4);
+	receive_super(6);
+	CHECK(kernel.log->count > 20 && lab.counters.offered[DP_RX] == kernel.log->count);
+	paths_close(DP_RX);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct scenario scenarios[] = {
@@ -402,6 +434,7 @@ int main(int argc, char **argv)
 		{"device_fails", device_fails},
 		{"partial_receives", partial_receives},
 		{"peer_super_refused", peer_super_refused},
+		{"peer_super_cut", peer_super_cut},
 		{"bare_runs", bare_runs},
 		{"bare_super", bare_super},
 	};

@@ -51,6 +51,10 @@ static struct {
 	int super_error;       /* of super-packets ... */
 	uint8_t super_refused; /* ... of this VNET_GSO_*; 0: of any */
 
+	bool is_cut; /* messages are longer than the room for them */
+
+	bool is_plain; /* the TUN has no virtio header, and takes any packet */
+
 	uint32_t push; /* bytes of encapsulation in front of what leaves for the underlay */
 
 	/* what happened */
@@ -267,6 +271,10 @@ static inline ssize_t kernel_write(int fd, const void *buf, size_t len)
 	struct vnet_hdr vnet;
 
 	CHECK(fd == KERNEL_TUN && len > KERNEL_VNET);
+	if (kernel.is_plain) {
+		kernel_keep(buf, (uint32_t)len, 0);
+		return (ssize_t)len;
+	}
 	memcpy(&vnet, buf, sizeof(vnet));
 	if (vnet.gso_type) {
 		struct iovec whole = {.iov_base = (void *)buf, .iov_len = len};
@@ -308,7 +316,7 @@ static inline ssize_t kernel_writev(int fd, const struct iovec *iov, int count)
 		len += (uint32_t)iov[i].iov_len;
 	}
 	memcpy(&vnet, whole, sizeof(vnet));
-	if (!vnet.gso_type)
+	if (!vnet.gso_type || kernel.is_plain)
 		return kernel_write(fd, whole, len);
 	if (kernel.super_error && (!kernel.super_refused || kernel.super_refused == vnet.gso_type)) {
 		kernel.refusals++;
@@ -444,7 +452,7 @@ static inline void kernel_receive(struct mmsghdr *msg, const struct kernel_bytes
 		memcpy(CMSG_DATA(cmsg), &size, sizeof(size));
 		hdr->msg_controllen += CMSG_SPACE(sizeof(size));
 	}
-	hdr->msg_flags = 0;
+	hdr->msg_flags = kernel.is_cut ? MSG_TRUNC : 0;
 }
 
 /**

@@ -26,6 +26,9 @@ static uint32_t paths_mtu;
 /* Peer 1 is said to be unreachable. */
 static bool paths_unreachable;
 
+/* Whether peer 1 has an IPv6 address instead of its IPv4 address. */
+static bool paths_is_far6;
+
 /* How all peers are reached. */
 static enum dp_encap paths_encap = DP_ENCAP_VXLAN;
 
@@ -39,15 +42,18 @@ static struct kernel_log paths_logs[2];
  */
 static inline dp_fib *paths_table(void)
 {
-	struct dp_subnet subnets[2 * SKETCH_PEERS] = {0};
+	struct dp_subnet subnets[2 * SKETCH_PEERS + 1] = {0};
 	struct dp_peer peers[SKETCH_PEERS] = {0};
 	struct dp_prefix own[2] = {
 		{.addr = {.family = 4, .bytes = {10, 244, 1}}, .len = 24},
 		{.addr = {.family = 6, .bytes = {0xfd, 0, 2, 0x44, 0, 0, 0, 1}}, .len = 64},
 	};
+	struct dp_prefix allowed = {.addr = {.family = 4, .bytes = {203, 0, 113}}, .len = 24};
 	struct dp_table_spec spec = {.generation = 1,
 				     .subnets = subnets,
-				     .subnets_count = 2 * SKETCH_PEERS,
+				     .subnets_count = 2 * SKETCH_PEERS + 1,
+				     .allowed = &allowed,
+				     .allowed_count = 1,
 				     .peers = peers,
 				     .peers_count = SKETCH_PEERS,
 				     .own = own,
@@ -72,6 +78,11 @@ static inline dp_fib *paths_table(void)
 			.addr = {.family = 6, .bytes = {0xfd, 0, 0, 0x10, 0, 0, 0, peer}}, .len = 64};
 		subnets[SKETCH_PEERS + i].vtep_mac[4] = 6;
 	}
+	/* the last peer's own address lies in its subnets: a packet to it would go round */
+	subnets[2 * SKETCH_PEERS] = subnets[SKETCH_PEERS - 1];
+	subnets[2 * SKETCH_PEERS].prefix = (struct dp_prefix){.addr = subnets[SKETCH_PEERS - 1].vtep, .len = 32};
+	if (paths_is_far6)
+		subnets[0].vtep = (struct dp_addr){.family = 6, .bytes = {0xfd, 0, 1, 0x92, [15] = 101}};
 	subnets[0].mtu = subnets[SKETCH_PEERS].mtu = paths_mtu;
 	subnets[0].is_unreachable = subnets[SKETCH_PEERS].is_unreachable = paths_unreachable;
 	fd = dp_fib_create(&spec);

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the C test programs of this directory with sanitizers and runs them: each must end well.
 
-The first line of each program says what must hold. Objects are kept in build/c, and made again when a source
-has changed.
+The first line of each program says what must hold. Objects are kept in build/c.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.c.objects import Objects, digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -54,7 +54,7 @@ SCENARIOS = {
     "downgrade_rx": [
         *("tcp_refused", "tcp6_refused", "udp_refused", "all_refused", "refused_apart"),
         "device_fails",
-        *("partial_receives", "peer_super_refused", "bare_runs", "bare_super"),
+        *("partial_receives", "peer_super_refused", "peer_super_cut", "bare_runs", "bare_super"),
     ],
     "refused_options": ["unknown_offloads", "gro_refused", "small_buffers", "any_refused"],
     "between": ["sent", "received", "acknowledgements", "bulk", "refusal"],
@@ -71,6 +71,16 @@ SCENARIOS = {
         *("no_way", "errors", "sockets", "strange", "portions", "refused"),
         *("uncuttable", "unsent", "of_kernel_peers"),
     ],
+    "judged": [
+        "spoofed_run",
+        "observed_run",
+        "following_run",
+        "tiny_run",
+        "received",
+        "delivered",
+        "sent",
+        "silent",
+    ],
 }
 BUILT = {
     "address": [*PURE, *THREADED, *SCENARIOS],
@@ -80,56 +90,33 @@ BUILT = {
 DEADLINE_S = 60
 
 
-def compile_one(flavour: str, source: Path, target: Path) -> None:
-    """Compile one C file."""
-    command = ["gcc", *FLAGS, *WARNINGS, *FLAVOURS[flavour], "-c", "-o", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def fingerprint(flavour: str) -> str:
-    """Return a digest of everything that goes into a flavour."""
-    digest = hashlib.sha256(repr((FLAGS, WARNINGS, FLAVOURS[flavour])).encode())
-    for path in sorted([*CSRC.glob("*.[ch]"), *HERE.glob("*.[ch]")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def build_flavour(flavour: str, programs: list[str]) -> Path:
-    """Build the engine as a library and these programs against it, unless they are current; return where."""
+def link(flavour: str, name: str) -> Path:
+    """Build the engine and a program against it, as far as they are not current; return the program."""
     where = BUILD / flavour
-    stamp = where / "stamp"
-    wanted = fingerprint(flavour)
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
-        return where
-    where.mkdir(parents=True, exist_ok=True)
+    command = ["gcc", *FLAGS, *WARNINGS, *FLAVOURS[flavour]]
+    objects = Objects(where, command, [*CSRC.glob("*.h"), *HERE.glob("*.h")])
     units = [path for path in sorted(CSRC.glob("*.c")) if path.stem != "probe"]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(compile_one, flavour, path, where / f"unit_{path.stem}.o") for path in units]
-        jobs += [
-            pool.submit(compile_one, flavour, HERE / f"{name}.c", where / f"{name}.o") for name in programs
-        ]
-        for job in jobs:
-            job.result()
+    # A program may include a unit, to reach into it.
+    program = Objects(where, command, [*CSRC.glob("*.[ch]"), *HERE.glob("*.h")])
+    parts = program.compile([(HERE / f"{name}.c", name)])
+    engine = objects.compile((path, f"unit_{path.stem}") for path in units)
+    wanted = digest_of([*parts, *engine])
+    target, stamp = where / name, where / f"{name}.linked"
+    if target.is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
+        return target
     library = where / "libengine.a"
     library.unlink(missing_ok=True)
-    subprocess.run(["ar", "rcs", library, *(where / f"unit_{path.stem}.o" for path in units)], check=True)
-    for name in programs:
-        # The library comes last: a program that includes a unit, to reach into it, takes precedence.
-        parts: list[str | Path] = ["-o", where / name, where / f"{name}.o", library]
-        subprocess.run(["gcc", "-pthread", *FLAVOURS[flavour], *parts], check=True)
-    stamp.write_text(wanted, encoding="utf-8")
-    return where
+    subprocess.run(["ar", "rcsT", library, *engine], check=True)
+    # The library comes last: what a program includes takes precedence.
+    subprocess.run(["gcc", "-pthread", *FLAVOURS[flavour], "-o", target, *parts, library], check=True)
+    stamp.write_text(wanted, encoding="ascii")
+    return target
 
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str, str], Path]:
-    """Return a function that builds a program in a flavour and returns its path."""
-
-    def build(flavour: str, name: str) -> Path:
-        return build_flavour(flavour, BUILT[flavour]) / name
-
-    return build
+    """Return a function that builds a program in a flavour, once, and returns its path."""
+    return cache(link)
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -235,6 +222,12 @@ def test_case_103_too_big_for_the_peer(program: Callable[[str, str], Path], scen
 def test_corner_of_the_path(program: Callable[[str, str], Path], scenario: str) -> None:
     """What is odd about a packet, peer or call is counted for its one reason, and the next packet passes."""
     run(program("address", "corners_path"), scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["judged"])
+def test_judged(program: Callable[[str, str], Path], scenario: str) -> None:
+    """What deviates in one thing is dropped for that, alone or in a run, and the next good packet passes."""
+    run(program("address", "judged"), scenario)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS["between"])
