@@ -82,6 +82,34 @@ def test_unreadable() -> None:
     said = refuse(Entry("x", None, "no subnet"), SCENE)
     assert said == "no subnet"
     assert said.kind == "unreadable"
+    assert refuse(Entry("x", None), SCENE) == "it is unreadable"
+    assert find_collisions([Entry("x", None, created=1), entry(lease(2), created=2)]) == {}
+
+
+IP6 = IPv6Address("2001:db8::2")
+PLAIN = replace(
+    SCENE, encaps=frozenset({Encap.IPIP}), own=replace(lease(1), public_ip6=IPv6Address("2001:db8::1"))
+)
+
+
+def test_plain_encapsulations_need_ipv4() -> None:
+    """IPIP carries IPv4 over IPv4: a lease with anything else is refused, or any if we have no IPv4."""
+    good = lease(2, Encap.IPIP)
+    assert refuse(entry(good), PLAIN) is None
+    reason = "ipip carries IPv4 over IPv4, and it has something else"
+    assert refuse(entry(replace(good, public_ip=None, public_ip6=IP6)), PLAIN) == reason
+    both = SubnetKey(good.key.subnet, IPv6Network("fd00:244:0:2::/64"))
+    wide = replace(PLAIN, network=replace(NET, network6=IPv6Network("fd00:244::/48")), is_leased=False)
+    assert refuse(entry(replace(good, key=both)), wide) == reason
+    six = replace(PLAIN, own=replace(PLAIN.own, public_ip=None))
+    reason = "ipip needs an IPv4 underlay, and our lease has no PublicIP"
+    assert refuse(entry(replace(good, public_ip6=IP6)), six) == reason
+
+
+def test_alloc_knows_no_backend() -> None:
+    """In a network of type alloc leases name no backend, which elsewhere means udp, and count."""
+    alloc = replace(SCENE, network=replace(NET, encap=Encap.NONE))
+    assert refuse(entry(lease(2, Encap.FLANNEL_UDP)), alloc) is None
 
 
 def test_lengths_are_free_where_people_write() -> None:

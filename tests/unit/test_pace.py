@@ -106,3 +106,19 @@ def test_names_are_forgotten() -> None:
         assert bucket.take(str(number), number / 100)
     assert len(bucket._full_s) <= 2 * SWEEP_MIN
     assert not all(bucket.take("x", 5000.0) for _ in range(3))
+
+
+def test_a_sweep_forgets_nobody_who_waits() -> None:
+    """However many names there are, who has used up the burst waits as before."""
+    bucket = Bucket(1, 1.0)
+    assert bucket.take("busy", 0.0)
+    assert all(bucket.take(str(number), 0.0) for number in range(SWEEP_MIN + 1))
+    assert not bucket.take("busy", 0.5)
+
+
+def test_silence_is_not_told() -> None:
+    """To have asked in vain does not keep the next lease that changes too often from being told."""
+    pace = flapping()
+    assert pace.news(0.0) == []
+    pace.admit([change(101)], 0.0)
+    assert pace.news(0.0) == pace.warnings(0.0) != []

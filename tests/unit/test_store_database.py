@@ -150,7 +150,7 @@ def test_expected_but_gone(db: Database) -> None:
         pytest.param([NODE1], NODE2, True, id="neighbours"),
         pytest.param([NODE1], ONLY6, True, id="other family"),
         pytest.param([NODE1], "config", True, id="no subnet"),
-        pytest.param(["config", "subnetsx", "subnets"], NODE1, True, id="no subnets beside it"),
+        pytest.param(["config", "subnetsx", "subnets", f"{NODE1}&FD00::-64"], NODE1, True, id="rubbish"),
     ],
 )
 def test_shared_subnet(db: Database, there: list[str], new: str, is_free: bool) -> None:

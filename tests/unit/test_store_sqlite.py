@@ -380,6 +380,43 @@ def test_other_file_in_its_place(path: Path, tmp_path: Path) -> None:
     on_store(path, scenario)
 
 
+def test_copy_in_its_place(path: Path, tmp_path: Path) -> None:
+    """A copy says it is the same store, and may be older: nothing is written before it is listed."""
+
+    async def scenario(keys: SqliteKeyValue) -> None:
+        await keys.put("config", "a", None, 0)
+        await keys.snapshot()
+        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+            db.backup(copy)
+        for rest in path.parent.glob(f"{path.name}-*"):
+            rest.unlink()
+        (tmp_path / "copy.db").rename(path)
+        with refused("another file has taken its place"):
+            await keys.put("config", "b", None, 1)
+        with refused("it was away"):
+            await keys.put("config", "b", None, 1)
+        with pytest.raises(Compacted):
+            await soon(keys.watch(1))
+        assert (await keys.snapshot()).revision == 1
+        assert (await keys.put("config", "b", None, 1)).changed == 2
+        assert (await soon(keys.watch(1))).value == "b"
+
+    on_store(path, scenario)
+
+
+def test_nothing_is_followed_before_it_is_listed(path: Path) -> None:
+    """A revision that this store never told of may be another one's."""
+
+    async def scenario(keys: SqliteKeyValue) -> None:
+        await keys.put("config", "a", None, 0)
+        with pytest.raises(Compacted):
+            await soon(keys.watch(0))
+        await keys.snapshot()
+        assert (await soon(keys.watch(0))).value == "a"
+
+    on_store(path, scenario)
+
+
 # --- files that come and go -------------------------------------------------------------------------------
 
 
