@@ -9,7 +9,7 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz coverage bench bench-micro bench-callgrind wheel clean
+.PHONY: help setup build demo demo-down test lint format fuzz mutants coverage bench bench-micro bench-callgrind wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ fuzz: build ## the fuzzers, 10 s each (ARGS='--seconds 60 merge', '--executions 
 
 coverage: setup ## branches of the hot path that no test takes fail it (ARGS=--missing names them)
 	@$(PYTHON) -m tests.coverage $(ARGS)
+
+mutants: build ## disables one check of the source after the other: a test must fail (ARGS=--help)
+	@$(PYTHON) -m tests.mutants.run $(ARGS)
 
 bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: within 90 s)
 	@$(PYTHON) -m dataplane bench $(ARGS)
