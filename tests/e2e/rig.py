@@ -248,7 +248,10 @@ NEIGHBOURS = "".join(
     for address in (node.ip, node.ip6)
     if address
 )
-DEFAULT_FLAGS = ("--public-ip", "192.0.2.1", "--public-ipv6", "fd00:192::1", "--encap", "ipip")
+DEFAULT_FLAGS = (
+    *("--public-ip", "192.0.2.1", "--public-ipv6", "fd00:192::1", "--encap", "ipip"),
+    *("--path-probes", "false"),  # peers that are sent super-packets would be asked how much their path takes
+)
 
 
 class Rig:
