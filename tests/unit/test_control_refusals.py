@@ -20,6 +20,7 @@ from tests.unit.test_control import CONFIG, close_all, fds, forwarder, where
 
 __all__ = ["fds", "forwarder", "where"]  # fixtures
 ERROR_AT = 20  # in a message
+SLOTS = 160
 
 
 def _taken(client: ForwarderClient) -> set[int]:
@@ -64,6 +65,20 @@ def test_only_take_and_inspect_hand_out_descriptors(
         client.go(CONFIG, fds)
         for kind in (MessageType.HELLO, MessageType.QUIESCE, MessageType.RESUME):
             assert client.request(kind)[1] == {}
+    assert forwarder.poll() is None
+
+
+def test_descriptors_that_the_kernel_cut_off(where: RunDir, forwarder: subprocess.Popen[bytes]) -> None:
+    """With one descriptor more than there are slots the kernel drops one: the message is not whole."""
+    everything = Message(MessageType.HELLO, epoch=1, fd_mask=(1 << SLOTS) - 1).pack()
+    with ForwarderClient(where.forwarder_socket, epoch=1) as client:
+        client.hello()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+            stranger.settimeout(5)
+            stranger.connect(os.fspath(where.forwarder_socket))
+            socket.send_fds(stranger, [everything], [0] * (SLOTS + 1))
+            assert stranger.recv(1) == b""
+        assert client.hello().state == State.EMPTY
     assert forwarder.poll() is None
 
 

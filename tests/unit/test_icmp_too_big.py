@@ -57,6 +57,12 @@ def test_case_097_ipv6_is_never_told_of_less_than_1280(mtu: int, told: int) -> N
     assert int.from_bytes(too_big(segment(DATA[:1400], family=6), mtu)[44:48], "big") == told
 
 
+@pytest.mark.parametrize(("mtu", "is_told"), [(0, False), (575, False), (576, True)])
+def test_case_097_ipv4_is_never_told_of_less_than_576(mtu: int, is_told: bool) -> None:
+    """A path that takes less than every host must is forged, or no use: nobody is told of it."""
+    assert bool(too_big(segment(DATA[:1400], proto=PROTO_UDP), mtu)) == is_told
+
+
 def test_without_df_nobody_is_told() -> None:
     """Who lets routers fragment is not told to send less (RFC 1191 section 3)."""
     assert too_big(segment(DATA[:1400], frag=0), 1300) == b""
