@@ -41,7 +41,9 @@ PLACES = (
     Place("csrc/rx.c", "^(?!rx_run)", "", f"{RX} exact_count integrity", JOINED),
     Place("csrc/deliver.c", "", "", f"{RX} conservation integrity", JOINED),
     Place("csrc/tx.c", "^(?!tx_run)", "", f"{TX} {RX} exact_count integrity", RUNS),
-    Place("csrc/answer.c", "", "icmp icmp_too_big", f"{TX} host", "is_run and (judged or answers)"),
+    Place(
+        "csrc/answer.c", "", "icmp icmp_too_big", f"{TX} host", "is_run and (judged or answers or too_big)"
+    ),
     Place("dataplane/gate.py", "", PEERS),
     Place("dataplane/store/database.py", "", STORE, "lease_life lease_race"),
     Place("dataplane/pace.py", "", "pace peers reconcile_peers", "lease_flood"),
