@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -37,8 +36,7 @@ def _write_glue(module: str, where: Path) -> tuple[Path, str]:
     ffi = FFI()
     ffi.cdef(declarations)
     ffi.set_source(module, includes)
-    with contextlib.redirect_stdout(None):  # it says what it does
-        ffi.emit_c_code(str(path))
+    ffi.emit_c_code(str(path))
     return path, path.stem
 
 
