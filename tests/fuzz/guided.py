@@ -21,7 +21,7 @@ def main() -> None:
 
     def mutate(data: bytes, room: int, seed: int) -> bytes:
         dice = Random(seed)
-        if dice.random() < 0.1:
+        if dice.random() < 0.05:
             return bytes(atheris.Mutate(data, room))
         text = texts.mutate(target, data.decode("utf-8", "replace"), dice)
         return text.encode("utf-8", "replace")[:room]

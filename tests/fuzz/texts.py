@@ -280,7 +280,7 @@ def mutate_json(target: Target, text: str, dice: Random) -> str:
 
 def mutate(target: Target, text: str, dice: Random) -> str:
     """Change a text, or a good one in its place: most that is kept was refused."""
-    if dice.random() < 0.7:
+    if dice.random() < 0.85:
         text = dice.choice(target.good)
     if target.is_json and dice.random() < 0.9:
         return mutate_json(target, text, dice)
