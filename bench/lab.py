@@ -74,6 +74,17 @@ def stands_still(pid: int) -> bool:
     return set(states) == {"T"}
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process of ours stand still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: stands_still(pid), "the process stands still")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 class Namespace:
     """A network namespace that is ours to make and to end."""
 

@@ -7,8 +7,6 @@ bit of a super-packet, its marks included. A veth takes it as it is, so the othe
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from bench.lab import stands_still, wait_for
+from bench.lab import stopped, wait_for
 from tests.e2e.frames import VXLAN_HEADER, is_tunnel, link
 from tests.e2e.rig import Rig
 from tests.e2e.tap import SOL_PACKET, Tap
@@ -56,13 +54,8 @@ def joined(frames: list[Packet]) -> tuple[bytes, int]:
 @contextmanager
 def held(rig: Rig) -> Iterator[None]:
     """Stop the forwarder meanwhile, so that it finds all that was sent in one batch."""
-    pid = rig.daemon.forwarder_pid()
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        wait_for(lambda: stands_still(pid), "the forwarder stands still")
+    with stopped(rig.daemon.forwarder_pid()):
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def take(tap: Tap, count: int, is_wanted: Callable[[bytes], bool] = is_tunnel) -> list[bytes]:

@@ -9,9 +9,7 @@ reasons are provoked one by one, and floods of known composition are compared wi
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from pathlib import Path
 import pytest
 from scapy.packet import Packet
 
-from bench.lab import wait_for
+from bench.lab import stopped, wait_for
 from dataplane.slots import Fd
 from tests.e2e import frames
 from tests.e2e.frames import (
@@ -65,13 +63,10 @@ def _firewall(rig: Rig, rule: str) -> Iterator[None]:
 
 @contextmanager
 def _without_control(rig: Rig) -> Iterator[None]:
-    """Let `overlayd run` stand still meanwhile: it would repair the host at once."""
+    """Let `overlayd run` stand still meanwhile: it would repair the host, or learn from it, at once."""
     assert rig.daemon.process is not None
-    rig.daemon.process.send_signal(signal.SIGSTOP)
-    try:
+    with stopped(rig.daemon.process.pid):
         yield
-    finally:
-        rig.daemon.process.send_signal(signal.SIGCONT)
 
 
 BIG = bytes(1380)
@@ -116,7 +111,7 @@ def test_failed_send_is_counted(rig: Rig, name: str) -> None:
     packet = build()
     before = rig.daemon.settled()
     rig.wire.take()
-    with condition(rig):  # type: ignore[attr-defined]
+    with _without_control(rig), condition(rig):  # type: ignore[attr-defined]
         rig.pod.send(rig.to_pod_side(packet))
         after = rig.daemon.settled(tx=before.tx.offered + 1)
     assert risen(before, after) == {reason: 1}
@@ -203,15 +198,11 @@ def test_full_queues_of_the_kernel_stand_beside_the_equation(rig: Rig) -> None:
     """What the kernel drops before the forwarder reads it is shown: sent = offered + that, both ways."""
     packet, sent = rig.to_pod_side(inner4(US.pod(), DUAL.pod())), 0
     before, tun_before = rig.daemon.settled(), rig.daemon.tun_dropped()
-    forwarder = rig.daemon.forwarder_pid()
-    os.kill(forwarder, signal.SIGSTOP)
-    try:
+    with stopped(rig.daemon.forwarder_pid()):
         rig.wire.send(*[bytes(vxlan(from_peer(DUAL)))] * 40_000)
         while rig.daemon.tun_dropped() == tun_before:
             rig.pod.send(*[packet] * 500)
             sent += 500
-    finally:
-        os.kill(forwarder, signal.SIGCONT)
     rig.daemon.settled(tx=before.tx.offered + sent - (rig.daemon.tun_dropped() - tun_before))
     inner, good = frames.good()
     wait_for(lambda: _passes(rig, good, inner), "a good packet passes once the queue is empty")

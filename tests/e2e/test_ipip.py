@@ -9,8 +9,6 @@ Drawn in full at the head of rig.py. A refused packet is always followed by a go
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ from scapy.layers.inet import ICMP, IP, IPOption_NOP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from bench.lab import wait_for
+from bench.lab import stopped, wait_for
 from dataplane.slots import Fd
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, DUT_MAC, IPIP, STRANGER, US, from_peer, inner4, ipip, patched, vxlan
@@ -155,13 +153,9 @@ def test_case_030_full_receive_buffer_sends_no_icmp(rig: Rig) -> None:
     flood = [bytes(ipip(good_inner() / Raw(bytes(1200))))] * FLOOD
     inner, good = frames.good("ipip")
     before = rig.daemon.settled()
-    forwarder = rig.daemon.forwarder_pid()
     rig.wire.take()
-    os.kill(forwarder, signal.SIGSTOP)
-    try:
+    with stopped(rig.daemon.forwarder_pid()):
         rig.wire.send(*flood)
-    finally:
-        os.kill(forwarder, signal.SIGCONT)
     goods = itertools.count(1)
 
     def is_through() -> bool:
