@@ -100,8 +100,13 @@ class Daemon:
         return self.namespace.command(*OVERLAYD, *args, "--run-dir", str(self.run_dir))
 
     def run_command(self) -> list[str]:
-        """Return the command line of `overlayd run`."""
+        """Return the command line of `overlayd run`.
+
+        Unless flags say otherwise, it asks no peer how much its path takes: tests count each packet.
+        """
         state = ["--state-dir", str(self.directory / "state"), "--subnet-file", str(self.subnet_file)]
+        if "--path-probes" not in self.flags:
+            state += ["--path-probes", "false"]
         return [*self.command("run", "--store", f"file://{self.peers_path}", *state), *self.flags]
 
     def launch(self) -> None:
@@ -248,10 +253,7 @@ NEIGHBOURS = "".join(
     for address in (node.ip, node.ip6)
     if address
 )
-DEFAULT_FLAGS = (
-    *("--public-ip", "192.0.2.1", "--public-ipv6", "fd00:192::1", "--encap", "ipip"),
-    *("--path-probes", "false"),  # peers that are sent super-packets would be asked how much their path takes
-)
+DEFAULT_FLAGS = ("--public-ip", "192.0.2.1", "--public-ipv6", "fd00:192::1", "--encap", "ipip")
 
 
 class Rig:

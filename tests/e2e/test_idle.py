@@ -50,7 +50,8 @@ def cpu_s(pid: int) -> float:
 @pytest.mark.soak
 def test_idle(host: Namespace, tmp_path: Path) -> None:
     """At most 0.5 % of a core and 20 voluntary context switches a second, scraped every 10 s."""
-    flags = ("--healthz-port", str(PROBES), "--metrics-port", str(METRICS), "--public-ip", str(US.ip))
+    pages = ("--healthz-port", str(PROBES), "--metrics-port", str(METRICS))
+    flags = (*pages, "--public-ip", str(US.ip), "--path-probes", "true")
     daemon = WatchedDaemon(host, tmp_path / "node", {"network": NETWORK, "leases": LEASES}, flags)
     daemon.manager = Manager(host)
     try:

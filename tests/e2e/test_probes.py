@@ -31,12 +31,13 @@ STALL_S = 10.0  # the contract's; measured on two processors: 3.2
 TRICKLE, PLENTY = 1 << 18, 1 << 20
 ECHO = ("net.ipv4.icmp_echo_ignore_all", "net.ipv6.icmp.echo_ignore_all")
 SETTLE_S, QUIET_S = 30.0, 20.0
+ASKING = ("--path-probes", "true")
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     """Yield the drawing, with a path that still takes all."""
-    built = Pair("hole", tmp_path, "wire")
+    built = Pair("hole", tmp_path, "wire", *ASKING)
     try:
         yield built
     finally:

@@ -150,7 +150,8 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         usual.stop()
         subprocess.run(usual.command("down"), cwd=ROOT, check=True, timeout=START_S)
         forget_counters(usual)
-        daemon = UnitDaemon(usual.namespace, tmp_path / "unit", {}, usual.flags)
+        flags = (*usual.flags, "--path-probes", "true")
+        daemon = UnitDaemon(usual.namespace, tmp_path / "unit", {}, flags)
         daemon.write_peers(usual.peers_path.read_text(encoding="utf-8"))
         forwarder = start_forwarder(daemon)
         built.daemons["a"] = daemon
