@@ -161,8 +161,7 @@ class ForwarderClient:
     def take(self) -> tuple[ForwarderConfig, Fds]:
         """Get what the forwarder works with."""
         reply, fds = self.request(MessageType.TAKE)
-        if reply.config is None:
-            raise ControlError("forwarder sent no config")
+        assert reply.config is not None  # a message that was received has one
         return reply.config, fds
 
     def go(self, config: ForwarderConfig, fds: Mapping[int, int]) -> None:
@@ -288,9 +287,9 @@ def inspect_status(run_dir: Path) -> Reply:
         control={"pid": None, "uptime_s": None},
     )
     dataplane = figures.Dataplane(pid=pid, is_alive=True, state=reply.state.name.lower())
-    if Fd.COUNTERS not in fds or Fd.FIB not in fds:
-        return figures.describe(replace(node, reason="overlayd run is not running"), dataplane)
     try:
+        if Fd.COUNTERS not in fds or Fd.FIB not in fds:
+            return figures.describe(replace(node, reason="overlayd run is not running"), dataplane)
         _, table = read_fib(fds[Fd.FIB])
         with Counters(fds[Fd.COUNTERS]) as counters:
             return figures.describe(

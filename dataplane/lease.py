@@ -392,7 +392,7 @@ class Lessee:
         ours = set(own.lease.key.subnets())
         for entry in self._entries.claimants(ours):
             key = key_of(entry)
-            if key is None or entry.name == own.name or ours.isdisjoint(claims(key, network)):
+            if key is None or ours.isdisjoint(claims(key, network)):
                 continue
             if entry.lease is None and current is None:
                 return f"{entry.title}, which is no lease, is in its way; see overlayd lease rm"

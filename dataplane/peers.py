@@ -163,8 +163,9 @@ class Peers:
 
     def _view(self, known: _Known) -> PeerView:
         view = _view(known)
-        if view.id is None or self._scene is None:
+        if view.id is None:
             return view
+        assert self._scene is not None  # in which it got its id
         entries = list_entries(_lease(known), view.id, self._scene.own, self._scene.reach)
         return replace(view, subnets=tuple(entries))
 

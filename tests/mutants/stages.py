@@ -36,7 +36,7 @@ RX = "vxlan_decap ipip bare checks ecn rare_drops queues"
 TX = "encap checks ipip conservation rare_drops flannel_udp kernel_peer"
 STORE = "store_database store_sqlite store_registry leasing"
 LEASE = "lessee lease leasing"
-PEERS = "gate reconcile_peers reconcile"
+PEERS = "gate in_order reconcile_peers peers reconcile"
 PLACES = (
     Place("csrc/rx.c", "^(?!rx_run)", "", f"{RX} exact_count integrity", JOINED),
     Place("csrc/deliver.c", "", "", f"{RX} conservation integrity", JOINED),
@@ -51,7 +51,7 @@ PLACES = (
     Place("dataplane/store/sqlite.py", "", STORE, "lease_life"),
     Place("dataplane/store/registry.py", "", STORE, "lease_life"),
     Place("dataplane/message.py", "", "control native layout"),
-    Place("dataplane/control.py", "", "control status", "two_processes"),
+    Place("dataplane/control.py", "", "control_client control status", "two_processes"),
     Place(
         "csrc/split.c",
         "",
@@ -67,7 +67,13 @@ PLACES = (
         "address-offload; is_run and downgrade_rx",
     ),
     Place("csrc/icmp.c", "", "icmp icmp_too_big", TX, "address-icmp"),
-    Place("csrc/fib.c", "^(?!lookup|dp_fib_close|fib_enter)", "fib native", "tiers checks", "fib_damage"),
+    Place(
+        "csrc/fib.c",
+        "^(?!lookup|dp_fib_close|fib_enter)",
+        "fib_behind fib native",
+        "tiers checks",
+        "fib_damage",
+    ),
     Place("dataplane/peerids.py", "", PEERS),
     Place("dataplane/peers.py", "", PEERS, "lease_table"),
     Place("dataplane/lease.py", "", LEASE, "lease_life lease_race"),

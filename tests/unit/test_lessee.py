@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address
 
 import pytest
 
 from dataplane import flannel
 from dataplane.lease import DropLease, Identity, Lessee, Operation, PutLease
-from dataplane.model import Encap, Entry, Lease, LeaseDeleted, LeasePut, Listed, SubnetKey
+from dataplane.model import Encap, Entry, Lease, LeaseDeleted, LeasePut, Listed, NetworkPut, SubnetKey
 from tests.leases import address, entry, lease, mac
 
 NETWORK = flannel.parse_network({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}})
@@ -233,6 +233,19 @@ def test_same_subnet_by_another_key(created: int) -> None:
     assert (found.reason(0.0) is None) == (created == 30)
 
 
+def test_nobody_is_our_rival_outside_the_network() -> None:
+    """Whoever claims our subnet, which is no part of the network any more, is refused by all: no rival."""
+    found = holder(changed=20)
+    rival = Entry("10.244.5.0-24&x", replace(lease(9), key=key(5)), None, 5, 31)
+    found.apply(
+        NetworkPut(30, flannel.parse_network({"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}))
+    )
+    found.apply(LeasePut(31, rival))
+    assert found.next_operation(0.0) is None
+    assert found.rival is None
+    assert (found.reason(0.0) or "").startswith("our subnet 10.244.5.0-24 does not fit the network any more")
+
+
 @pytest.mark.parametrize("subnet", ["0.0.0.0/0", "10.0.0.0/8", "10.244.0.0/16", "10.245.0.0/16"])
 def test_hostile_lease_blocks_nobody(subnet: str) -> None:
     """A lease of everything, or of what is no part of the network, keeps nobody from a subnet."""
@@ -243,6 +256,24 @@ def test_hostile_lease_blocks_nobody(subnet: str) -> None:
     found.apply(LeasePut(21, replace(hostile, changed=21)))
     assert found.next_operation(0.0) is None
     assert found.reason(0.0) is None
+
+
+def test_own_lease_is_ours_by_any_address() -> None:
+    """Once we have a lease, its address is not looked for on this host, nor is it taken for given back."""
+    found = holder()
+    assert found.find_own(frozenset()) == ME.lease(key(5))
+    assert found.find_own(frozenset({address(9)})) == ME.lease(key(5))
+    assert not found.is_released
+    assert not lessee().is_released
+
+
+def test_node_without_ipv4_finds_its_lease() -> None:
+    """Who has no IPv4 address is known by the IPv6 one, and keeps its subnet through a restart."""
+    six = Identity(None, IPv6Address("2001:db8::1"), Encap.VXLAN, None, mac(1), 1)
+    found = Lessee(lambda n: 0, None, 100.0, 30.0)
+    found.identify(six)
+    found.apply(listed(other(4, 2), entry(six.lease(key(7)), changed=3, expires_s=100.0)))
+    assert found.next_operation(0.0) == PutLease(six.lease(key(7)), 100.0, 3)
 
 
 def test_release() -> None:

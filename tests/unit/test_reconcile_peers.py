@@ -311,10 +311,10 @@ def test_who_waits_counts_later() -> None:
 
 
 def test_a_flood_of_leases_displaces_nobody() -> None:
-    """Whoever floods the store takes nothing from peers of the table, nor from older leases."""
+    """Whoever floods the store takes nothing from a peer of the table, however young, nor from old ones."""
     config, known = replace(CONFIG, max_peers=3), (Peer(5, (address(9),)),)
     flood = [entry(lease(n), created=100 + n) for n in range(20, 40)]
-    old = [entry(lease(8), created=7), entry(lease(9), created=90), entry(lease(7), created=8)]
+    old = [entry(lease(8), created=7), entry(lease(9), created=900), entry(lease(7), created=8)]
     event = Listed(1, NET, (entry(lease(1)), *flood, *old))
     reconciler = Reconciler(config, FACTS, known)
     actions = reconciler.apply(event, 0.0)

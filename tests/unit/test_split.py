@@ -147,6 +147,10 @@ BAD = {
     "unknown type": (GOOD, RAW._replace(gso_type=3)),
     "TCP header too short": (put(GOOD, 32, 0x40, 1), RAW),
     "TCP header longer than the packet": (put(segment(b""), 32, 0xF0, 1), RAW),
+    "headers longer than any that we repeat": (
+        oracle.ip6(oracle.extension6(TCP, 136) + oracle.tcp(DATA[:3000]), oracle.PROTO_DSTOPTS),
+        RAW._replace(gso_type=GSO_TCP6),
+    ),
     "fragment": (segment(DATA[:3000], frag=oracle.IP4_MF), RAW),
     "another protocol": (oracle.ip4(DATA[:3000], oracle.PROTO_ICMP), RAW),
 }

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies behind the end of a snapshot is never part of it, however sound it looks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from ipaddress import ip_network
+
+import pytest
+
+from tests.probe import Fib, Spec, Subnet, ffi, fib_create
+
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+SIZE_AT, SECTIONS_AT = 16, 32  # in the header: bytes of the snapshot; offset and count of each section
+# Bytes of an element: subnets; first addresses of each table, IPv4 and IPv6; their answers.
+ELEMENTS = [ffi.sizeof("struct dp_subnet"), *[4] * 5, *[16] * 5, *[4] * 10]
+SPEC = Spec(
+    peers=[(3, "192.0.2.3", "2001:db8::3")], subnets=[Subnet(ip_network("10.244.3.0/24"), 3, "192.0.2.3")]
+)
+
+
+def moved_behind(index: int) -> bytes:
+    """Return a snapshot one section of which was moved to its end."""
+    fd = fib_create(SPEC)
+    data = os.pread(fd, 1 << 20, 0)
+    os.close(fd)
+    at = SECTIONS_AT + 16 * index
+    offset, count = struct.unpack_from("=QQ", data, at)
+    section = data[offset : offset + ELEMENTS[index] * count]
+    data += bytes(-len(data) % 16)
+    return data[:at] + struct.pack("=Q", len(data)) + data[at + 8 :] + section
+
+
+def is_accepted(data: bytes, size: int) -> bool:
+    """Open a file that is, and says it is, of this size; the rest of the bytes lies behind its end."""
+    data = data[:SIZE_AT] + struct.pack("=Q", size) + data[SIZE_AT + 8 :]
+    fd = os.memfd_create("snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, data)
+        with mmap.mmap(fd, len(data)) as mapped:
+            os.ftruncate(fd, size)  # which makes the rest zeros
+            mapped[:] = data
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        with Fib(fd):
+            return True
+    except OSError as err:
+        if err.errno != errno.EBADMSG:
+            raise
+        return False
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("index", range(len(ELEMENTS)))
+def test_section_ends_within_the_file(index: int) -> None:
+    """A section may reach the last byte of the file, and no byte of it may lie behind."""
+    data = moved_behind(index)
+    assert len(data) < mmap.PAGESIZE
+    assert is_accepted(data, len(data))
+    assert not is_accepted(data, len(data) - 1)
