@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* offload.c - no virtio header makes checksum completion read or write outside of the packet that it came with. */
+/* offload.c - no virtio header makes checksum completion reach outside of its packet, and only runs are cut as runs. */
 #include "pure.h"
 
 enum { HEADERS = 300000 };
@@ -33,6 +33,39 @@ static bool complete(const struct wall *wall, const uint8_t *packet, uint32_t le
 	return true;
 }
 
+/**
+ * is_left_whole() - Is a packet that is no run of datagrams described as one packet?
+ * @proto:	Its protocol
+ * @payload:	Its bytes behind a UDP header, of a run of datagrams of 1000 bytes
+ * @flags:	Of its virtio header
+ *
+ * Return: true if so, and the header says nothing of segments
+ */
+static bool is_left_whole(uint8_t proto, uint32_t payload, uint8_t flags)
+{
+	struct flow flow = {
+		.family = 4, .proto = proto, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + payload};
+	struct vnet_hdr vnet = {.flags = flags};
+
+	return offload_describe_run(&flow, 1000, &vnet) == 1 && vnet.gso_type == VNET_GSO_NONE && !vnet.gso_size;
+}
+
+/**
+ * check_runs() - Only what is a run of datagrams that need checksums is to be cut into some
+ */
+static void check_runs(void)
+{
+	struct flow flow = {
+		.family = 4, .proto = PROTO_UDP, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + 2001};
+	struct vnet_hdr vnet = {.flags = VNET_NEEDS_CSUM};
+
+	CHECK(offload_describe_run(&flow, 1000, &vnet) == 3);
+	CHECK(vnet.gso_type == VNET_GSO_UDP_L4 && vnet.gso_size == 1000);
+	CHECK(!is_left_whole(PROTO_UDP, 1001, VNET_NEEDS_CSUM));
+	CHECK(is_left_whole(PROTO_UDP, 1000, VNET_NEEDS_CSUM) && is_left_whole(PROTO_UDP, 0, VNET_NEEDS_CSUM));
+	CHECK(is_left_whole(PROTO_TCP, 2001, VNET_NEEDS_CSUM) && is_left_whole(PROTO_UDP, 2001, 0));
+}
+
 int main(void)
 {
 	struct wall wall = wall_build();
@@ -40,6 +73,7 @@ int main(void)
 	uint32_t accepted = 0;
 	uint64_t dice = 5;
 
+	check_runs();
 	for (int i = 0; i < HEADERS; i++) {
 		uint32_t len = packet_good(packet, i % 7);
 		uint16_t wide = roll(&dice) % 2 ? 0xffff : 127;

@@ -144,8 +144,8 @@ def test_lost_race(etcd: Etcd) -> None:
     ["10.244.1.0-24&fd00:1::-64", "10.244.0.0-23", "10.244.1.128-25"],
     ids=["dual", "around", "inside"],
 )
-def test_shared_subnet(etcd: Etcd, name: str) -> None:
-    """A new lease under another name that claims a part of an older one is taken back at once."""
+def test_shared_subnet(etcd: Etcd, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new lease that claims a part of an older one is taken back at once, even if that goes meanwhile."""
 
     async def work(keys: EtcdKeyValue) -> None:
         made = await keys.put(KEY, "one", None, 0)
@@ -154,6 +154,11 @@ def test_shared_subnet(etcd: Etcd, name: str) -> None:
         assert caught.value.found == (made,)
         assert (await keys.snapshot()).records == (made,)
         assert leases(etcd) == 0
+        snapshot = keys.snapshot
+        monkeypatch.setattr(keys, "snapshot", lambda: (etcd.ctl("del", f"{ROOT}/{KEY}"), snapshot())[1])
+        with pytest.raises(Conflict) as caught:
+            await keys.put(f"subnets/{name}", "two", 60, 0)
+        assert (caught.value.found, leases(etcd)) == ((), 0)
 
     use(of(etcd), work)
 

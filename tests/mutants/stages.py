@@ -35,7 +35,7 @@ RUNS = "is_run and judged; is_run and (downgrade_tx or too_big or answers or bet
 RX = "vxlan_decap ipip bare checks ecn rare_drops queues"
 TX = "encap checks ipip conservation rare_drops flannel_udp kernel_peer"
 STORE = "store_database store_sqlite store_registry leasing"
-LEASE = "lessee lease leasing"
+LEASE = "lessee lease leasing_told leasing_undo leasing"
 PEERS = "gate in_order reconcile_peers peers reconcile"
 PLACES = (
     Place("csrc/rx.c", "^(?!rx_run)", "", f"{RX} exact_count integrity", JOINED),

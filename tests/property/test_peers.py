@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from unittest.mock import patch
@@ -185,11 +186,18 @@ def count_refusals(change: Callable[[Peers], object]) -> int:
     return judged.call_count
 
 
+def renew(peers: Peers) -> None:
+    """Let a lease be renewed."""
+    (entry,) = (view.entry for view in peers.views() if view.entry.name == "7")
+    peers.put(replace(entry, changed=9, expires_s=99.0))
+
+
 def test_one_change_is_judged_alone() -> None:
     """Among thousands of leases, a change costs a look at what changed, and nothing at what did not."""
     changed = Entry("7", make_lease(5, 0, 200, 0, 1))
     assert count_refusals(lambda peers: peers.put(changed)) == 1
     assert count_refusals(lambda peers: peers.remove("7")) == 0
+    assert count_refusals(renew) == 0
     assert count_refusals(lambda peers: None) == 0
 
 

@@ -415,3 +415,15 @@ def test_case_113_names_in_any_case(fold: Callable[[str], str]) -> None:
         assert await anext(events) == event_of(changed, lease_of(1))
 
     run(scenario)
+
+
+def test_lease_that_nobody_could_read_is_not_written() -> None:
+    """A lease that we could not read ourselves is refused with the reason, and the store stays as it was."""
+
+    async def scenario(keys: Keys, registry: Registry) -> None:
+        before = keys.last
+        with pytest.raises(StoreError, match=r"the lease of 10\.244\.1\.0/24 is not written: nobody could"):
+            await registry.put(replace(lease(1), public_ip=None), 60, 0)
+        assert keys.last == before
+
+    run(scenario)
