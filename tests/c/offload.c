@@ -43,8 +43,7 @@ static bool complete(const struct wall *wall, const uint8_t *packet, uint32_t le
  */
 static bool is_left_whole(uint8_t proto, uint32_t payload, uint8_t flags)
 {
-	struct flow flow = {
-		.family = 4, .proto = proto, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + payload};
+	struct flow flow = {.family = 4, .proto = proto, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + payload};
 	struct vnet_hdr vnet = {.flags = flags};
 
 	return offload_describe_run(&flow, 1000, &vnet) == 1 && vnet.gso_type == VNET_GSO_NONE && !vnet.gso_size;
@@ -55,8 +54,7 @@ static bool is_left_whole(uint8_t proto, uint32_t payload, uint8_t flags)
  */
 static void check_runs(void)
 {
-	struct flow flow = {
-		.family = 4, .proto = PROTO_UDP, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + 2001};
+	struct flow flow = {.family = 4, .proto = PROTO_UDP, .l3len = IP4_LEN, .total_len = IP4_LEN + UDP_LEN + 2001};
 	struct vnet_hdr vnet = {.flags = VNET_NEEDS_CSUM};
 
 	CHECK(offload_describe_run(&flow, 1000, &vnet) == 3);
