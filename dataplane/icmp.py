@@ -87,14 +87,14 @@ def is_ours(error: IcmpError, tunnels: Tunnels, peers: Container[Address]) -> bo
     if error.source not in tunnels.addresses or error.peer not in peers:
         return False
     if error.protocol == IPIP:
-        return tunnels.has_ipip and error.source.version == 4
+        return tunnels.has_ipip
     return error.source_port in tunnels.source_ports and error.port in tunnels.ports
 
 
 def _is_intact(data: bytes) -> bool:
     """Return whether the Internet checksum in the data (RFC 1071) is right."""
     # 2^16 is 1 modulo 2^16 - 1: the sum of all 16-bit words is the whole number, modulo that.
-    return any(data) and int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF == 0
+    return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF == 0
 
 
 def _quoted_udp(quote: bytes, start: int) -> tuple[int, int]:

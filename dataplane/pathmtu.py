@@ -131,8 +131,7 @@ class Paths:
 
     def _is_forced(self, entry: SubnetEntry, mtu: int) -> bool:
         path, told = self.of(entry.vtep), min(entry.mtu or mtu, mtu)
-        is_floor = told <= MTU_MIN[entry.prefix.version]
-        return not entry.is_direct and path is not None and is_floor and told + _overhead(entry) > path.mtu
+        return not entry.is_direct and path is not None and told + _overhead(entry) > path.mtu
 
     # --- what is wrong --------------------------------------------------------------------------------
 

@@ -89,11 +89,16 @@ PLACES = (
     Place(
         "csrc/engine.c",
         "check_config|has_all|engine_create|publish",
-        "native",
+        "engine_create native",
         "two_processes",
         "address-engine_threads",
     ),
-    Place("csrc/counters.c", "dp_counters_(open|create|peer)", "native", "two_processes"),
+    Place(
+        "csrc/counters.c",
+        "dp_counters_(open|create|peer)",
+        "counters_open engine_create native",
+        "two_processes",
+    ),
     Place("csrc/lpm.c", "valid|is_behind", "lpm fib", "", "fib_damage"),
     Place("csrc/fib_build.c", "", "fib native", "", "fib_damage"),
     Place("csrc/encap.c", "", "encap parse", RX, DECAP),

@@ -157,10 +157,11 @@ BROKEN4 = {
     "unknown code of exceeded": error4(11, 2),
     "other protocol": bytes(IP(src=ROUTER, dst=US, proto=17) / Raw(error4(3, 1)[20:])),
     "version 6": b"\x65" + error4(3, 1)[1:],
-    "header too short": b"\x44" + error4(3, 1)[1:],
+    "header too short": b"\x44\x00\x00\x34" + error4(3, 1)[4:16] + error4(3, 1)[20:],
     "cut": error4(3, 1)[:-1],
     "padded": error4(3, 1) + b"\0",
     "checksum": error4(3, 1)[:22] + b"\xff\xfe" + error4(3, 1)[24:],
+    "no quote": bytes(IP(src=ROUTER, dst=US) / ICMP(type=3, code=1)),
     "7 bytes behind the quoted header": error4(3, 1, behind=7),
     "quoted header cut": error4(3, 1, behind=-1),
     "quoted version": error4(3, 1, quote(version=5)),
@@ -182,6 +183,7 @@ BROKEN6 = {
     "too big with a code": error6(ICMPv6PacketTooBig(code=1)),
     "cut quote": error6(ICMPv6DestUnreach(code=3))[:55],
     "quoted IPv4": error6(ICMPv6DestUnreach(code=3), SENT / Raw(bytes(40))),
+    "quoted version": error6(ICMPv6DestUnreach(code=3))[:8] + b"\x45" + error6(ICMPv6DestUnreach(code=3))[9:],
     "quoted extension header": error6(
         ICMPv6DestUnreach(code=3), IPv6(src=US6, dst=PEER6) / IPv6ExtHdrFragment() / UDP() / Raw(bytes(9))
     ),

@@ -208,3 +208,34 @@ def test_many_alarms_are_few() -> None:
     assert len(paths.alarms(0.0)) == ALARMS_MAX
     assert len(paths.warnings()) == ALARMS_MAX + 1
     assert paths.warnings()[-1] == "and 90 more such paths"
+
+
+def test_what_others_than_probes_say() -> None:
+    """A probe is told what others say of a path, and nothing where only probes did."""
+    paths = Paths()
+    paths.learn(IP1, told(1300, PROBE))
+    assert (paths.told(IP1), paths.told(IP2)) == (None, None)
+    paths.learn(IP1, told(1400, ROUTE))
+    paths.learn(IP1, told(1350, ICMP))
+    assert paths.told(IP1) == 1350
+
+
+def test_what_is_shown_of_a_node() -> None:
+    """Of a node with several addresses the smallest path is shown, and nothing where nothing is known."""
+    paths = Paths()
+    paths.learn(IP2, told(1400))
+    paths.learn(IP1_6, told(1300, ROUTE, None))
+    assert paths.describe((IP1,), 0.0) is None
+    assert paths.describe((IP1, IP2), 100.0) == {"mtu": 1400, "source": ICMP, "expires_in_s": 500.0}
+    assert paths.describe((IP2, IP1_6), 0.0) == {"mtu": 1300, "source": ROUTE, "expires_in_s": None}
+
+
+def test_only_known_tunnels_are_forced() -> None:
+    """A plain route forces nobody to anything, nor does a path of which nothing is said, however small."""
+    paths = Paths()
+    paths.learn(IP1, told(68))
+    small = Table(subnets=(replace(ENTRY, is_direct=True), replace(OTHER, mtu=500)))
+    assert mtus(paths, small) == [0, 500]
+    assert paths.forced == frozenset()
+    assert mtus(paths) == [576, 0]
+    assert paths.forced == {IP1}
