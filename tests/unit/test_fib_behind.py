@@ -16,6 +16,10 @@ from tests.probe import Fib, Spec, Subnet, ffi, fib_create
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SIZE_AT, SECTIONS_AT = 16, 32  # in the header: bytes of the snapshot; offset and count of each section
+ROOTS_AT, SEARCHED = (
+    SECTIONS_AT + 16 * 41,
+    1 << 31,
+)  # where lookups begin; an entry that says: search from 0 on
 # Bytes of an element: subnets; first addresses of each table, IPv4 and IPv6; their answers.
 ELEMENTS = [ffi.sizeof("struct dp_subnet"), *[4] * 5, *[16] * 5, *[4] * 10]
 SPEC = Spec(
@@ -62,3 +66,15 @@ def test_section_ends_within_the_file(index: int) -> None:
     assert len(data) < mmap.PAGESIZE
     assert is_accepted(data, len(data))
     assert not is_accepted(data, len(data) - 1)
+
+
+@pytest.mark.parametrize("ranges", range(6))
+def test_too_few_ranges_are_not_searched(ranges: int) -> None:
+    """A search looks at four ranges behind the one it begins with: where there are none, none begins."""
+    fd = fib_create(SPEC)
+    data = bytearray(os.pread(fd, 1 << 20, 0))
+    os.close(fd)
+    for section in (3, 13):  # first addresses and answers of our own IPv4 subnets, of which there are none
+        struct.pack_into("=Q", data, SECTIONS_AT + 16 * section + 8, ranges)
+    struct.pack_into("=I", data, ROOTS_AT + 4 * 2, SEARCHED)
+    assert is_accepted(bytes(data), len(data)) == (ranges == 5)

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,21 @@ class Silent:
     def describe(self) -> Dataplane:
         """Return that there is nothing."""
         return Dataplane()
+
+
+class Counting(Silent):
+    """A backend that counts packets to a pod that were too big."""
+
+    def __init__(self) -> None:
+        """Count none."""
+        self.refused = 0
+
+    def describe(self) -> Dataplane:
+        """Return what was counted."""
+        last = {paths.TOO_BIG: SimpleNamespace(address=SUBNET.network_address)}
+        way = SimpleNamespace(drops={paths.TOO_BIG: self.refused}, last=last)
+        counters = SimpleNamespace(totals=lambda: SimpleNamespace(tx=way))
+        return Dataplane(counters=counters)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -124,6 +140,26 @@ def test_hint_that_is_early(kernel: Kernel) -> None:
         assert kernel.asked == [IP2, IP2]
 
     follow(work)
+
+
+def test_refused_packets_are_a_hint(kernel: Kernel) -> None:
+    """Whose packet was too big since the last look, once a second, is asked for; nobody else is."""
+    backend = Counting()
+    follower = PathWatch(backend, lambda: None)  # type: ignore[arg-type]
+    backend.refused = 1
+    follower._find_refused(10.0)  # before there is a table
+    asyncio.run(follower.fit(SETTINGS, TABLE))
+
+    def hinted(now: float) -> set[Address]:
+        follower._find_refused(now)
+        return follower._take_due()[0]
+
+    assert hinted(20.0) == {IP2}
+    assert hinted(30.0) == set()
+    backend.refused = 2
+    assert hinted(30.0 + paths.LOOK_S / 2) == set()
+    assert hinted(30.0 + paths.LOOK_S) == {IP2}
+    assert kernel.asked == []
 
 
 def test_what_is_no_hint(kernel: Kernel) -> None:
