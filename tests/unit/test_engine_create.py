@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from dataplane.model import Table
 from dataplane.native import ForwarderConfig
 from dataplane.slots import BARE_MAX, SLOTS, Fd, slot_of
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ForwarderConfig(
     vni=1, vxlan_port=8472, underlay_ifindex=1, tun_mtu=1450, threads=2, queues=2, sources=2
 )
@@ -31,8 +37,8 @@ WRONG: Mapping[str, tuple[object, ...]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def fds() -> Iterator[dict[int, int]]:
+@contextmanager
+def open_all() -> Iterator[dict[int, int]]:
     """Yield all descriptors of an engine with two workers; a pipe stands for the device and the sockets."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
     shared = {slot_of(role, i): read_end for role, count in SEVERAL.items() for i in range(count)}
@@ -40,6 +46,13 @@ def fds() -> Iterator[dict[int, int]]:
     yield {**shared, Fd.COUNTERS: counters, Fd.FIB: fib}
     for fd in (read_end, write_end, counters, fib):
         os.close(fd)
+
+
+@pytest.fixture(scope="module")
+def fds() -> Iterator[dict[int, int]]:
+    """Yield the descriptors."""
+    with open_all() as opened:
+        yield opened
 
 
 def create(config: ForwarderConfig, fds: Mapping[int, int], publish: int | None = None) -> str | None:
@@ -64,8 +77,10 @@ def test_engine_is_made_of_what_it_needs(fds: dict[int, int]) -> None:
     ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values]
 )
 def test_number_out_of_range(fds: dict[int, int], field: str, value: Any) -> None:
-    """A number that nothing can work with is refused, though all else is right."""
-    assert create(replace(CONFIG, **{field: value}), fds) == "EINVAL"
+    """A number that nothing can work with is refused, though all else is right, and there in plenty."""
+    plenty = dict.fromkeys(SLOTS, fds[Fd.TUN]) | {slot_of(Fd.BARE4, BARE_MAX): -1} | fds
+    assert create(CONFIG, plenty) is None
+    assert create(replace(CONFIG, **{field: value}), plenty) == "EINVAL"
 
 
 @pytest.mark.parametrize("slot", [Fd.TUN, Fd.COUNTERS, Fd.FIB])
@@ -99,6 +114,21 @@ def test_published_table_is_looked_at(fds: dict[int, int]) -> None:
     """What is published has to be a table; one that is none leaves the engine with its own."""
     assert create(CONFIG, fds, publish=fds[Fd.FIB]) is None
     assert create(CONFIG, fds, publish=fds[Fd.COUNTERS]) == "EPERM"
+
+
+def starve() -> None:
+    """Be a process that has no room for the stack of a thread, and say what became of an engine there."""
+    with open_all() as opened:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+        print(create(CONFIG, opened))
+
+
+def test_workers_that_cannot_begin() -> None:
+    """Where workers cannot be started there is no engine, and the reason is told."""
+    command = [sys.executable, "-c", "from tests.unit.test_engine_create import starve; starve()"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() in ("EAGAIN", "ENOMEM")
 
 
 @pytest.mark.parametrize(
