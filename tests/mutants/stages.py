@@ -100,7 +100,7 @@ PLACES = (
         "two_processes",
     ),
     Place("csrc/lpm.c", "valid|is_behind", "lpm fib_behind fib", "", "fib_damage"),
-    Place("csrc/fib_build.c", "", "fib native", "", "fib_damage"),
+    Place("csrc/fib_build.c", "", "fib_behind fib native", "", "fib_damage"),
     Place("csrc/encap.c", "", "encap parse", RX, DECAP),
     Place("csrc/parse.c", "^(?!parse_is_bare_ack)", "parse encap icmp offload merge", RX, "address-parse"),
 )

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from tests.probe import Fib, Spec, Subnet, ffi, fib_create
+from tests.probe import Fib, Spec, Subnet, ffi, fib_create, lib
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SIZE_AT, SECTIONS_AT = 16, 32  # in the header: bytes of the snapshot; offset and count of each section
@@ -78,3 +78,17 @@ def test_too_few_ranges_are_not_searched(ranges: int) -> None:
         struct.pack_into("=Q", data, SECTIONS_AT + 16 * section + 8, ranges)
     struct.pack_into("=I", data, ROOTS_AT + 4 * 2, SEARCHED)
     assert is_accepted(bytes(data), len(data)) == (ranges == 5)
+
+
+def test_more_prefixes_than_can_be_told_apart() -> None:
+    """A table too long for its index is refused before a single prefix of it is read."""
+    spec = ffi.new("struct dp_table_spec *", {"own_count": 1 << 27})  # and there is none
+    assert lib.dp_fib_create(spec) == -errno.EINVAL
+
+
+@pytest.mark.parametrize("field", ["addr4", "addr6"])
+def test_peer_at_an_impossible_address(field: str) -> None:
+    """An underlay address of no family that there is makes no table."""
+    peers = ffi.new("struct dp_peer[1]", [{"id": 3, field: {"family": 5}}])
+    spec = ffi.new("struct dp_table_spec *", {"peers": peers, "peers_count": 1})
+    assert lib.dp_fib_create(spec) == -errno.EINVAL
