@@ -42,7 +42,7 @@ def open_all() -> Iterator[dict[int, int]]:
     """Yield all descriptors of an engine with two workers; a pipe stands for the device and the sockets."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
     shared = {slot_of(role, i): read_end for role, count in SEVERAL.items() for i in range(count)}
-    counters, fib = native.counters_create(threads=2), native.fib_create(Table((), ()), 1)
+    counters, fib = native.counters_create(threads=2, max_peers=4), native.fib_create(Table((), ()), 1)
     yield {**shared, Fd.COUNTERS: counters, Fd.FIB: fib}
     for fd in (read_end, write_end, counters, fib):
         os.close(fd)
@@ -58,7 +58,8 @@ def fds() -> Iterator[dict[int, int]]:
 def create(config: ForwarderConfig, fds: Mapping[int, int], publish: int | None = None) -> str | None:
     """Make an engine, maybe give it another table, and end it; return the errno if there is one."""
     packed, out = ffi.from_buffer("struct dp_config *", native.pack_config(config)), ffi.new("dp_engine **")
-    err = lib.dp_engine_create(packed, [fds.get(slot, -1) for slot in SLOTS], out)
+    behind = [fds[Fd.TUN]] * len(Fd)  # which nobody looks at
+    err = lib.dp_engine_create(packed, [fds.get(slot, -1) for slot in SLOTS] + behind, out)
     if not err:
         if publish is not None:
             err = lib.dp_engine_publish(out[0], publish)

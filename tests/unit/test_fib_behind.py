@@ -92,3 +92,21 @@ def test_peer_at_an_impossible_address(field: str) -> None:
     peers = ffi.new("struct dp_peer[1]", [{"id": 3, field: {"family": 5}}])
     spec = ffi.new("struct dp_table_spec *", {"peers": peers, "peers_count": 1})
     assert lib.dp_fib_create(spec) == -errno.EINVAL
+
+
+def test_node_that_is_endless() -> None:
+    """A node of 2^32 buckets, which counts as none, is refused though the next one has them all."""
+    nets = [ip_network(f"10.244.{n}.0/24") for n in range(64)]
+    fd = fib_create(Spec(peers=SPEC.peers, subnets=[Subnet(net, 3, "192.0.2.3") for net in nets]))
+    data = os.pread(fd, 1 << 20, 0)
+    os.close(fd)
+    at = SECTIONS_AT + 16 * 21  # nodes of the IPv4 subnets
+    offset, count = struct.unpack_from("=QQ", data, at)
+    assert count == 1
+    node, end = data[offset : offset + 32], len(data)
+    endless = node[:20] + struct.pack("=I", 2**32 - 1) + node[24:]
+    assert end % 16 == 0
+    assert is_accepted(data[:at] + struct.pack("=QQ", end, 1) + data[at + 16 :] + node, end + 32)
+    assert not is_accepted(
+        data[:at] + struct.pack("=QQ", end, 2) + data[at + 16 :] + endless + node, end + 64
+    )
