@@ -87,6 +87,7 @@ class UserspaceBackend:
         # What we hold. The FIB among the descriptors is the table in force, or about to be.
         self._fds: Fds = {}
         self._keys: dict[int, Key] = {}
+        self._source_ports: frozenset[int] = frozenset()
         self._config: ForwarderConfig | None = None
         self._config_in_force: ForwarderConfig | None = None
         self._offloads = Offloads(place.config.disable, os.uname().release)
@@ -211,6 +212,8 @@ class UserspaceBackend:
         self._is_go_due |= bool(opened or stale) or config != self._config
         self._fds = {slot: fd for slot, fd in self._fds.items() if slot not in stale} | opened
         close_all(stale)
+        if opened or stale or not self._source_ports:
+            self._source_ports = source_ports(self._fds)
         self._config = config
         self._keys = keys
 
@@ -434,9 +437,9 @@ class UserspaceBackend:
         """Return what status shows of the forwarder."""
         is_alive = self._client is not None
         state = self._state.name.lower() if is_alive else "none"
-        ports = source_ports(self._fds)
         return Dataplane(
-            self._config_in_force, self._counters, self._pid(), is_alive, state, source_ports=ports
+            *(self._config_in_force, self._counters, self._pid(), is_alive, state),
+            source_ports=self._source_ports,
         )
 
     def warnings(self) -> tuple[str, ...]:

