@@ -22,8 +22,8 @@ from dataplane.model import Address, Table
 
 log = Journal("icmp")
 
-BATCH = 64  # messages at a time
-PAUSE_S = 0.1  # after that many
+BATCH = 64  # messages that are read in PAUSE_S
+PAUSE_S = 0.1
 MESSAGE_MAX = 2048  # bytes; none is longer than the minimum MTU of its family
 BUFFER_BYTES = 64 << 10
 LOOPBACK = 1  # index: what the kernel of this host says itself arrives there
@@ -118,6 +118,8 @@ class IcmpListener:
         self._peers: Mapping[Address, int] = {}
         self._sockets: dict[int, socket.socket] = {}  # by family
         self._pauses: dict[int, asyncio.TimerHandle] = {}
+        self._ends: dict[int, float] = {}  # by family, as the next: when more may be read
+        self._left: dict[int, int] = {}  # messages that may be read until then
         self._is_told = False
 
     def heed(self, tunnels: Tunnels, table: Table) -> None:
@@ -159,8 +161,11 @@ class IcmpListener:
         sock.close()
 
     def _read(self, family: int) -> None:
-        sock = self._sockets[family]
-        for _ in range(BATCH):
+        sock, loop = self._sockets[family], asyncio.get_running_loop()
+        if loop.time() >= self._ends.get(family, 0.0):
+            self._ends[family], self._left[family] = loop.time() + PAUSE_S, BATCH
+        while self._left[family] > 0:
+            self._left[family] -= 1
             try:
                 data, sender = sock.recvfrom(MESSAGE_MAX)
             except OSError:  # there is no more; or a wrong checksum
@@ -168,9 +173,8 @@ class IcmpListener:
             error = icmp.parse4(data) if family == 4 else icmp.parse6(data, _address6(sender))
             if error is not None and self._tunnels and icmp.is_ours(error, self._tunnels, self._peers):
                 self._tell(error)
-        loop = asyncio.get_running_loop()
         loop.remove_reader(sock)
-        self._pauses[family] = loop.call_later(PAUSE_S, self._resume, family)
+        self._pauses[family] = loop.call_at(self._ends[family], self._resume, family)
 
     def _tell(self, error: IcmpError) -> None:
         for hear in self._hearers:
