@@ -217,12 +217,17 @@ def ask_routes(family: int, protocol: int = 0) -> bytes:
 
 def split(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield type and body of each message in a datagram of the kernel's."""
+    return ((kind, body) for kind, _, body in split_ports(data))
+
+
+def split_ports(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, port of whom it is about and body of each message in a datagram of the kernel's."""
     offset = 0
     while offset + HEADER.size <= len(data):
-        length, kind, *_ = HEADER.unpack_from(data, offset)
+        length, kind, _, _, port = HEADER.unpack_from(data, offset)
         if length < HEADER.size:
             return
-        yield kind, data[offset + HEADER.size : offset + length]
+        yield kind, port, data[offset + HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 

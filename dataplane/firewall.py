@@ -25,7 +25,7 @@ from dataplane import entries, ruleset
 from dataplane.errors import RuntimeFailure
 from dataplane.journal import Journal
 from dataplane.model import Address, Peer
-from dataplane.peerset import NETLINK_NETFILTER, SUBSYSTEM, PeerSets, split
+from dataplane.peerset import NETLINK_NETFILTER, SUBSYSTEM, PeerSets
 from dataplane.ruleset import FAMILY, Json, Masquerade, Ruleset
 
 log = Journal("firewall")
@@ -322,7 +322,7 @@ class Firewall:
                 table = self._wanted.table
                 if any(
                     matters(kind, body, table)
-                    for kind, port, body in split(data)
+                    for kind, port, body in entries.split_ports(data)
                     if not self._sets.has_told(kind, port)
                 ):
                     self._changed.set()

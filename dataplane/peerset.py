@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 
-from dataplane.entries import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, attribute, message
+from dataplane.entries import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, attribute, message, split
 from dataplane.errors import RuntimeFailure
 from dataplane.model import Address
 from dataplane.netbatch import NLMSG_ERROR
@@ -44,17 +44,6 @@ def pack(number: int, table: str, version: int, addresses: Iterable[Address]) ->
     flags = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE if number == NEWSETELEM else 0)
     change = message(SUBSYSTEM << 8 | number, flags, body)
     return message(BATCH_BEGIN, NLM_F_REQUEST, edge) + change + message(BATCH_END, NLM_F_REQUEST, edge)
-
-
-def split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, port of whom it is about and body of each message in a datagram of the kernel's."""
-    offset = 0
-    while offset + HEADER.size <= len(data):
-        length, kind, _, _, port = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
-            return
-        yield kind, port, data[offset + HEADER.size : offset + length]
-        offset += (length + 3) & ~3
 
 
 class PeerSets:
@@ -106,7 +95,7 @@ class PeerSets:
     @staticmethod
     def _read_answer(sock: socket.socket) -> int:
         while True:
-            for kind, _, body in split(sock.recv(RECEIVE_BYTES)):
+            for kind, body in split(sock.recv(RECEIVE_BYTES)):
                 if kind == NLMSG_ERROR:
                     return -int(struct.unpack_from("=i", body)[0])
 
