@@ -3,8 +3,9 @@
 
 A file changes in more ways than by being written. Editors rename a new one over it, deployments replace its
 directory, and Kubernetes turns a link in the middle of the way when a ConfigMap changes (peers.json ->
-..data/peers.json, ..data -> ..2026_11_23). So every directory that the kernel searches on its way to the file
-is watched, each for the one name that is looked up in it, and the way is gone again after every change.
+..data/peers.json, ..data -> ..2026_11_23). So every step of the way is watched, and the way is gone again
+after every change. A step that is a directory tells when it is itself moved or removed; a link, the file, or
+what is missing is a name in the directory before it. What happens beside the way, as in /tmp, wakes nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 from inotify_simple import Event, INotify, flags
 
 CHANGED = flags.CLOSE_WRITE | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
+MOVED = flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
 LOST = flags.Q_OVERFLOW | flags.UNMOUNT  # events there may have been are not told
+ITSELF = ""  # the name in an event about the directory that is watched
 LINKS_MAX = 40  # on one way, as the kernel has it
 
 
@@ -42,8 +45,8 @@ class PathWatch:
     def follow(self) -> None:
         """Go the way, and watch it as it is now; to be called before the file is read.
 
-        Each directory is watched before the name is looked up in it: a change in between is an event. Where
-        the way ends because something is missing, its coming is an event.
+        A step is watched before what lies behind it is looked up: a change in between is an event. Where the
+        way ends because something is missing, its coming is an event.
         """
         before, self._places = self._places, {}
         rest, here, links = list(reversed(self._path.parts[1:])), Path("/"), 0
@@ -51,6 +54,9 @@ class PathWatch:
             name = rest.pop()
             if name == "..":
                 here = here.parent  # no link leads to `here`: links are followed below
+                continue
+            if rest and self._add_step(here / name):
+                here /= name
                 continue
             if not self._add(here, name, is_last=not rest):
                 break
@@ -67,18 +73,34 @@ class PathWatch:
             except OSError:
                 pass  # the directory is gone, and the watch with it
 
+    def _add_step(self, directory: Path) -> bool:
+        """Watch a directory on the way for its own end; return whether it is one that can be watched."""
+        try:
+            self._watch(directory, ITSELF, MOVED | flags.DONT_FOLLOW)
+        except OSError as err:
+            if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                return False
+            raise
+        return True
+
     def _add(self, directory: Path, name: str, *, is_last: bool) -> bool:
         """Watch for a name; return whether the way goes on from there."""
         try:
-            watch = self._inotify.add_watch(directory, CHANGED | flags.ONLYDIR)
+            self._watch(directory, name, CHANGED)
         except OSError as err:
             if err.errno in (errno.ENOENT, errno.ENOTDIR):
                 return False
             if err.errno == errno.EACCES and not is_last:
                 return True  # may be searched but not read: a change of it is not seen
             raise
-        self._places.setdefault(watch, (directory, set()))[1].add(name)
         return True
+
+    def _watch(self, directory: Path, name: str, mask: int) -> None:
+        # What an earlier way wanted of it is forgotten, what this one wants already is kept.
+        is_known = any(known == directory for known, _ in self._places.values())
+        mask |= flags.ONLYDIR | (flags.MASK_ADD if is_known else 0)
+        watch = self._inotify.add_watch(directory, mask)
+        self._places.setdefault(watch, (directory, set()))[1].add(name)
 
     def drain(self) -> bool:
         """Take all that happened; return whether any of it concerns the file."""

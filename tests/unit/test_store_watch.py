@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -191,6 +192,18 @@ def test_way_goes_and_comes(watch: PathWatch, tmp_path: Path) -> None:
     watch.follow()
     write(path, "x")
     assert watch.drain()
+
+
+def test_neighbours_wake_nobody(watch: PathWatch, tmp_path: Path) -> None:
+    """What happens beside a step of the way is not even told, though it was while that step was missing."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    watch.follow()
+    watch.drain()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "a" / "other").touch()
+    assert select.select([watch], [], [], 0)[0] == []
+    (tmp_path / "a" / "b" / "peers.json").touch()
+    assert select.select([watch], [], [], 0)[0] == [watch]
 
 
 def test_other_names_are_nothing(watch: PathWatch, tmp_path: Path) -> None:
