@@ -106,6 +106,7 @@ static const struct rule rules[] = {
 #endif
 	PASS(ppoll),           /* where there is no other */
 	PASS(restart_syscall), /* after SIGSTOP and SIGCONT */
+	PASS(clock_nanosleep),
 	PASS(accept4),
 	PASS(recvmsg),
 	PASS(sendmsg),

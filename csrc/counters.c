@@ -266,7 +266,7 @@ static void add_words(uint64_t *to, const uint64_t *from, size_t count)
 /**
  * dp_counters_total() - Sum the counters of all workers
  * @counters:	From dp_counters_open()
- * @out:	Sums; last is the latest of any worker
+ * @out:	Sums; last is the latest of any worker, faults those of the serving thread, too
  */
 void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *out)
 {
@@ -274,6 +274,7 @@ void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *o
 	size_t lasts = sizeof(out->last) / sizeof(struct dp_last);
 
 	memset(out, 0, sizeof(*out));
+	out->faults = __atomic_load_n(&counters->header->faults, __ATOMIC_RELAXED);
 	for (uint32_t i = 0; i < counters->threads; i++) {
 		const struct dp_thread_counters *thread = counters_thread(counters, i);
 		const struct dp_last *from = &thread->last[0][0];
@@ -282,6 +283,7 @@ void dp_counters_total(const dp_counters *counters, struct dp_thread_counters *o
 		uint64_t refused = out->refused_tier | thread->refused_tier;
 
 		add_words(&out->heartbeat, &thread->heartbeat, sums);
+		add_words(&out->faults, &thread->faults, 1);
 		out->refused_tier = refused; /* a mask */
 		for (size_t j = 0; j < lasts; j++) {
 			if (__atomic_load_n(&from[j].time_ns, __ATOMIC_RELAXED) > to[j].time_ns)

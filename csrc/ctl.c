@@ -16,6 +16,11 @@
  *
  * GO sets up a second engine, parked, before the first one is stopped: if that
  * fails, the first one goes on as if nothing had been said.
+ *
+ * A system call that fails here ends a connection at most. Where it would fail
+ * again at once (no descriptor is left for a newcomer, no memory to poll), the
+ * thread pauses first; only if it cannot poll for a second does it give up, and
+ * control starts another forwarder.
  */
 #include <errno.h>
 #include <poll.h>
@@ -27,6 +32,7 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "counters.h"
@@ -34,6 +40,9 @@
 #include "engine.h"
 
 enum { CONNECTIONS_MAX = 8 };
+
+/* How long it pauses after a failure, and after how many in a row of poll() it gives up. */
+enum { PAUSE_MS = 10, POLL_FAILURES_MAX = 100 };
 
 /* A connected control, or somebody who only inspects. */
 struct connection {
@@ -52,6 +61,7 @@ struct forwarder {
 	struct engine *engine; /* NULL in DP_STATE_EMPTY */
 	struct engine_identity identity;
 	struct connection connections[CONNECTIONS_MAX];
+	int poll_failures; /* in a row */
 };
 
 /* A request or an answer with its descriptors, by slot; -1: none. */
@@ -341,6 +351,20 @@ static void describe(const struct forwarder *forwarder, const struct dp_msg *req
 /* --- connections -------------------------------------------------------------- */
 
 /**
+ * rest() - Take a system call that failed, and perhaps would again: count it and wait a moment
+ * @forwarder:	State
+ * @err:	Positive errno; that there was nothing to do, or a signal came, is no fault
+ */
+static void rest(struct forwarder *forwarder, int err)
+{
+	const struct timespec pause = {.tv_nsec = PAUSE_MS * 1000000L};
+
+	if (forwarder->engine && err != EAGAIN && err != EINTR)
+		engine_count_fault(forwarder->engine);
+	nanosleep(&pause, NULL);
+}
+
+/**
  * hang_up() - End a connection
  * @connection:	The connection
  */
@@ -390,13 +414,15 @@ static void welcome(struct forwarder *forwarder)
 	}
 	if (fd >= 0)
 		close(fd);
+	else
+		rest(forwarder, errno);
 }
 
 /**
  * serve_round() - Wait for something to happen and see to it
  * @forwarder:	State
  *
- * Return: 0 or -errno of poll()
+ * Return: 0, or -errno of poll() if that fails for ever
  */
 static int serve_round(struct forwarder *forwarder)
 {
@@ -406,8 +432,13 @@ static int serve_round(struct forwarder *forwarder)
 	polls[1] = (struct pollfd){.fd = forwarder->listen_fd, .events = POLLIN};
 	for (int i = 0; i < CONNECTIONS_MAX; i++)
 		polls[2 + i] = (struct pollfd){.fd = forwarder->connections[i].fd, .events = POLLIN};
-	if (poll(polls, 2 + CONNECTIONS_MAX, -1) < 0)
-		return errno == EINTR ? 0 : -errno;
+	if (poll(polls, 2 + CONNECTIONS_MAX, -1) < 0) {
+		int err = errno;
+
+		rest(forwarder, err);
+		return ++forwarder->poll_failures < POLL_FAILURES_MAX ? 0 : -err;
+	}
+	forwarder->poll_failures = 0;
 	if (polls[0].revents)
 		forwarder->is_stopping = true;
 	for (int i = 0; i < CONNECTIONS_MAX; i++) {

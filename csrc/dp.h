@@ -229,7 +229,8 @@ struct dp_counters_header {
 	uint64_t forwarder_pid; /* as that process sees itself */
 	uint64_t restarts;      /* forwarders that took over these counters */
 	uint64_t generation;    /* of the table in force */
-	uint64_t pad[8];
+	uint64_t faults;        /* system calls that failed the thread which serves control */
+	uint64_t pad[7];
 };
 
 struct dp_last {
@@ -252,7 +253,8 @@ struct dp_thread_counters {
 	uint64_t bytes[DP_DIR_COUNT]; /* inner bytes forwarded */
 	uint64_t drops[DP_DIR_COUNT][DP_DROP_COUNT];
 	struct dp_last last[DP_DIR_COUNT][DP_DROP_COUNT]; /* tx: inner destination; rx: outer source */
-	uint64_t pad[8];
+	uint64_t faults; /* system calls that failed and took no packet with them: polls and reads */
+	uint64_t pad[7];
 };
 
 struct dp_peer_counters {

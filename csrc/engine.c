@@ -309,6 +309,15 @@ void dp_engine_destroy(dp_engine *engine)
 }
 
 /**
+ * engine_count_fault() - Count a system call that failed the thread which serves control
+ * @engine:	In any state
+ */
+void engine_count_fault(struct engine *engine)
+{
+	counters_add(&engine->counters->header->faults, 1);
+}
+
+/**
  * engine_fds() - The descriptors an engine works with
  * @engine:	The engine
  *

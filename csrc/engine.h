@@ -15,6 +15,7 @@ struct engine_identity {
 int engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS], const struct engine_identity *identity,
 		  struct engine **out);
 void engine_adopt_counters(struct engine *engine);
+void engine_count_fault(struct engine *engine);
 const int *engine_fds(const struct engine *engine);
 const struct dp_config *engine_config(const struct engine *engine);
 uint64_t engine_generation(const struct engine *engine);

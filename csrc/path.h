@@ -11,6 +11,7 @@
 #ifndef PATH_H
 #define PATH_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -57,7 +58,7 @@ struct path {
 	uint32_t max_peers;
 	const struct fib *fib; /* in force for this batch */
 	uint64_t now_ns;       /* CLOCK_BOOTTIME of this batch */
-	bool is_tun_gone;      /* the device was deleted; wait for another */
+	uint32_t reads;        /* packets and messages that were read, so far */
 	uint8_t *tx_buffers;   /* PATH_BATCH of PATH_STRIDE bytes */
 	uint8_t *rx_buffers;
 	struct rates *icmp;         /* the engine's, which all workers share */
@@ -95,6 +96,16 @@ static inline uint32_t path_slot(enum dp_fd role, uint32_t index)
 static inline void path_offered(struct path *path, enum dp_dir dir, uint32_t units)
 {
 	counters_add(&path->counters->offered[dir], units);
+}
+
+/**
+ * path_fault() - Count a system call that failed and took no packet with it
+ * @path:	The worker's path
+ * @err:	Positive errno; that there is nothing to read, or a signal came, is no fault
+ */
+static inline void path_fault(struct path *path, int err)
+{
+	counters_add(&path->counters->faults, err != EAGAIN && err != EINTR);
 }
 
 /**

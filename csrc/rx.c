@@ -245,22 +245,28 @@ static void carry(struct path *path, enum dp_fd role, const struct pkt *whole, s
 static uint32_t receive(struct path *path, uint32_t slot, uint32_t most)
 {
 	struct pkt pkts[PATH_BATCH];
-	uint32_t received, bytes = 0;
+	uint32_t bytes = 0;
+	int received;
 
 	for (uint32_t i = 0; i < most; i++)
 		pkts[i] = path_buffer(path->rx_buffers, i);
-	received = (uint32_t)underlay_receive(path->fds[slot], &path->rx, pkts, most);
-	for (uint32_t i = 0; i < received; i++) {
+	received = underlay_receive(path->fds[slot], &path->rx, pkts, most);
+	if (received < 0) {
+		path_fault(path, -received);
+		return 0;
+	}
+	path->reads += (uint32_t)received;
+	for (int i = 0; i < received; i++) {
 		struct underlay_meta meta;
 
-		underlay_read_meta(&path->rx, i, &meta);
+		underlay_read_meta(&path->rx, (uint32_t)i, &meta);
 		if (meta.queue_drops)
 			counters_set(&path->counters->queue_drops[slot], meta.queue_drops);
 		bytes += pkts[i].len;
 		carry(path, slot % DP_FD_COUNT, &pkts[i], &meta);
 	}
 	if (received)
-		path->message_bytes = (path->message_bytes + bytes / received) / 2;
+		path->message_bytes = (path->message_bytes + bytes / (uint32_t)received) / 2;
 	deliver_all(path);
 	return bytes;
 }

@@ -447,10 +447,11 @@ uint32_t tx_run(struct path *path, int fd, uint32_t most_bytes)
 		int err = tun_read(fd, path->config->vnet_hdr_len, &packet.pkt, &packet.vnet);
 
 		if (err) {
-			path->is_tun_gone = err == -EBADFD;
+			path_fault(path, -err);
 			break;
 		}
 		read++;
+		path->reads++;
 		bytes += packet.pkt.len;
 		tx_one(path, &packet);
 		if (!has_batches)

@@ -58,7 +58,7 @@ void underlay_set_gro(int fd, bool is_on)
  * @pkts:	Buffers with PKT_HEADROOM; become the messages, in order
  * @count:	How many, at most UNDERLAY_BATCH
  *
- * Return: messages received, 0 when there is none or the socket only had an error to tell
+ * Return: messages received; -EAGAIN when there is none, another -errno
  */
 int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uint32_t count)
 {
@@ -82,7 +82,7 @@ int underlay_receive(int fd, struct underlay_batch *batch, struct pkt *pkts, uin
 		pkts[i].off = PKT_HEADROOM;
 		pkts[i].len = batch->msgs[i].msg_len;
 	}
-	return n < 0 ? 0 : n;
+	return n < 0 ? -errno : n;
 }
 
 /**

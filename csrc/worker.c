@@ -16,6 +16,11 @@
  * wait for the processor come first. It makes no other system call,
  * and allocates nothing: buffers are mapped before it starts.
  *
+ * What wakes it again and again for nothing (a read that fails, a device that was
+ * deleted, a poll that fails) costs next to no processor time: it pauses between
+ * its rounds then, ever longer, until something can be read. Calls that fail are
+ * counted (faults).
+ *
  * Control pauses it with an order and a write to its eventfd, and waits until it
  * has parked, between two batches: then no packet is in flight. A worker starts
  * parked. The heartbeat counts rounds; it stands still in a worker that hangs,
@@ -40,6 +45,9 @@ enum { POLL_MS = 250 };
  * others wait, who have little (a bulk flow fills its own queue).
  */
 enum { ALONE_BYTES = 1 << 20, AMONG_BYTES = 256 << 10 };
+
+/* Rounds in a row that were woken for nothing before it pauses; by how much, at first and at most. */
+enum { VAIN_MAX = 16, PAUSE_MIN_MS = 1, PAUSE_MAX_MS = 64 };
 
 /* Who has less than that at a time need not wait for the end of another's batch. */
 enum { LITTLE_BYTES = 16 << 10 };
@@ -146,15 +154,12 @@ static uint32_t take(struct worker *worker, struct path *path, uint32_t index, u
 	struct worker_source *source = &worker->sources[index];
 	uint32_t urgent = path->urgent, taken;
 
-	path->is_tun_gone = false;
 	if (source->slot % DP_FD_COUNT == DP_FD_TUN)
 		taken = tx_run(path, source->fd, most_bytes);
 	else
 		taken = rx_run(path, source->slot, most_bytes);
 	if (taken)
 		source->is_patient = taken >= LITTLE_BYTES || path->urgent == urgent;
-	if (path->is_tun_gone) /* the device was deleted, and would wake us for ever */
-		(void)sys->epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
 	return taken;
 }
 
@@ -165,12 +170,15 @@ static uint32_t take(struct worker *worker, struct path *path, uint32_t index, u
  *
  * Return: a bit for each that has, by index
  */
-static uint64_t find_ready(const struct worker *worker, int timeout_ms)
+static uint64_t find_ready(struct worker *worker, int timeout_ms)
 {
 	struct epoll_event events[WORKER_SOURCES];
 	int count = sys->epoll_wait(worker->epoll_fd, events, WORKER_SOURCES, timeout_ms);
 	uint64_t ready = 0;
 
+	if (count < 0)
+		path_fault(&worker->path, errno);
+	worker->is_woken = count; /* or not even asleep */
 	for (int i = 0; i < count; i++)
 		ready |= 1ULL << events[i].data.u32;
 	return ready;
@@ -258,8 +266,12 @@ static uint64_t look(struct worker *worker, bool may_sleep)
 	uint64_t ready = find_ready(worker, may_sleep ? POLL_MS : 0), ignored;
 
 	counters_add(&worker->path.counters->wakeups, may_sleep);
-	if (ready & 1)
-		(void)!sys->read(worker->wake_fd, &ignored, sizeof(ignored));
+	if (ready & 1) {
+		if (sys->read(worker->wake_fd, &ignored, sizeof(ignored)) > 0)
+			worker->path.reads++;
+		else
+			path_fault(&worker->path, errno);
+	}
 	return ready & ~1ULL;
 }
 
@@ -285,6 +297,34 @@ static uint32_t carry(struct worker *worker, uint64_t ready)
 }
 
 /**
+ * pause_if_vain() - After many rounds for which we were woken for nothing: wait, or for an order
+ * @worker:	This worker
+ * @is_vain:	This was one more
+ */
+static void pause_if_vain(struct worker *worker, bool is_vain)
+{
+	struct timespec end;
+	uint32_t ms;
+
+	worker->vain = is_vain ? worker->vain + 1 : 0;
+	if (worker->vain <= VAIN_MAX)
+		return;
+	ms = PAUSE_MIN_MS << (worker->vain - VAIN_MAX - 1);
+	if (ms >= PAUSE_MAX_MS) {
+		ms = PAUSE_MAX_MS;
+		worker->vain--;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_nsec += ms * 1000000L;
+	end.tv_sec += end.tv_nsec / 1000000000L;
+	end.tv_nsec %= 1000000000L;
+	pthread_mutex_lock(&worker->lock);
+	if (atomic_load(&worker->order) == WORKER_RUN)
+		pthread_cond_clockwait(&worker->changed, &worker->lock, CLOCK_MONOTONIC, &end);
+	pthread_mutex_unlock(&worker->lock);
+}
+
+/**
  * round_trip() - Look for packets, and carry them
  * @worker:	This worker
  * @may_sleep:	If there are none, wait
@@ -293,11 +333,16 @@ static uint32_t carry(struct worker *worker, uint64_t ready)
  */
 static bool round_trip(struct worker *worker, bool may_sleep)
 {
+	uint32_t reads = worker->path.reads + worker->express.reads, taken;
 	uint64_t ready = look(worker, may_sleep);
+	bool is_woken = worker->is_woken;
 
 	worker->path.now_ns = counters_now_ns();
 	counters_add(&worker->path.counters->heartbeat, 1);
-	if (ready && carry(worker, ready)) {
+	taken = ready ? carry(worker, ready) : 0;
+	if (is_woken)
+		pause_if_vain(worker, worker->path.reads + worker->express.reads == reads);
+	if (taken) {
 		spin_found(&worker->spin, worker->path.now_ns);
 		return false;
 	}

@@ -37,6 +37,8 @@ struct worker {
 	struct worker_source sources[WORKER_SOURCES]; /* the first one is wake_fd, and has no slot */
 	uint32_t count;                               /* of sources */
 	uint32_t serving;                             /* whose batch it is */
+	uint32_t vain;                                /* rounds in a row that were woken for nothing */
+	bool is_woken;                                /* by the last poll, or it failed */
 	int epoll_fd;                                 /* of all sources, owned */
 	int wake_fd;                                  /* eventfd, owned */
 	_Atomic int order;

@@ -57,8 +57,8 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-RETRY_S = 5.0
-STORE_RETRY_MIN_S = 0.1
+RETRY_S = 1.0  # of a pass, after whatever it was has gone
+STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 5.0
 RELEASE_TIMEOUT_S = 10.0
 ANSWER_S = 0.2  # for telling who asked for the release, before we end
 
@@ -241,7 +241,7 @@ class Daemon:
                 trouble.failed(str(err))
                 self.report.store_error = str(err)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s * random.uniform(0.75, 1.25), RETRY_S)
+            pause_s = min(2 * pause_s * random.uniform(0.75, 1.25), STORE_RETRY_MAX_S)
 
     async def _follow_host(self) -> None:
         """Queue that something on this host changed."""
@@ -274,15 +274,16 @@ class Daemon:
                 events = [item for item in inputs if isinstance(item, Event)]
                 self.report.convergence.take(len(events))
                 await self._converge()
-                self.report.trouble = None
+                self.report.succeed()
                 self._note_in_force(events)
+                if self.report.unwritten is not None:
+                    self._retry_later()
                 self.report.revision = self.report.pace.in_force()
             except StaleEpoch:
                 raise
-            except RuntimeFailure as err:
+            except (RuntimeFailure, OSError) as err:
                 if not self.report.is_carrying:
                     raise
-                log.error("not as it must be", error=err, retry_in_s=RETRY_S)
                 self.report.fail(err)
                 self._retry_later()
             self._health.look()

@@ -150,7 +150,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
     }
 
 
-def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None) -> Status:
+def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None, faults: int) -> Status:
     uptime_s = None
     if dataplane.is_alive and header is not None and header.forwarder_s:
         uptime_s = round(boottime_s() - header.forwarder_s, 3)
@@ -160,6 +160,7 @@ def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None) -> 
         "uptime_s": uptime_s,
         "restarts": 0 if header is None else header.restarts,
         "state": dataplane.state,
+        "faults": faults,
     }
 
 
@@ -224,7 +225,7 @@ def describe(node: Node, dataplane: Dataplane) -> Status:
         "tun": facts.get("tun"),
         "underlay": facts.get("underlay"),
         "store": facts.get("store"),
-        "forwarder": _describe_forwarder(dataplane, header),
+        "forwarder": _describe_forwarder(dataplane, header, 0 if totals is None else totals.faults),
         "control": node.control,
         "convergence": node.convergence,
         "tx": _describe_direction(None if totals is None else totals.tx),

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from dataplane import entries, ruleset
 from dataplane.errors import RuntimeFailure
 from dataplane.journal import Journal
 from dataplane.model import Address, Peer
+from dataplane.netwatch import Watch
 from dataplane.peerset import NETLINK_NETFILTER, SUBSYSTEM, PeerSets
 from dataplane.ruleset import FAMILY, Json, Masquerade, Ruleset
 
@@ -32,7 +32,6 @@ log = Journal("firewall")
 
 SBIN = "/usr/sbin:/sbin"
 TIMEOUT_S = 30.0
-RECEIVE_BYTES = 1 << 17
 MISSING = ("No such file or directory", "rotocol not supported", "peration not supported")
 DENIED = "Operation not permitted"
 
@@ -292,16 +291,12 @@ class Firewall:
 
     async def run(self) -> None:
         """Put right what somebody changes: the first time at once, then every few seconds at most."""
-        loop = asyncio.get_running_loop()
         with ExitStack() as stack:
-            with suppress(
-                OSError
-            ):  # without nftables in the kernel, or the right: nothing is in force anyway
-                kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-                sock = stack.enter_context(socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER))
-                sock.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
-                loop.add_reader(sock, self._hear, sock)
-                stack.callback(loop.remove_reader, sock)
+            # without nftables in the kernel, or the right: nothing is in force anyway
+            with suppress(OSError):
+                watch = Watch(NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1), self._hear)
+                stack.callback(watch.close)
+                watch.start()
             stack.callback(self._sets.close)
             while True:
                 await self._changed.wait()
@@ -309,23 +304,17 @@ class Firewall:
                 self._changed.clear()
                 await self._look()
 
-    def _hear(self, sock: socket.socket) -> None:
-        while True:
-            try:
-                data = sock.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:  # ENOBUFS: some were lost, so look
+    def _hear(self, data: bytes) -> None:
+        if not data:  # some were lost, so look
+            self._changed.set()
+        if self._wanted is not None and not self._changed.is_set():
+            table = self._wanted.table
+            if any(
+                matters(kind, body, table)
+                for kind, port, body in entries.split_ports(data)
+                if not self._sets.has_told(kind, port)
+            ):
                 self._changed.set()
-                return
-            if self._wanted is not None and not self._changed.is_set():
-                table = self._wanted.table
-                if any(
-                    matters(kind, body, table)
-                    for kind, port, body in entries.split_ports(data)
-                    if not self._sets.has_told(kind, port)
-                ):
-                    self._changed.set()
 
     async def _look(self) -> None:
         async with self.lock:

@@ -8,12 +8,13 @@ import socket
 from pathlib import Path
 from typing import NoReturn
 
-from dataplane import native, privilege
+from dataplane import footing, native, privilege
 from dataplane.rundir import RunDir, listen
 
 
 def run(run_dir: Path) -> NoReturn:
     """Serve until told to stop, which ends the process; its socket stays, and nobody answers there."""
+    footing.stand("overlayd forwarder")
     privilege.hide_memory()
     privilege.drop_all()
     where = RunDir(run_dir)
@@ -23,5 +24,7 @@ def run(run_dir: Path) -> NoReturn:
         listen(where.forwarder_socket, socket.SOCK_SEQPACKET) as listener,
     ):
         result = native.serve(listener.fileno(), is_confined=privilege.confine())
+        if result != 0:
+            os.write(2, f"overlayd: forwarder cannot serve any more: {os.strerror(-result)}\n".encode())
         # Nothing else of Python's end is allowed any more.
         os._exit(0 if result == 0 else 1)

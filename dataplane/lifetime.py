@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import uvloop
 
-from dataplane import choose, journal, native, privilege
+from dataplane import choose, footing, journal, native, privilege
 from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, newest_epoch
@@ -75,6 +75,7 @@ def run(config: RunConfig) -> int:
     journal.set_up(config.log_level, config.log_format)
     # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
     gc.set_threshold(GARBAGE_MIN)
+    footing.stand("overlayd run")
     privilege.hide_memory()  # a password may be in there
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()

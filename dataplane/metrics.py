@@ -62,6 +62,7 @@ def _node(status: Status) -> Iterator[Metric]:
     yield _gauge("forwarder_up", "Whether there is a forwarder", ({}, forwarder["alive"]))
     yield _gauge("forwarder_uptime_seconds", "How long it has run", ({}, forwarder["uptime_s"]))
     yield _counter("forwarder_restarts", "Forwarders that were replaced", [({}, forwarder["restarts"])])
+    yield _counter("forwarder_faults", "Its system calls that failed", [({}, forwarder["faults"])])
 
 
 def _store(status: Status) -> Iterator[Metric]:

@@ -275,6 +275,7 @@ class Totals:
     observed: int
     supers: int
     refused_tier: int  # mask of Offload
+    faults: int
     queue_drops: dict[Fd, int]
 
 
@@ -370,6 +371,7 @@ class Counters:
             observed=out.observed,
             supers=out.supers,
             refused_tier=out.refused_tier,
+            faults=out.faults,
             queue_drops=sum_by_role(out.queue_drops),
         )
 

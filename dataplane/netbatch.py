@@ -28,17 +28,25 @@ SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 BATCH = 400  # messages, which fit one datagram, as their answers fit the buffer
 BUFFER_BYTES = 4 << 20
 RECEIVE_BYTES = 1 << 17
+ANSWER_S = 5.0
 # What must be gone already is, and what is there already is as well.
 HARMLESS = {errno.ESRCH, errno.ENOENT, errno.EEXIST}
 # A list of what is in a table that was never made, or of an IP family that the kernel does not have.
 NOTHING = {errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 
 
-def _open() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    sock.bind((0, 0))
-    return sock
+@contextlib.contextmanager
+def _open() -> Iterator[socket.socket]:
+    """Yield a socket, whose errors are KernelErrors; nobody waits for ever for an answer that was lost."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    try:
+        with socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            sock.settimeout(ANSWER_S)
+            sock.bind((0, 0))
+            yield sock
+    except OSError as err:
+        raise KernelError("asking the kernel by netlink", err.errno or errno.ETIMEDOUT) from None
 
 
 def send(messages: Iterable[bytes]) -> int:

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dataplane import netbatch, vxlan, ways
-from dataplane.entries import ROUTE_PROTOCOL as PEERS_PROTOCOL
+from dataplane import netbatch, netwatch, vxlan, ways
+from dataplane.entries import MAIN_TABLE
 from dataplane.errors import KernelError, RuntimeFailure
 from dataplane.model import Address, HostFacts, HostPlan, Interface, Network, SubnetEntry, VxlanDevice
 from dataplane.repairs import Changes
@@ -40,7 +40,6 @@ IPV6_METRIC = 1024  # what the kernel gives to IPv6 routes that ask for none
 # Packets that may wait in each queue of the device: 400 ms of 10 000 a second, while a forwarder is replaced
 # on a busy machine. Beside bulk TCP 256 gave the same latency; who fills a queue waits behind himself alone.
 TX_QUEUE_LEN = 4096
-MAIN_TABLE = 254
 TC_H_ROOT = 0xFFFFFFFF
 RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE = 1, 6, 7
 NOWHERE = {RTN_BLACKHOLE: "blackhole", RTN_UNREACHABLE: "unreachable"}
@@ -49,12 +48,7 @@ IFF_UP = 1
 IFF_TUN = 1  # IFLA_TUN_TYPE; 2 is a TAP
 IFA_F_NODAD = 0x02
 
-# Of the netlink messages that tell of changes.
-NLMSG_HEADER = struct.Struct("=IHHII")
-RTM_NEWROUTE, RTM_DELROUTE = 24, 25
-RTMSG_TABLE, RTMSG_PROTOCOL = NLMSG_HEADER.size + 4, NLMSG_HEADER.size + 5
-# Links, IPv4 and IPv6 addresses and routes, and settings of interfaces such as rp_filter.
-GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24
+NLMSG_ERROR = struct.Struct("=IHHIIi16x")  # what the kernel answers instead, with the question it is about
 
 Result = TypeVar("Result")
 
@@ -329,20 +323,6 @@ def _find_process(port: int) -> str | None:
 # --- the shell --------------------------------------------------------------------------------------
 
 
-def _matters(data: bytes) -> bool:
-    """Tell whether a batch of netlink messages is about more than what netbatch.py tells the kernel."""
-    offset = 0
-    while offset + NLMSG_HEADER.size <= len(data):
-        length, kind, *_ = NLMSG_HEADER.unpack_from(data, offset)
-        if kind not in (RTM_NEWROUTE, RTM_DELROUTE):
-            return True
-        # How peers are reached depends on the routes of others, too.
-        if data[offset + RTMSG_TABLE] == MAIN_TABLE and data[offset + RTMSG_PROTOCOL] != PEERS_PROTOCOL:
-            return True
-        offset += max(NLMSG_HEADER.size, (length + 3) & ~3)
-    return False
-
-
 class Host:
     """This host's network, in the network namespace of this process."""
 
@@ -351,22 +331,46 @@ class Host:
         self._thread = ThreadPoolExecutor(1, "netlink")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ipr: IPRoute | None = None
+        self._has_failed = False  # the socket, which is opened anew for the next call
         self._has_ipv6 = False
         self.paused: frozenset[str] = frozenset()  # changes that are not to be made now
 
     def _do(self, what: Callable[..., Result], *args: Any) -> Result:
         """Run in the thread: open the socket at first use, and turn netlink's errors into ours."""
+        name = what.__name__.strip("_")
         try:
             if self._ipr is None:
-                self._loop = asyncio.SelectorEventLoop()
-                self._ipr = IPRoute(use_event_loop=self._loop)
+                self._open()
             return what(self._ipr, *args)
         except NetlinkError as err:
+            if self._has_failed:
+                self._close()
             if err.code in (errno.EPERM, errno.EACCES):
                 raise RuntimeFailure(
                     "overlayd run needs CAP_NET_ADMIN to set up the host's network"
                 ) from None
-            raise KernelError(f"netlink ({what.__name__.strip('_')})", err.code) from None
+            raise KernelError(f"netlink ({name})", err.code) from None
+        except OSError as err:
+            self._close()
+            raise KernelError(f"netlink ({name})", err.errno or errno.EIO) from None
+
+    def _open(self) -> None:
+        self._loop = asyncio.SelectorEventLoop()
+        try:
+            self._ipr = IPRoute(use_event_loop=self._loop)
+        except KeyError:  # it has tried to bind its socket to this port and that
+            raise OSError(errno.EADDRINUSE, "no port") from None
+        self._has_failed = False
+        self._ipr.asyncore.protocol.error_received = self._fail
+
+    def _fail(self, err: OSError) -> None:
+        """End whoever waits for an answer of a socket that has failed: pyroute2 would let him wait for ever."""
+        self._has_failed = True
+        if self._ipr is not None:
+            for number, queue in self._ipr.asyncore.msg_queue.queues.items():
+                queue.put_nowait(
+                    NLMSG_ERROR.pack(NLMSG_ERROR.size, 2, 0, number, 0, -(err.errno or errno.EIO))
+                )
 
     async def _call(self, what: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, what, *args)
@@ -458,32 +462,9 @@ class Host:
         """Return what about this host keeps packets from flowing, with the remedy."""
         return check_sysctls(has_ipv6=self._has_ipv6)
 
-    async def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncIterator[None]:
         """Yield after each change of links, addresses or routes; several at once count as one."""
-        changed = asyncio.Event()
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as sock:
-            sock.bind((0, GROUPS))
-
-            def drain() -> None:
-                while True:
-                    try:
-                        if _matters(sock.recv(1 << 16)):
-                            changed.set()
-                    except BlockingIOError:
-                        return
-                    except OSError:
-                        changed.set()  # ENOBUFS: some were lost, so look at everything
-                        return
-
-            loop = asyncio.get_running_loop()
-            loop.add_reader(sock, drain)
-            try:
-                while True:
-                    await changed.wait()
-                    changed.clear()
-                    yield
-            finally:
-                loop.remove_reader(sock)
+        return netwatch.host_changes()
 
     def _close(self) -> None:
         if self._ipr is not None:
@@ -491,6 +472,7 @@ class Host:
         if self._loop is not None:
             self._loop.run_until_complete(asyncio.sleep(0))  # lets the transport end
             self._loop.close()
+        self._ipr = self._loop = None
 
     async def close(self) -> None:
         """Close the netlink socket and end the thread."""

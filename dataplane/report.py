@@ -12,7 +12,7 @@ from dataplane.config import RunConfig
 from dataplane.convergence import Convergence
 from dataplane.errors import ControlError, RuntimeFailure
 from dataplane.figures import Node, PeerRow, describe
-from dataplane.journal import Journal
+from dataplane.journal import Journal, Trouble
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
 from dataplane.native import ENCAP_NAMES
@@ -66,6 +66,8 @@ class Report:
         self.is_carrying = False
         self.trouble: str | None = None  # why the last pass failed
         self.trouble_part = "host"
+        self._troubles = Trouble(log, "not as it must be")
+        self.unwritten: str | None = None  # why the facts are not left
         self.revision: int | None = None  # of the store, in force
         self.store_error: str | None = None
         self.network_problem: str | None = None
@@ -97,14 +99,33 @@ class Report:
         }
         if self.is_carrying and facts["underlay"] != self._facts.get("underlay"):
             log.info("underlay", iface=settings.underlay.name, mtu=settings.underlay.mtu, pods=settings.mtu)
-        if facts != self._facts:
-            self._run_dir.write_facts(facts)
+        if facts != self._facts or self.unwritten is not None:
             self._facts = facts
+            self._write()
 
-    def fail(self, err: RuntimeFailure) -> None:
+    def _write(self) -> None:
+        """Write the facts; that they cannot be written keeps nothing from a node that works already."""
+        try:
+            self._run_dir.write_facts(self._facts)
+            self.unwritten = None
+        except RuntimeFailure as err:
+            if not self.is_carrying:
+                raise
+            self.unwritten = str(err)
+
+    def fail(self, err: Exception) -> None:
         """Take that the last pass failed."""
         self.trouble = str(err)
         self.trouble_part = "forwarder" if isinstance(err, ControlError) else "host"
+        self._troubles.failed(self.trouble)
+
+    def succeed(self) -> None:
+        """Take that the last pass did all there was to do."""
+        self.trouble = None
+        if self.unwritten is None:
+            self._troubles.over()
+        else:
+            self._troubles.failed(self.unwritten)
 
     def tell_warnings(self) -> None:
         """Log what about this host keeps packets from flowing, when that is new."""
@@ -186,6 +207,8 @@ class Report:
         for problem in (self.network_problem, self.store_error):
             if problem is not None:
                 warnings.insert(0, f"store: {problem}")
+        if self.unwritten is not None:
+            warnings.insert(0, self.unwritten)
         node = Node(
             ready=ready,
             reason=reason,

@@ -17,12 +17,12 @@ from dataplane import entries, netbatch
 from dataplane.entries import Entries, Links
 from dataplane.journal import Journal
 from dataplane.model import Address, Network, SubnetEntry
+from dataplane.netwatch import Watch
 from dataplane.reach import is_unreached
 
 log = Journal("backend")
 
 GROUPS = 0x1 | 0x4 | 0x40 | 0x400  # links, neighbours, IPv4 and IPv6 routes
-RECEIVE_BYTES = 1 << 17
 NAMED_MAX = 10  # peers that one warning names
 
 Result = TypeVar("Result")
@@ -99,8 +99,9 @@ class Teller:
     def __init__(self, on_change: Callable[[], None]) -> None:
         """`on_change` is called when somebody removed what we told the kernel."""
         self._on_change = on_change
-        self._watch: socket.socket | None = None
+        self._watch: Watch | None = None
         self._sides: tuple[Side, ...] = ()
+        self._telling: Side | None = None  # of what we do ourselves there is no news
 
     def have(self, sides: Mapping[int, Side]) -> None:
         """Keep these sides from now on."""
@@ -124,15 +125,18 @@ class Teller:
         if side.known == wanted:
             return 0
         before, is_sure, side.told = side.known, side.told is not None, None
-        self._stop_hearing()
+        if self._watch is not None:
+            self._watch.stop()
         try:
             messages = entries.difference(side.links.overlay, before, wanted)
             count = await in_thread(netbatch.send, messages)
             side.known = wanted
             side.told = wanted if is_sure else None
-            if self._drain(side):
-                self._on_change()
+            if self._watch is not None:
+                self._telling = side
+                self._watch.drain()
         finally:
+            self._telling = None
             self._start_hearing()
         return count
 
@@ -140,36 +144,17 @@ class Teller:
 
     def _start_hearing(self) -> None:
         if self._watch is None:
-            self._watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-            self._watch.bind((0, GROUPS))
-        asyncio.get_running_loop().add_reader(self._watch, self._hear)
+            self._watch = Watch(socket.NETLINK_ROUTE, GROUPS, self._hear)
+        self._watch.start()
 
-    def _stop_hearing(self) -> None:
-        if self._watch is not None:
-            asyncio.get_running_loop().remove_reader(self._watch)
-
-    def _hear(self) -> None:
-        if self._drain():
+    def _hear(self, data: bytes) -> None:
+        """Take what the kernel tells; nothing means that some was lost, so everything is looked at."""
+        has_changed = not data and self._doubt(self._sides)
+        for kind, body in entries.split(data):
+            sides = [side for side in self._sides if _is_news(side, self._telling, kind, body)]
+            has_changed = self._doubt(sides) or has_changed
+        if has_changed:
             self._on_change()
-
-    def _drain(self, telling: Side | None = None) -> bool:
-        """Take what the kernel tells; return whether anything of ours may be different now.
-
-        Of the side that we were just telling of, what we have done ourselves is no news.
-        """
-        has_changed = False
-        while self._watch is not None:
-            try:
-                data = self._watch.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:  # ENOBUFS: some were lost, so look at everything
-                has_changed = self._doubt(self._sides) or has_changed
-                continue
-            for kind, body in entries.split(data):
-                sides = [side for side in self._sides if _is_news(side, telling, kind, body)]
-                has_changed = self._doubt(sides) or has_changed
-        return has_changed
 
     def _doubt(self, sides: Iterable[Side]) -> bool:
         found = list(sides)
@@ -179,7 +164,6 @@ class Teller:
 
     def close(self) -> None:
         """Let go: the kernel keeps what it was told. May be called again."""
-        self._stop_hearing()
         if self._watch is not None:
             self._watch.close()
             self._watch = None

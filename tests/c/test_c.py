@@ -71,6 +71,7 @@ SCENARIOS = {
         *("no_way", "errors", "sockets", "strange", "portions", "refused"),
         *("uncuttable", "unsent", "of_kernel_peers"),
     ],
+    "worker_faults": ["matrix", "orders"],
     "judged": [
         "spoofed_run",
         "observed_run",
@@ -210,6 +211,12 @@ def test_option_refused(program: Callable[[str, str], Path], scenario: str) -> N
 def test_without_offloads(program: Callable[[str, str], Path]) -> None:
     """Without runs, or without batches too, the same packets leave."""
     run(program("address", "downgrade_tx"), "without")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["worker_faults"])
+def test_case_132_and_case_136_calls_of_a_worker(program: Callable[[str, str], Path], scenario: str) -> None:
+    """A call that fails once, 10 or 1000 times, with any errno, is counted, and the next packet passes."""
+    run(program("address", "worker_faults"), scenario)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS["too_big"])

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix of system calls and errnos: `python -m tests.faults`, as root.
+
+    python -m tests.faults                           all, a few minutes
+    python -m tests.faults --process control sendto  one process, some calls
+
+strace counts which system calls the two processes make in a run that does everything. Then each of them fails
+with each errno, for a moment, in the running process, while packets, leases and addresses of the host come
+and go. A cell says what told of it. It ends with 1 if a process came to its end, carried no packet or was not
+in order within a second or a few, or used more of a processor than it may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.faulted import CPU_SHARE, ERRNOS, INJECT_S, FaultedRig, Strace, share_of
+
+PROCESSES = ("forwarder", "control")
+# What the kernel does in place of the call: a filter of system calls knows none that strace would make up.
+INSTEAD = "syscall=getpid"
+
+# Which calls cannot fail with which errnos, or are not to be tried; and why.
+ALL = frozenset(ERRNOS)
+ARGUMENTS = "fails only for wrong arguments"
+NEVER = "cannot fail"
+LIBRARY = (
+    "the C library ends a process at once that this fails in; the kernel gives EAGAIN, EINTR and ETIMEDOUT"
+)
+NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
+    (
+        frozenset({"getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "sched_yield", "umask"}),
+        ALL,
+        NEVER,
+    ),
+    (frozenset({"exit", "exit_group", "rt_sigreturn", "restart_syscall"}), ALL, NEVER),
+    (
+        frozenset(
+            {
+                *(
+                    "rt_sigaction",
+                    "rt_sigprocmask",
+                    "sigaltstack",
+                    "set_robust_list",
+                    "rseq",
+                    "clock_gettime",
+                ),
+                *("set_tid_address", "sched_getaffinity", "lseek", "dup", "dup2", "pipe2", "getsockname"),
+            }
+        ),
+        ALL,
+        ARGUMENTS,
+    ),
+    (frozenset({"futex"}), ALL - {"EAGAIN", "EINTR"}, LIBRARY),
+    (frozenset({"epoll_wait", "epoll_pwait"}), ALL - {"EINTR"}, ARGUMENTS + "; libuv ends the process"),
+    (
+        frozenset({"mmap", "munmap", "mprotect", "brk", "madvise", "mremap"}),
+        ALL - {"ENOMEM"},
+        "memory fails with ENOMEM alone",
+    ),
+    (frozenset({"execve", "vfork", "clone", "clone3", "fork"}), ALL - {"EAGAIN", "ENOMEM"}, ARGUMENTS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What came of one call that failed with one errno."""
+
+    injected: int
+    told: str
+    share: float  # of a core
+    passed_s: float  # until numbered packets had passed each way
+    in_order_s: float
+    has_ended: bool
+
+    def text(self) -> str:
+        """Return what stands in the matrix."""
+        if not self.injected:
+            return "-"
+        return f"{self.told or 'ok'} x{self.injected}" + (" ENDED" if self.has_ended else "")
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is not as it must be."""
+        if self.has_ended:
+            yield "the process ended"
+        if self.share > CPU_SHARE:
+            yield f"{100 * self.share:.0f} % of a core"
+
+
+def why_not(process: str, call: str, err: str) -> str | None:
+    """Return why a cell is not tried; None if it is."""
+    for calls, errnos, why in NOT_TRIED:
+        if call in calls and err in errnos and not (process == "forwarder" and call == "epoll_wait"):
+            return why
+    return None
+
+
+class Matrix:
+    """The cells, on one rig."""
+
+    def __init__(self, rig: FaultedRig, directory: Path) -> None:
+        """Try them in a rig."""
+        self._rig = rig
+        self._log = directory / "strace"
+        self._number = 0
+
+    def calls(self) -> dict[str, list[str]]:
+        """Return which calls each process makes in a run that does everything, the most frequent first."""
+        found = {}
+        for process in PROCESSES:
+            with Strace(self._rig.daemon.pids()[process], log=self._log) as strace:
+                for _ in range(3):
+                    self._stir()
+                self._rig.passes()
+                self._rig.wait_in_order()
+            found[process] = [call for call, _ in strace.calls().most_common()]
+        return found
+
+    def _stir(self) -> None:
+        self._number += 1
+        self._rig.stir(self._number)
+
+    def _evidence(self) -> dict[str, int]:
+        """Return the counters that may tell, and how many lines of the log say something that went wrong."""
+        daemon = self._rig.daemon
+        totals = daemon.counters.totals()
+        found = {name: count for way in (totals.tx, totals.rx) for name, count in way.drops.items()}
+        found["faults"] = totals.faults
+        lines = daemon.log().splitlines()
+        found["log"] = sum(" WARNING " in line or " ERROR " in line or "Error" in line for line in lines)
+        return found
+
+    def cell(self, process: str, call: str, err: str, when: str = "1+") -> Cell:
+        """Let a call fail, while everything happens, and look what comes of it."""
+        daemon = self._rig.daemon
+        before, pids = self._evidence(), daemon.pids()
+        inject = ("-e", f"trace={call}", "-e", f"inject={call}:error={err}:when={when}:{INSTEAD}")
+        with Strace(pids[process], *inject, log=self._log) as strace:
+            share = share_of(pids[process], INJECT_S, self._stir)
+        daemon.revive_soon()
+        passed_s = self._rig.passes()
+        in_order_s = self._rig.wait_in_order()
+        after = self._evidence()
+        told = [name for name, count in after.items() if count != before.get(name, 0)]
+        has_ended = daemon.pids()[process] != pids[process]
+        return Cell(strace.injected(), ",".join(told), share, passed_s, in_order_s, has_ended)
+
+
+def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) -> list[str]:
+    """Try all cells of some rows, print them, and return what is not as it must be."""
+    problems = []
+    reasons: dict[str, set[str]] = {}
+    slowest = (0.0, "")
+    for process, call in rows:
+        print(f"{process} {call}", flush=True)
+        for err in errnos:
+            why = why_not(process, call, err)
+            if why is not None:
+                reasons.setdefault(why, set()).add(f"{call} {err}")
+                continue
+            try:
+                cell = matrix.cell(process, call, err)
+            except AssertionError as failure:
+                problems.append(f"{process} {call} {err}: {failure}")
+                print(f"    {err:13} {problems[-1][:200]}", flush=True)
+                continue
+            slowest = max(slowest, (cell.passed_s, f"{process} {call} {err}"))
+            problems += [f"{process} {call} {err}: {problem}" for problem in cell.problems()]
+            print(
+                f"    {err:13} {cell.text():40} {100 * cell.share:3.0f} % of a core, packets after "
+                f"{cell.passed_s:.3f} s, in order after {cell.in_order_s:.3f} s",
+                flush=True,
+            )
+    print(f"slowest: {slowest[1]}, {slowest[0]:.3f} s")
+    for why, cells in reasons.items():
+        print(f"not tried, {why}: {', '.join(sorted(cells))}")
+    return problems
+
+
+def main() -> int:
+    """Print the matrix; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--process", choices=PROCESSES, help="only this one")
+    parser.add_argument("--errno", choices=ERRNOS, action="append", help="only this one; repeatable")
+    parser.add_argument("calls", nargs="*", metavar="CALL", help="only these")
+    args = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="overlayd-faults-") as directory,
+        FaultedRig(Path(directory) / "node", name="m") as rig,
+    ):
+        matrix = Matrix(rig, Path(directory))
+        found = matrix.calls()
+        rows = [
+            (process, call)
+            for process in PROCESSES
+            if args.process in (None, process)
+            for call in found[process]
+            if not args.calls or call in args.calls
+        ]
+        problems = run(matrix, rows, args.errno or ERRNOS)
+    for problem in problems:
+        print(f"NOT AS IT MUST BE: {problem}")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
