@@ -17,6 +17,8 @@ import os
 
 def one_line(text: str) -> str:
     """Return a text that anybody may have written as one printable line: safe for a log and a terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -219,7 +219,7 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         network = read_net4(read_text(fields["Network"], f"{where}.Network"), f"{where}.Network")
         if not 8 <= network.prefixlen <= 28:
             raise ValueError(f"{where}.Network: {network} has an unusable length, allowed is /8 to /28")
-        _check_ordinary(any(map(network.overlaps, _SPECIAL4)), network, f"{where}.Network")
+        _check_ordinary(network, f"{where}.Network")
         subnets = _read_range(fields, where, network)
     if has_v6:
         if "IPv6Network" not in fields:
@@ -228,7 +228,7 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
         network6 = read_net6(read_text(fields["IPv6Network"], name), name)
         if not 16 <= network6.prefixlen <= 124:
             raise ValueError(f"{name}: {network6} has an unusable length, allowed is /16 to /124")
-        _check_ordinary(any(map(network6.overlaps, _SPECIAL6)), network6, name)
+        _check_ordinary(network6, name)
         subnets6 = _read_range(fields, where, network6)
     if "Backend" not in fields:
         raise ValueError(f'{where}: "Backend" is missing, expected for example {{"Type": "vxlan"}}')
@@ -236,8 +236,9 @@ def parse_network(data: object, where: str = "network", *, strict: bool = True) 
     return replace(config, network=network, network6=network6, subnets=subnets, subnets6=subnets6)
 
 
-def _check_ordinary(is_special: bool, network: IPv4Network | IPv6Network, where: str) -> None:
-    if is_special:
+def _check_ordinary(network: Network, where: str) -> None:
+    special: Iterable[Network] = _SPECIAL4 if network.version == 4 else _SPECIAL6
+    if any(map(network.overlaps, special)):
         raise ValueError(f"{where}: {network} holds loopback, link-local, multicast or unspecified addresses")
 
 

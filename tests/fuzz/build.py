@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import subprocess
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests.c.objects import Objects, digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -26,47 +29,42 @@ FLAVOURS = {
 TARGETS = sorted(path.stem for path in HERE.glob("*.c"))
 
 
-def compile_one(flavour: str, source: Path, target: Path) -> None:
-    """Compile one C file."""
+def objects_of(flavour: str, where: Path, units: Iterable[Path] = ()) -> Objects:
+    """Return what compiles for a flavour into a directory, and anew also if one of some units has changed."""
+    headers = [path for directory in (CSRC, SHARED, HERE) for path in directory.glob("*.h")]
     command = ["clang-14", *FLAGS, *WARNINGS, "-fsanitize=fuzzer-no-link", *FLAVOURS[flavour]]
-    done = subprocess.run(
-        [*command, "-c", "-o", str(target), str(source)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    return Objects(where, command, [*headers, *units])
 
 
-def fingerprint(flavour: str) -> str:
-    """Return a digest of everything that goes into the fuzzers."""
-    digest = hashlib.sha256(repr((FLAGS, WARNINGS, FLAVOURS[flavour], TARGETS)).encode())
-    for path in sorted(p for d in (CSRC, SHARED, HERE) for p in d.glob("*.[ch]")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def included_units() -> list[Path]:
+    """Return the units that targets include, to reach into them."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.[ch]")))
+    return [CSRC / name for name in sorted(set(re.findall(r'#include "[./csr]*?(\w+\.c)"', sources)))]
 
 
-def link(flavour: str, program: Path, *objects: Path) -> None:
-    """Make a fuzzer of its objects."""
+def link(flavour: str, target: Path, engine: Sequence[Path] = ()) -> None:
+    """Make a fuzzer of its object and those of the engine, unless it is one of just these."""
+    program, library = target.with_suffix(""), target.with_name("libengine.a")
     command: list[str | Path] = ["clang-14", "-pthread", "-fsanitize=fuzzer", *FLAVOURS[flavour]]
-    subprocess.run([*command, "-o", program, *objects], check=True)
+    stamp = program.with_suffix(".linked")
+    wanted = digest_of((path.with_suffix(".stamp") for path in (target, *engine)), command)
+    if program.is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    # The library comes last: a target that includes a unit, to reach into it, takes precedence.
+    subprocess.run([*command, "-o", program, target, *([library] if engine else [])], check=True)
+    stamp.write_text(wanted, encoding="ascii")
 
 
 def build(flavour: str = "address") -> Path:
-    """Build all fuzzers, unless they are current; return where they are."""
+    """Build all fuzzers as far as they are not current; return where they are."""
     where = BUILD / flavour
-    stamp = where / "stamp"
-    wanted = fingerprint(flavour)
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
-        return where
-    where.mkdir(parents=True, exist_ok=True)
     units = [path for path in sorted(CSRC.glob("*.c")) if not path.stem.startswith("probe")]
-    jobs = {path: where / f"unit_{path.stem}.o" for path in units}
-    jobs |= {HERE / f"{name}.c": where / f"{name}.o" for name in TARGETS}
+    engine = objects_of(flavour, where).compile((path, f"unit_{path.stem}") for path in units)
+    sources = ((HERE / f"{name}.c", name) for name in TARGETS)
+    targets = objects_of(flavour, where, included_units()).compile(sources)
+    (where / "libengine.a").unlink(missing_ok=True)
+    subprocess.run(["ar", "rcs", where / "libengine.a", *engine], check=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: compile_one(flavour, *job), jobs.items()))
-        library = where / "libengine.a"
-        library.unlink(missing_ok=True)
-        subprocess.run(["ar", "rcs", library, *(where / f"unit_{path.stem}.o" for path in units)], check=True)
-        # The library comes last: a target that includes a unit, to reach into it, takes precedence.
-        list(pool.map(lambda name: link(flavour, where / name, where / f"{name}.o", library), TARGETS))
-    stamp.write_text(wanted, encoding="utf-8")
+        list(pool.map(lambda target: link(flavour, target, engine), targets))
     return where

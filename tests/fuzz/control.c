@@ -5,22 +5,83 @@
  * An input is a list of requests: a byte that says how, one with the type, one with the epoch, two with the mask
  * of descriptors, one with how many really come along, one that names a byte of the configuration to change and
  * one to change it to. ctl.c is included, to reach what serves one connection. Engines that get going are real;
- * their TUN and sockets are eventfds, on which nothing ever arrives.
+ * their TUN and sockets are eventfds, on which nothing ever arrives. Their workers are threads only in few inputs,
+ * which say so, since making one and waiting for it takes longer than all the rest: worker.c is included for that.
  */
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 #include "fuzz.h"
 #include "packets.h"
 #include "ctl.c"
 
+static int create_perhaps(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *), void *arg);
+static int wait_perhaps(pthread_cond_t *changed, pthread_mutex_t *lock);
+static int join_perhaps(pthread_t thread, void **result);
+
+#define pthread_create create_perhaps
+#define pthread_cond_wait wait_perhaps
+#define pthread_join join_perhaps
+#include "worker.c"
+#undef pthread_create
+#undef pthread_cond_wait
+#undef pthread_join
+
 /* More descriptors than this program ever has, and more than ctl.c has room for (padding makes it one more). */
 enum { FDS_MAX = 512, FDS_SENT_MAX = DP_FD_SLOTS + 2 };
 enum { REQUEST_LEN = 8, REQUESTS_MAX = 16 };
 enum { HOW_SHORT = 1, HOW_LONG = 2, HOW_MAGIC = 4, HOW_ABI = 8, HOW_NO_READER = 16, HOW_WRONG_FD = 32 };
+enum { HOW_THREADS = 64 }; /* of the first request */
 
 /* Good descriptors by enum dp_fd, to send along. */
 static int good_fds[DP_FD_COUNT];
+
+/* Both ends of a connection, the forwarder's first; as long as it is not ended, it serves the next input, too. */
+static int ends[2] = {-1, -1};
+
+static bool has_threads;
+
+/**
+ * create_perhaps() - pthread_create(), where workers are threads
+ * @thread:	Set
+ * @attr:	Of the thread
+ * @start:	What it runs
+ * @arg:	Of that
+ *
+ * Return: 0, or an error
+ */
+static int create_perhaps(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *), void *arg)
+{
+	return has_threads ? pthread_create(thread, attr, start, arg) : 0;
+}
+
+/**
+ * wait_perhaps() - pthread_cond_wait(); where workers are no threads, they have done what they are waited for
+ * @changed:	Of a worker
+ * @lock:	Of the same
+ *
+ * Return: 0
+ */
+static int wait_perhaps(pthread_cond_t *changed, pthread_mutex_t *lock)
+{
+	if (has_threads)
+		return pthread_cond_wait(changed, lock);
+	((struct worker *)(void *)((char *)lock - offsetof(struct worker, lock)))->is_parked = true;
+	return 0;
+}
+
+/**
+ * join_perhaps() - pthread_join(), where workers are threads
+ * @thread:	Which
+ * @result:	Of it
+ *
+ * Return: 0, or an error
+ */
+static int join_perhaps(pthread_t thread, void **result)
+{
+	return has_threads ? pthread_join(thread, result) : 0;
+}
 
 /**
  * open_good() - Open what a working engine needs
@@ -171,15 +232,13 @@ static bool take_answer(int fd, const struct connection *connection, bool must_a
 static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
 {
 	struct connection *connection = &forwarder->connections[0];
-	int ends[2] = {-1, -1};
 	bool is_obeyed = false;
 
+	connection->fd = ends[0];
 	for (size_t at = 0; at + REQUEST_LEN <= size && at < REQUEST_LEN * REQUESTS_MAX; at += REQUEST_LEN) {
 		bool is_sound;
 
 		if (connection->fd < 0) {
-			if (ends[1] >= 0)
-				close(ends[1]);
 			CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
 			*connection = (struct connection){.fd = ends[0]};
 		}
@@ -187,34 +246,34 @@ static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
 		if (data[at] & HOW_NO_READER)
 			shutdown(ends[1], SHUT_RD);
 		serve_request(forwarder, connection);
-		CHECK(is_sound || connection->fd < 0);
+		CHECK((is_sound && !(data[at] & HOW_NO_READER)) || connection->fd < 0);
 		if (take_answer(ends[1], connection, !(data[at] & HOW_NO_READER)))
 			is_obeyed = true;
+		if (connection->fd < 0) {
+			close(ends[1]);
+			ends[0] = ends[1] = -1;
+		}
 	}
-	if (connection->fd >= 0)
-		hang_up(connection);
-	if (ends[1] >= 0)
-		close(ends[1]);
 	return is_obeyed;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct forwarder forwarder = {.listen_fd = -1, .signal_fd = -1, .identity = {.pid = 1}};
-	static bool is_ready;
+	static int usual;
 	bool is_obeyed;
-	int before;
 
-	if (!is_ready)
+	if (!usual) {
 		open_good();
-	is_ready = true;
-	before = count_open();
+		usual = count_open();
+	}
+	has_threads = size && data[0] & HOW_THREADS;
 	for (int i = 0; i < CONNECTIONS_MAX; i++)
 		forwarder.connections[i].fd = -1;
 	is_obeyed = serve(&forwarder, data, size);
 	CHECK((forwarder.state == DP_STATE_EMPTY) == !forwarder.engine);
 	dp_engine_destroy(forwarder.engine);
-	CHECK(count_open() == before);
+	CHECK(count_open() == usual + (ends[0] < 0 ? 0 : 2));
 	return fuzz_count(is_obeyed);
 }
 
@@ -224,10 +283,12 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned
 							 0, DP_MSG_GO,    5, 0x00, 0x07, 0, 40, 1};
 
 	size = LLVMFuzzerMutate(data, size, room);
-	if (seed % 4 == 0 || size < sizeof(started))
-		return size;
-	memcpy(data, started, sizeof(started)); /* nothing else works before that */
-	if (seed % 4 > 1 && size > sizeof(started) + 1)
-		data[sizeof(started)] = 0;
+	if (seed % 4 && size >= sizeof(started)) {
+		memcpy(data, started, sizeof(started)); /* nothing else works before that */
+		if (seed % 4 > 1 && size > sizeof(started) + 1)
+			data[sizeof(started)] = 0;
+	}
+	if (size)
+		data[0] = (uint8_t)((data[0] & ~HOW_THREADS) | (seed / 4 % 64 ? 0 : HOW_THREADS));
 	return size;
 }

@@ -5,11 +5,8 @@
  * An input is operations of OP_LEN bytes: what is added, a prefix length, two bytes of its address, and what is wrong
  * with it or whose it is.
  */
-#include <errno.h>
-#include <unistd.h>
-
-#include "fib.h"
 #include "fuzz.h"
+#include "memory.h"
 
 enum { OP_LEN = 5, ENTRIES_MAX = 24, LISTS = 3 };
 enum { ADD_PEER = LISTS, ADD_SUBNET, ADD_COUNT }; /* below LISTS: to own, sources, allowed */

@@ -5,6 +5,7 @@
  * An input is one byte that says nothing, and the snapshot.
  */
 #include "fuzz.h"
+#include "memory.h"
 #include "tables.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the fuzzers, each for a bounded time, and says how far they got.
 
-python -m tests.fuzz.run [--seconds N | --executions N] [--walls] [--keep] [TARGET ...]
+python -m tests.fuzz.run [--seconds N | --executions N] [--walls] [--blind] [--keep] [TARGET ...]
 
 Each begins with what is kept with the source (corpus.py), what seeds.py makes, and what earlier runs found:
 that is in build/fuzz/corpus. An input that crashes is kept in build/fuzz/crashes. Ends with 1 if one did, or
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz import build, corpus, seeds, texts
+from tests.fuzz import blind, build, corpus, seeds, texts
 
 BUILD = build.BUILD
 LENGTH_MAX = 1024
@@ -61,13 +61,14 @@ class Outcome:
 def command_of(target: str, flavour: str = "address") -> list[str]:
     """Return how a fuzzer is called, without arguments."""
     if target in texts.TARGETS:
-        return [sys.executable, "-m", "tests.fuzz.guided", target]
+        return [sys.executable, "-m", f"tests.fuzz.{'blind' if flavour == 'blind' else 'guided'}", target]
     return [str(BUILD / flavour / target)]
 
 
 def reproduce(target: str, artifact: str) -> str:
     """Return a command that runs one input."""
-    return " ".join([*command_of(target), artifact]).replace(f"{build.ROOT}/", "")
+    command = command_of(target, "blind" if target in texts.TARGETS else "address")
+    return " ".join([*command, artifact]).replace(f"{build.ROOT}/", "")
 
 
 def call(target: str, *arguments: str | Path, flavour: str = "address") -> subprocess.CompletedProcess[str]:
@@ -93,9 +94,11 @@ def fuzz(target: str, *limits: str, flavour: str = "address", is_fresh: bool = F
     """Run one fuzzer with libFuzzer's options for how long; a fresh one knows nothing of earlier runs."""
     crashes = BUILD / "crashes" / target
     crashes.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_len={LENGTHS.get(target, LENGTH_MAX)}", f"-timeout={INPUT_TIMEOUT_S}"]
-    options += ["-print_final_stats=1", f"-artifact_prefix={crashes}/", *limits]
-    done = call(target, *options, *seed(target, is_fresh=is_fresh), flavour=flavour)
+    options: list[str | Path] = [f"-artifact_prefix={crashes}/", *limits]
+    if flavour != "blind":
+        options += [f"-max_len={LENGTHS.get(target, LENGTH_MAX)}", f"-timeout={INPUT_TIMEOUT_S}"]
+        options += ["-print_final_stats=1", *seed(target, is_fresh=is_fresh)]
+    done = call(target, *options, flavour=flavour)
     return read_outcome(target, done.stderr, is_crash=done.returncode != 0)
 
 
@@ -139,7 +142,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the fuzzers for a bounded time.")
     parser.add_argument("--seconds", type=int, help="for each target (default: 10)")
     parser.add_argument("--executions", type=int, help="for each target, instead of a time")
-    parser.add_argument("--walls", action="store_true", help="guard pages alone, no sanitizers: faster")
+    parser.add_argument("--walls", action="store_true", help="C: guard pages alone, no sanitizers: faster")
+    parser.add_argument("--blind", action="store_true", help="Python: without coverage, many times as fast")
+    parser.add_argument(
+        "--first",
+        type=int,
+        metavar="BLOCK",
+        help=f"of {blind.BLOCK} inputs: where --blind goes on (default: 0)",
+    )
     parser.add_argument(
         "--keep", action="store_true", help="then keep the fewest inputs in tests/fuzz/corpus"
     )
@@ -151,16 +161,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no target {', '.join(unknown)}; there are {known}")
     if args.seconds is not None and args.executions is not None:
         parser.error("--seconds and --executions: one of them")
-    for name in ("seconds", "executions"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name}: at least 1")
+    for name, least in (("seconds", 1), ("executions", 1), ("first", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name}: at least {least}")
+    if args.first is not None and not args.blind:
+        parser.error("--first: only with --blind")
     return args
 
 
-def find_targets(wanted: list[str]) -> list[str]:
-    """Return what can be run of what is wanted, or of all: those in Python need atheris."""
+def find_targets(wanted: list[str], *, is_blind: bool) -> list[str]:
+    """Return what can be run of what is wanted, or of all: those in Python need atheris, or go blind."""
     targets = wanted or TARGETS
-    if importlib.util.find_spec("atheris") is not None:
+    if is_blind or importlib.util.find_spec("atheris") is not None:
         return targets
     left_out = [target for target in targets if target in texts.TARGETS]
     if left_out:
@@ -178,14 +190,19 @@ def show(found: Outcome) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; return 1 if anything crashed or accepted too little."""
     args = parse_arguments(arguments)
-    targets = find_targets(args.targets)
-    flavour = "walls" if args.walls else "address"
-    build.build(flavour)
+    targets = find_targets(args.targets, is_blind=args.blind)
+    flavours = dict.fromkeys(C_TARGETS, "walls" if args.walls else "address")
+    flavours |= dict.fromkeys(texts.TARGETS, "blind" if args.blind else "address")
+    if set(targets) & set(C_TARGETS):
+        build.build(flavours[C_TARGETS[0]])
     limit = f"-runs={args.executions}" if args.executions else f"-max_total_time={args.seconds or 10}"
+    limits = {"blind": (limit, f"-first={args.first or 0}")}
     print(f"{'target':18}{'executions':>12}{'accepted':>10}{'edges':>13}{'inputs':>8}", flush=True)
     outcomes = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(lambda name: fuzz(name, limit, flavour=flavour), targets):
+        for found in pool.map(
+            lambda name: fuzz(name, *limits.get(flavours[name], (limit,)), flavour=flavours[name]), targets
+        ):
             show(found)
             outcomes.append(found)
     for found in outcomes:

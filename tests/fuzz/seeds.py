@@ -183,6 +183,9 @@ def control() -> Iterator[bytes]:
         yield bytes([0, kind, 5, 0, 0, 0, 0, 0])
         yield started + bytes([0, kind, 5, 0x00, 0x04, 0, 0, 0]) + bytes([0, inspect, 0, 0, 0, 0, 0, 0])
     yield started + b"".join(bytes([0, kind, 5, 0, 0, 0, 0, 0]) for kind in (quiesce, take, resume))
+    yield (
+        bytes([64]) + started[1:] + b"".join(bytes([0, kind, 5, 0, 0, 0, 0, 0]) for kind in (quiesce, resume))
+    )
     yield started + started + bytes([0, publish, 5, 0, 4, 0, 0, 0, 0, stop, 5, 0, 0, 0, 0, 0])
     yield started + bytes([0, hello, 3, 0, 0, 0, 0, 0]) + bytes([0, hello, 9, 0, 0, 0, 0, 0])
     for how in (1, 2, 4, 8, 16, 32, 0x80):

@@ -90,8 +90,8 @@ def plant(program: Path, crash: int, accepted: int) -> None:
     """Build a target that crashes on inputs of one length, and accepts those that begin with one byte."""
     source = program.with_suffix(".c")
     source.write_text(PLANTED % (crash, accepted, accepted), encoding="utf-8")
-    build.compile_one("address", source, program.with_suffix(".o"))
-    build.link("address", program, program.with_suffix(".o"))
+    (target,) = build.objects_of("address", program.parent).compile([(source, program.name)])
+    build.link("address", target)
 
 
 def test_gate_passes(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
