@@ -17,9 +17,8 @@ import time
 from contextlib import AsyncExitStack
 
 from dataplane import choose, journal, subnetfile, takeover, traffic, vtep
-from dataplane.backend import Backend, Settings
+from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.switch import Switch
-from dataplane.backend.userspace import Place
 from dataplane.config import RunConfig
 from dataplane.control import Reply, Request, StaleEpoch, serve_requests
 from dataplane.errors import ConfigError, RuntimeFailure, StoreError

@@ -12,8 +12,19 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+from dataplane.config import RunConfig
 from dataplane.figures import Dataplane
 from dataplane.model import Encap, HostPlan, Interface, MacAddress, NetworkConfig, Peer, Table
+from dataplane.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a backend works: fixed for the life of a control."""
+
+    config: RunConfig
+    run_dir: RunDir
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from dataplane import entries, vxlan
-from dataplane.backend import Settings
+from dataplane.backend import Place, Settings
 from dataplane.backend.device import DeviceRepairs
 from dataplane.backend.process import end_forwarder
 from dataplane.backend.sockets import port_taken
 from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
-from dataplane.backend.userspace import Place
 from dataplane.config import RunConfig
 from dataplane.entries import Entries, Links
 from dataplane.errors import KernelError, RuntimeFailure

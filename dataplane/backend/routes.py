@@ -10,10 +10,10 @@ import socket
 from collections.abc import Callable
 
 from dataplane import entries
-from dataplane.backend import Settings
+from dataplane.backend import Place, Settings
 from dataplane.backend.process import end_forwarder
 from dataplane.backend.telling import Side, Teller, Unreached
-from dataplane.backend.userspace import Place, UserspaceBackend
+from dataplane.backend.userspace import UserspaceBackend
 from dataplane.entries import Links
 from dataplane.errors import RuntimeFailure
 from dataplane.figures import Dataplane

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dataplane.backend import Backend, Settings
+from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.kernel import KernelBackend
 from dataplane.backend.routes import RoutedUserspace, RoutesBackend
-from dataplane.backend.userspace import Place
 from dataplane.errors import RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
