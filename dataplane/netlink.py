@@ -364,7 +364,7 @@ class Host:
         self._ipr.asyncore.protocol.error_received = self._fail
 
     def _fail(self, err: OSError) -> None:
-        """End whoever waits for an answer of a socket that has failed: pyroute2 would let him wait for ever."""
+        """End whoever waits for an answer of a socket that failed: pyroute2 would let him wait for ever."""
         self._has_failed = True
         if self._ipr is not None:
             for number, queue in self._ipr.asyncore.msg_queue.queues.items():
