@@ -56,7 +56,7 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-RETRY_S = 1.0  # of a pass, after whatever it was has gone
+RETRY_S = 0.5  # of a pass, after whatever it was has gone
 STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 5.0
 RELEASE_TIMEOUT_S = 10.0
 ANSWER_S = 0.2  # for telling who asked for the release, before we end

@@ -8,7 +8,7 @@ import signal
 
 from dataplane.errors import RuntimeFailure
 
-FILES_MIN = 256  # every queue and source port there can be, twice, and what libraries want
+FILES_MIN = 512  # every queue and source port there can be, twice, and what libraries want
 # What would end a process by default, and that somebody may send to all of ours, or that comes of a terminal.
 STRAYS = (
     *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM, signal.SIGVTALRM),

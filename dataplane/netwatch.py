@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import ClassVar
 
 from dataplane.entries import MAIN_TABLE, ROUTE_PROTOCOL
 from dataplane.journal import Journal
@@ -35,11 +36,12 @@ log = Journal("netwatch")
 class Watch:
     """A socket that hears of changes in the running event loop."""
 
+    _told_s: ClassVar[float] = -TELL_S  # that some were lost, of whichever socket
+
     def __init__(self, protocol: int, groups: int, hear: Callable[[bytes], None]) -> None:
         """Open it; OSError. `hear` gets what came, and nothing (b"") where some of it was lost."""
         self._hear = hear
         self._pause: asyncio.TimerHandle | None = None
-        self._told_s = -TELL_S
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._sock = socket.socket(socket.AF_NETLINK, kind, protocol)
         try:
@@ -83,9 +85,9 @@ class Watch:
 
     def _tell(self, err: OSError) -> None:
         now = time.monotonic()
-        if now - self._told_s < TELL_S:
+        if now - Watch._told_s < TELL_S:
             return
-        self._told_s = now
+        Watch._told_s = now
         why = "faster than read" if err.errno == errno.ENOBUFS else os.strerror(err.errno or 0)
         log.warning("changes of this host were lost: everything is looked at", error=why)
 

@@ -13,6 +13,7 @@ in order within a second or a few, or used more of a processor than it may.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -30,8 +31,9 @@ ALL = frozenset(ERRNOS)
 ARGUMENTS = "fails only for wrong arguments"
 NEVER = "cannot fail"
 LIBRARY = (
-    "the C library ends a process at once that this fails in; the kernel gives EAGAIN, EINTR and ETIMEDOUT"
+    "the kernel gives EAGAIN, EINTR and ETIMEDOUT to who waits; at others the C library ends the process"
 )
+CLOSE = "fails on file systems of a network alone; libraries end the process"
 NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     (
         frozenset({"getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "sched_yield", "umask"}),
@@ -56,7 +58,8 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
         ALL,
         ARGUMENTS,
     ),
-    (frozenset({"futex"}), ALL - {"EAGAIN", "EINTR"}, LIBRARY),
+    (frozenset({"futex"}), ALL, LIBRARY),
+    (frozenset({"close"}), ALL, CLOSE),
     (frozenset({"epoll_wait", "epoll_pwait"}), ALL - {"EINTR"}, ARGUMENTS + "; libuv ends the process"),
     (
         frozenset({"mmap", "munmap", "mprotect", "brk", "madvise", "mremap"}),
@@ -65,6 +68,10 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     ),
     (frozenset({"execve", "vfork", "clone", "clone3", "fork"}), ALL - {"EAGAIN", "ENOMEM"}, ARGUMENTS),
 )
+# Of control, these are tried on files alone: libuv ends a process at once whose eventfds and pipes fail in
+# another way than EAGAIN and EINTR, and the kernel knows no other.
+ON_FILES = frozenset({"read", "write"})
+FILE = re.compile(r"^(?:\d+ +)?(\w+)\(\d+<(/[^>]+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +115,21 @@ class Matrix:
         self._rig = rig
         self._log = directory / "strace"
         self._number = 0
+        self._files: dict[str, set[str]] = {}  # that control reads and writes, by call
 
     def calls(self) -> dict[str, list[str]]:
         """Return which calls each process makes in a run that does everything, the most frequent first."""
         found = {}
         for process in PROCESSES:
-            with Strace(self._rig.daemon.pids()[process], log=self._log) as strace:
+            with Strace(self._rig.daemon.pids()[process], "-y", log=self._log) as strace:
                 for _ in range(3):
                     self._stir()
                 self._rig.passes()
                 self._rig.wait_in_order()
             found[process] = [call for call, _ in strace.calls().most_common()]
+            for line in strace.lines():
+                if process == "control" and (file := FILE.match(line)) and file[1] in ON_FILES:
+                    self._files.setdefault(file[1], set()).add(file[2])
         return found
 
     def _stir(self) -> None:
@@ -135,13 +146,22 @@ class Matrix:
         found["log"] = sum(" WARNING " in line or " ERROR " in line or "Error" in line for line in lines)
         return found
 
-    def cell(self, process: str, call: str, err: str, when: str = "1+") -> Cell:
+    def cell(self, process: str, call: str, err: str) -> Cell:
         """Let a call fail, while everything happens, and look what comes of it."""
+        when = "1..1000" if err == "EINTR" else "1+"  # signals come one by one
         daemon = self._rig.daemon
         before, pids = self._evidence(), daemon.pids()
-        inject = ("-e", f"trace={call}", "-e", f"inject={call}:error={err}:when={when}:{INSTEAD}")
+        inject: tuple[str, ...] = (
+            "-e",
+            f"trace={call}",
+            "-e",
+            f"inject={call}:error={err}:when={when}:{INSTEAD}",
+        )
+        if process == "control":
+            inject += tuple(word for path in self._files.get(call, ()) for word in ("-P", path))
         with Strace(pids[process], *inject, log=self._log) as strace:
-            share = share_of(pids[process], INJECT_S, self._stir)
+            self._stir()
+            share = share_of(pids[process], INJECT_S)
         daemon.revive_soon()
         passed_s = self._rig.passes()
         in_order_s = self._rig.wait_in_order()
@@ -167,7 +187,7 @@ def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) 
                 cell = matrix.cell(process, call, err)
             except AssertionError as failure:
                 problems.append(f"{process} {call} {err}: {failure}")
-                print(f"    {err:13} {problems[-1][:200]}", flush=True)
+                print(f"    {err:13} {failure}", flush=True)
                 continue
             slowest = max(slowest, (cell.passed_s, f"{process} {call} {err}"))
             problems += [f"{process} {call} {err}: {problem}" for problem in cell.problems()]

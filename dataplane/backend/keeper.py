@@ -17,7 +17,7 @@ from dataplane.backend import Place
 from dataplane.backend.process import confinement_warnings, reap, spawn, wait_listening
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
-from dataplane.journal import Journal
+from dataplane.journal import Journal, Trouble
 from dataplane.model import tier_text
 from dataplane.native import ForwarderConfig, State
 from dataplane.slots import Fd, Fds
@@ -26,7 +26,7 @@ log = Journal("backend")
 
 CRASHES_MAX = 3  # within CRASH_WINDOW_S: then slowly, and with an alarm
 CRASH_WINDOW_S = 10.0
-RETRY_MIN_S = 0.01
+RETRY_MIN_S, ATTACH_RETRY_MAX_S = 0.01, 0.5
 RETRY_MAX_S = 30.0
 
 
@@ -63,6 +63,8 @@ class Keeper:
         self._recovery: asyncio.Task[None] | None = None
         self._state = State.EMPTY
         self._losses: deque[float] = deque(maxlen=CRASHES_MAX)
+        self._lost_pid: int | None = None  # whom we lost last
+        self._troubles = Trouble(log, "no forwarder")
         self._retry_s = 0.0
 
     # --- what there is -------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class Keeper:
             self._lose()
 
     def _lose(self) -> None:
+        self._lost_pid = self.pid
         self._forget_client()
         self._losses.append(time.monotonic())
         self._start_recovery()
@@ -199,26 +202,32 @@ class Keeper:
 
     async def _recover(self) -> None:
         # A dying process may still take a connection: the first failure after a loss says nothing.
-        is_first = True
+        is_first, retry_s = True, RETRY_MIN_S
         while self._client is None:
             if self._is_crash_looping():
                 self._retry_s = min(max(2 * self._retry_s, 1.0), RETRY_MAX_S)
                 log.error("forwarder crashes again and again", retry_in_s=self._retry_s)
                 await asyncio.sleep(self._retry_s)
+            client = None
             try:
                 # Found without the lock: somebody else's may not come for a long time.
                 client = await self._find()
                 async with self.lock:
                     await self._attach(client)
+                if client.pid == self._lost_pid:  # it lives: the connection alone was lost
+                    self._losses.pop()
             except StaleEpoch as err:
                 self._on_fatal(err)
                 return
             except RuntimeFailure as err:
                 if not is_first:
-                    log.error("no forwarder", error=err)
-                    self._losses.append(time.monotonic())
-                await asyncio.sleep(RETRY_MIN_S)
+                    self._troubles.failed(str(err))
+                    if client is None or client.pid != self._lost_pid:
+                        self._losses.append(time.monotonic())
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, ATTACH_RETRY_MAX_S)
             is_first = False
+        self._troubles.over()
         if not self._is_crash_looping():
             self._retry_s = 0.0
 

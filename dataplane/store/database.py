@@ -202,6 +202,8 @@ class Database:
             yield
         except sqlite3.Error as err:
             raise _explain(self.path, err) from None
+        except OSError as err:  # of the files that the clock is read from
+            raise StoreError(f"store {self.path}: {err.strerror}") from None
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
@@ -235,9 +237,9 @@ class Database:
 
     def _now(self) -> float:
         """Return the time of the store, in seconds; anchors it when the machine has booted."""
-        boot = self._clock.boot()
         query = "SELECT boot, wall, uptime, latest FROM state"
         with self._errors():
+            boot = self._clock.boot()
             known, wall, uptime, latest = self._row(query)
             if known != boot:
                 wall, uptime = max(self._clock.wall(), latest), self._clock.uptime()
