@@ -17,10 +17,8 @@
  * GO sets up a second engine, parked, before the first one is stopped: if that
  * fails, the first one goes on as if nothing had been said.
  *
- * A system call that fails here ends a connection at most. Where it would fail
- * again at once (no descriptor is left for a newcomer, no memory to poll), the
- * thread pauses first; only if it cannot poll for a second does it give up, and
- * control starts another forwarder.
+ * A system call that fails ends a connection at most, and the thread pauses where
+ * it would fail again at once. If it cannot poll for a second, the process ends.
  */
 #include <errno.h>
 #include <poll.h>
@@ -39,10 +37,7 @@
 #include "dp.h"
 #include "engine.h"
 
-enum { CONNECTIONS_MAX = 8 };
-
-/* How long it pauses after a failure, and after how many in a row of poll() it gives up. */
-enum { PAUSE_MS = 10, POLL_FAILURES_MAX = 100 };
+enum { CONNECTIONS_MAX = 8, PAUSE_MS = 10 /* after a failure */, POLL_FAILURES_MAX = 100 /* in a row */ };
 
 /* A connected control, or somebody who only inspects. */
 struct connection {
@@ -427,14 +422,14 @@ static void welcome(struct forwarder *forwarder)
 static int serve_round(struct forwarder *forwarder)
 {
 	struct pollfd polls[2 + CONNECTIONS_MAX];
+	int err;
 
 	polls[0] = (struct pollfd){.fd = forwarder->signal_fd, .events = POLLIN};
 	polls[1] = (struct pollfd){.fd = forwarder->listen_fd, .events = POLLIN};
 	for (int i = 0; i < CONNECTIONS_MAX; i++)
 		polls[2 + i] = (struct pollfd){.fd = forwarder->connections[i].fd, .events = POLLIN};
 	if (poll(polls, 2 + CONNECTIONS_MAX, -1) < 0) {
-		int err = errno;
-
+		err = errno;
 		rest(forwarder, err);
 		return ++forwarder->poll_failures < POLL_FAILURES_MAX ? 0 : -err;
 	}

@@ -34,6 +34,9 @@ LIBRARY = (
     "the kernel gives EAGAIN, EINTR and ETIMEDOUT to who waits; at others the C library ends the process"
 )
 CLOSE = "fails on file systems of a network alone; libraries end the process"
+# Of control, these are tried on files alone: libuv ends a process at once whose eventfds and pipes fail in
+# another way than EAGAIN and EINTR, and the kernel knows no other.
+ON_FILES = frozenset({"read", "write"})
 NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     (
         frozenset({"getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "sched_yield", "umask"}),
@@ -60,6 +63,7 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     ),
     (frozenset({"futex"}), ALL, LIBRARY),
     (frozenset({"close"}), ALL, CLOSE),
+    (ON_FILES, frozenset({"EAGAIN"}), "a file never has nothing yet, and Python knows no such answer"),
     (frozenset({"epoll_wait", "epoll_pwait"}), ALL - {"EINTR"}, ARGUMENTS + "; libuv ends the process"),
     (
         frozenset({"mmap", "munmap", "mprotect", "brk", "madvise", "mremap"}),
@@ -68,9 +72,8 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     ),
     (frozenset({"execve", "vfork", "clone", "clone3", "fork"}), ALL - {"EAGAIN", "ENOMEM"}, ARGUMENTS),
 )
-# Of control, these are tried on files alone: libuv ends a process at once whose eventfds and pipes fail in
-# another way than EAGAIN and EINTR, and the kernel knows no other.
-ON_FILES = frozenset({"read", "write"})
+# Where control's libraries are the reason, and the forwarder has none.
+OF_LIBRARIES = frozenset({"epoll_wait", *ON_FILES})
 FILE = re.compile(r"^(?:\d+ +)?(\w+)\(\d+<(/[^>]+)>")
 
 
@@ -102,7 +105,7 @@ class Cell:
 def why_not(process: str, call: str, err: str) -> str | None:
     """Return why a cell is not tried; None if it is."""
     for calls, errnos, why in NOT_TRIED:
-        if call in calls and err in errnos and not (process == "forwarder" and call == "epoll_wait"):
+        if call in calls and err in errnos and not (process == "forwarder" and call in OF_LIBRARIES):
             return why
     return None
 
@@ -146,6 +149,14 @@ class Matrix:
         found["log"] = sum(" WARNING " in line or " ERROR " in line or "Error" in line for line in lines)
         return found
 
+    def mend(self) -> None:
+        """Have a control again that has done all there was to do, whatever it takes."""
+        if self._rig.daemon.process is None or self._rig.daemon.process.poll() is not None:
+            self._rig.daemon.process = None
+            self._rig.daemon.start()
+        self._rig.daemon.wait_ready()
+        self._rig.wait_in_order(30.0)
+
     def cell(self, process: str, call: str, err: str) -> Cell:
         """Let a call fail, while everything happens, and look what comes of it."""
         when = "1..1000" if err == "EINTR" else "1+"  # signals come one by one
@@ -162,12 +173,14 @@ class Matrix:
         with Strace(pids[process], *inject, log=self._log) as strace:
             self._stir()
             share = share_of(pids[process], INJECT_S)
-        daemon.revive_soon()
+        has_ended = daemon.pids()[process] != pids[process]
+        if has_ended:
+            print(daemon.log()[-1500:])
+            self.mend()
         passed_s = self._rig.passes()
         in_order_s = self._rig.wait_in_order()
         after = self._evidence()
         told = [name for name, count in after.items() if count != before.get(name, 0)]
-        has_ended = daemon.pids()[process] != pids[process]
         return Cell(strace.injected(), ",".join(told), share, passed_s, in_order_s, has_ended)
 
 
@@ -188,6 +201,7 @@ def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) 
             except AssertionError as failure:
                 problems.append(f"{process} {call} {err}: {failure}")
                 print(f"    {err:13} {failure}", flush=True)
+                matrix.mend()
                 continue
             slowest = max(slowest, (cell.passed_s, f"{process} {call} {err}"))
             problems += [f"{process} {call} {err}: {problem}" for problem in cell.problems()]

@@ -254,6 +254,8 @@ class FileStore:
             raise StoreError(f"{self._path.name} line {line}: no valid UTF-8") from None
 
     def _follow(self) -> None:
+        if self._watch is not None and self._watch.has_failed:
+            self._stop_watching()
         try:
             if self._watch is None:
                 self._watch = PathWatch(self._path)
@@ -302,6 +304,9 @@ class FileStore:
 
     async def close(self) -> None:
         """Stop watching."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             asyncio.get_running_loop().remove_reader(self._watch.fileno())
             self._watch.close()

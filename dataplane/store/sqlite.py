@@ -112,6 +112,8 @@ class SqliteKeyValue:
                 touched.set()
 
         def follow() -> None:
+            if watch.has_failed:
+                raise StoreError(f"cannot watch {self._path}: reading what happened failed")
             try:
                 watch.follow()
             except OSError as err:

@@ -37,6 +37,7 @@ class PathWatch:
         self._path = path
         self._places: dict[int, tuple[Path, set[str]]] = {}  # watch -> directory, names looked up in it
         self._inotify = INotify(nonblocking=True)
+        self.has_failed = False  # what happened cannot be read: whoever watches must begin anew
 
     def fileno(self) -> int:
         """Return the descriptor to wait on, borrowed."""
@@ -103,8 +104,12 @@ class PathWatch:
         self._places.setdefault(watch, (directory, set()))[1].add(name)
 
     def drain(self) -> bool:
-        """Take all that happened; return whether any of it concerns the file."""
-        return any(self._concerns(event) for event in self._inotify.read(timeout=0))
+        """Take all that happened; return whether any of it concerns the file, or `has_failed` by now."""
+        try:
+            return any(self._concerns(event) for event in self._inotify.read(timeout=0))
+        except OSError:
+            self.has_failed = True
+            return True
 
     def _concerns(self, event: Event) -> bool:
         if event.mask & LOST:

@@ -50,6 +50,15 @@ def is_traced(pid: int) -> bool:
     return all("TracerPid:\t0\n" not in status for status in found)
 
 
+def states_of(pid: int) -> set[str]:
+    """Return in which states the threads of a process are."""
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0])
+    return found
+
+
 class Strace:
     """strace on a running process, until the block ends."""
 
@@ -69,12 +78,22 @@ class Strace:
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert self._tracer is not None
-        self._tracer.send_signal(signal.SIGINT)
+        # Let go in the middle of a call, strace would leave it with what the kernel did in its place.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGSTOP)
         try:
+            wait_for(self._is_still, "the process stands still")
+            self._tracer.send_signal(signal.SIGINT)
             self._tracer.wait(10)
-        except subprocess.TimeoutExpired:
+        finally:
             self._tracer.kill()
             self._tracer.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGCONT)
+
+    def _is_still(self) -> bool:
+        """Tell whether all threads have stopped, or ended: at a call that fails they do for a moment."""
+        return all(states_of(self._pid) <= {"T", "t", "Z"} for _ in range(10))
 
     def lines(self) -> list[str]:
         """Return what it wrote."""
@@ -137,12 +156,6 @@ class FaultedDaemon(LeasedDaemon):
         """Return the pids of both processes; 0: there is none."""
         control = 0 if self.process is None or self.process.poll() is not None else self.process.pid
         return {"control": control, "forwarder": self.forwarder_pid()}
-
-    def revive_soon(self) -> None:
-        """Start control again if it has ended."""
-        if self.process is not None and self.process.poll() is not None:
-            self.process = None
-            self.launch()
 
 
 class FaultedRig(LeasedRig):

@@ -346,6 +346,7 @@ def test_status_of_an_empty_forwarder(where: RunDir, forwarder: subprocess.Popen
         "uptime_s": None,
         "restarts": 0,
         "state": "empty",
+        "faults": 0,
     }
 
 
