@@ -216,6 +216,7 @@ class Keeper:
                     await self._attach(client)
                 if client.pid == self._lost_pid:  # it lives: the connection alone was lost
                     self._losses.pop()
+                    self._lost_pid = None
             except StaleEpoch as err:
                 self._on_fatal(err)
                 return

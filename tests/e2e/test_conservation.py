@@ -175,7 +175,7 @@ def _send_until(rig: Rig, frame: bytes, reason: str) -> bool:
 # --- the TUN ----------------------------------------------------------------------------------------
 
 
-def test_tun_that_is_down_is_counted(tmp_path: Path) -> None:
+def test_case_133_tun_that_is_down_is_counted(tmp_path: Path) -> None:
     """While the TUN is down, what arrives is counted under tun_down; once it is up again, packets pass."""
     with Rig(tmp_path / "node", name="d") as rig:
         before = rig.daemon.settled()

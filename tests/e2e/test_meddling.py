@@ -125,7 +125,10 @@ def words(meddled: Meddled, name: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("what", BREAKAGE)
+CASES = {"down": "case_133_down", "deleted": "case_134_deleted"}
+
+
+@pytest.mark.parametrize("what", BREAKAGE, ids=lambda what: CASES.get(what, what))
 def test_what_is_broken_is_put_right(meddled: Meddled, what: str) -> None:
     """All is as it was within a second, MAC and peers too, no restart is needed, and the pods talk on."""
     meddled.calm()
@@ -274,7 +277,7 @@ def move(meddled: Meddled, name: str, family: int, number: int) -> tuple[str, st
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_address_changes(meddled: Meddled, name: str, family: int) -> None:
+def test_case_135_address_changes(meddled: Meddled, name: str, family: int) -> None:
     """Another address: the lease says so, subnet and MAC stay, and both sides follow within a second."""
     number = 2 * "ab".index(name) + family // 5
     take, give = move(meddled, name, family, number)
@@ -295,7 +298,7 @@ def test_address_changes(meddled: Meddled, name: str, family: int) -> None:
     assert f"lease {key} refused" not in member.log()
 
 
-def test_address_that_comes_back(meddled: Meddled) -> None:
+def test_case_135_address_that_comes_back(meddled: Meddled) -> None:
     """While the address is away the node says so and keeps its lease; when it is back, all is as before."""
     before = {name: meddled.members[name].lease() for name in meddled.nodes}
     take, _ = move(meddled, "a", 4, 9)
