@@ -43,6 +43,7 @@ WAITING = "waiting for the store"
 TTL_S = 24 * 3600.0  # flannel.md §1.4
 MARGIN_S = 3600.0
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 60.0
+SPREAD = 25  # percent that a pause may be shorter, so that not all nodes come back at once
 CONFLICTS_MAX = 100  # in a row; as many nodes were quicker than we
 
 
@@ -262,7 +263,7 @@ class Lessee:
         """Take that the store could not be used; it is tried again, more and more rarely."""
         self._trouble = why
         self._conflicts = 0
-        self._retry_s = now + self._pause_s
+        self._retry_s = now + self._pause_s * (1 - self._choose(SPREAD + 1) / 100)
         self._pause_s = min(self._pause_s * 2, RETRY_MAX_S)
 
     def _settle(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address
+from random import Random
 
 import pytest
 
@@ -196,6 +197,20 @@ def test_holder_without_identity() -> None:
     found.apply(LeasePut(21, other(9, 21, subnet=5)))
     assert found.next_operation(70.0) is None
     assert "is taken" in str(found.reason(70.0))
+
+
+def test_case_123_pauses_differ() -> None:
+    """Nodes that a store refused at one moment do not all come back at one: each pause is its own."""
+    retries_s = []
+    for seed in range(20):
+        found = Lessee(Random(seed).randrange, key(5), 100.0, 30.0)
+        found.identify(ME)
+        found.apply(listed())
+        assert found.next_operation(0.0) == put(5)
+        found.failed("disk full", 0.0)
+        retries_s.append(found.wake_s(0.0))
+    assert len(set(retries_s)) > 5
+    assert all(at is not None and 0.75 <= at <= 1.0 for at in retries_s)
 
 
 def test_pauses_grow() -> None:
