@@ -49,12 +49,28 @@ TRANSIENT = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+FULL = "database space exceeded"
 OLD_TOKEN = (
     "invalid auth token",
     "revision of auth store is old",
     "token is not provided",
     "user name is empty",
 )
+
+
+def _explain_tls(said: str, detail: str, etcd: EtcdConfig, host: str | None) -> str | None:
+    """Say what is wrong with the encryption; None if nothing is."""
+    if "certificate_verify_failed" in said or "certificate verify failed" in said:
+        reason = "it has expired" if "expired" in said else "nobody we trust vouches for it"
+        return f"its certificate is refused, {reason}. Check --etcd-cafile and its certificate"
+    if "hostname verification" in said:
+        return f"its certificate is refused, it is not for {host}. Check --etcd-endpoints and its certificate"
+    if "unwrap failed" in said:  # behind the handshake: where a server of TLS 1.3 refuses us
+        wish = "it refuses our certificate. Check" if etcd.certfile else "it wants a certificate of us. Give"
+        return f"{wish} --etcd-certfile and --etcd-keyfile"
+    if "handshake" in said or "ssl" in said or "tls" in said:
+        return f"no TLS ({detail}). Check --etcd-cafile, --etcd-certfile and --etcd-keyfile"
+    return None
 
 
 def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
@@ -64,15 +80,14 @@ def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
     who = f"user {etcd.username}" if etcd.username else "nobody"
     if err.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"etcd {server} does not answer within {CALL_S:g} s"
-    if "certificate_verify_failed" in said or "certificate verify failed" in said:
-        reason = "it has expired" if "expired" in said else "nobody we trust vouches for it"
-        return f"etcd {server}: its certificate is refused, {reason}. Check --etcd-cafile and its certificate"
-    if "handshake" in said or "ssl" in said or "tls" in said:
-        return f"etcd {server}: no TLS ({detail}). Check --etcd-cafile, --etcd-certfile and --etcd-keyfile"
+    if (tls := _explain_tls(said, detail, etcd, urlsplit(server).hostname)) is not None:
+        return f"etcd {server}: {tls}"
     if "invalid user id or password" in said:
         return f"etcd {server} refuses user {etcd.username}: check --etcd-username and --etcd-password"
     if err.code() is grpc.StatusCode.PERMISSION_DENIED or "permission denied" in said:
         return f"etcd {server}: {who} may not do that; grant readwrite on {etcd.prefix}/ as a prefix"
+    if FULL in said:
+        return f"etcd {server} is full ({FULL}): compact and defragment it, then etcdctl alarm disarm"
     if "user name is empty" in said:
         return f"etcd {server} wants a user: give --etcd-username and --etcd-password"
     if "no leader" in said or "request timed out" in said:
@@ -82,6 +97,11 @@ def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
             detail = "connection refused"
         return f"etcd {server} cannot be reached: {detail}"
     return f"etcd {server}: {detail or err.code().name.lower()}"
+
+
+def is_refusal(err: grpc.aio.AioRpcError) -> bool:
+    """Return whether a server that is well, with all who talk to it, said no: its connection stays."""
+    return err.code() is grpc.StatusCode.PERMISSION_DENIED or FULL in (err.details() or "")
 
 
 def is_ending() -> bool:
@@ -225,6 +245,8 @@ class EtcdClient:
                     has_new_token = True
                     continue
                 why[line.server] = explain(err, line.server, self._etcd)
+                if is_refusal(err):
+                    break
                 await self.drop(line)
                 if err.code() not in TRANSIENT:
                     break

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -68,7 +70,7 @@ def test_authority_alone(tls: Etcd, authority: Authority) -> None:
     use(of(tls, cafile=authority.certificate), work)
 
 
-def test_wrong_authority(tls: Etcd, tmp_path: Path) -> None:
+def test_case_120_wrong_authority(tls: Etcd, tmp_path: Path) -> None:
     """A server that nobody we trust vouches for is told nothing, and the line names what to check."""
     other = Authority(tmp_path, "other")
     text = fails(of(tls, cafile=other.certificate))
@@ -76,7 +78,7 @@ def test_wrong_authority(tls: Etcd, tmp_path: Path) -> None:
     assert "nobody we trust vouches for it. Check --etcd-cafile" in text
 
 
-def test_no_authority(tls: Etcd) -> None:
+def test_case_120_no_authority(tls: Etcd) -> None:
     """Without --etcd-cafile the authorities of the system decide, which do not know this one."""
     assert "nobody we trust vouches for it" in fails(of(tls))
 
@@ -87,7 +89,7 @@ def test_plain_words_to_a_tls_server(tls: Etcd, authority: Authority) -> None:
     assert f"etcd {plain}" in fails(EtcdConfig(endpoints=(plain,)))
 
 
-def test_expired_certificate(tmp_path: Path) -> None:
+def test_case_120_expired_certificate(tmp_path: Path) -> None:
     """A server whose certificate is over is refused, and the line says that it has expired."""
     authority = Authority(tmp_path / "pki", "authority")
     etcd = secure(tmp_path / "etcd", authority, authority.issue("server", days=-1))
@@ -96,6 +98,65 @@ def test_expired_certificate(tmp_path: Path) -> None:
         assert "it has expired" in fails(of(etcd, cafile=authority.certificate))
     finally:
         etcd.close()
+
+
+def test_case_120_certificate_for_another(tmp_path: Path) -> None:
+    """A server whose certificate is good, but for another address, is refused, and the line says so."""
+    authority = Authority(tmp_path / "pki", "authority", "192.0.2.99")
+    etcd = secure(tmp_path / "etcd", authority, authority.issue("server"))
+    try:
+        etcd.members[0].wait_listening()
+        assert "it is not for 127.0.0.1. Check --etcd-endpoints" in fails(
+            of(etcd, cafile=authority.certificate)
+        )
+    finally:
+        etcd.close()
+
+
+def test_case_120_no_certificate_of_ours(tmp_path: Path) -> None:
+    """A server that wants a certificate and gets none, a stranger's or an old one: the line says that."""
+    authority, stranger = Authority(tmp_path / "pki", "authority"), Authority(tmp_path / "other", "other")
+    trust = ("--client-cert-auth", "--trusted-ca-file", str(authority.certificate))
+    etcd = secure(tmp_path / "etcd", authority, authority.issue("server"), *trust)
+    try:
+        etcd.members[0].wait_listening()
+        text = fails(of(etcd, cafile=authority.certificate))
+        assert text.endswith("it wants a certificate of us. Give --etcd-certfile and --etcd-keyfile")
+        for key, certificate in (stranger.issue("node"), authority.issue("node", days=-1)):
+            text = fails(of(etcd, cafile=authority.certificate, keyfile=key, certfile=certificate))
+            assert text.endswith("it refuses our certificate. Check --etcd-certfile and --etcd-keyfile")
+    finally:
+        etcd.close()
+
+
+def test_case_120_nothing_is_said_in_plain_words(authority: Authority) -> None:
+    """To an https:// server that speaks no TLS nothing is sent but the greeting of TLS, again and again."""
+    heard: list[bytes] = []
+
+    def listen(sock: socket.socket) -> None:
+        while True:
+            try:
+                with sock.accept()[0] as one:
+                    heard.append(one.recv(1 << 16))
+                    one.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            except OSError:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=listen, args=(sock,))
+        thread.start()
+        url = f"https://127.0.0.1:{sock.getsockname()[1]}"
+        config = EtcdConfig((url,), cafile=authority.certificate, username=USER, password=PASSWORD)
+        try:
+            for work in (EtcdKeyValue.snapshot, EtcdKeyValue.revision):
+                with pytest.raises(StoreError, match=f"etcd {url}: no TLS"):
+                    use(config, work)
+        finally:
+            sock.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert len(heard) > 1
+    assert {octets[:2] for octets in heard} == {b"\x16\x03"}  # a record of a TLS handshake
+    assert not [octets for octets in heard if USER.encode() in octets or PASSWORD.encode() in octets]
 
 
 def test_certificate_of_ours(tmp_path: Path) -> None:
@@ -216,7 +277,7 @@ def test_user(guarded: Etcd) -> None:
     use(of(guarded, username=USER, password=PASSWORD), work)
 
 
-def test_token_ends(guarded: Etcd) -> None:
+def test_case_119_token_ends(guarded: Etcd) -> None:
     """A token that the server has forgotten is replaced, by calls and by watches, without a word."""
 
     async def work(keys: EtcdKeyValue) -> None:
@@ -231,7 +292,7 @@ def test_token_ends(guarded: Etcd) -> None:
     use(of(guarded, username=USER, password=PASSWORD), work)
 
 
-def test_token_runs_out(guarded: Etcd) -> None:
+def test_case_119_token_runs_out(guarded: Etcd) -> None:
     """A token of 1 s ends while a watch goes on: the watch does not, and a renewal gets another token."""
 
     async def work(keys: EtcdKeyValue) -> None:
