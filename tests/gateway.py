@@ -77,19 +77,24 @@ class Gateway:
         done = self.ask("kv/put", key=_encode(self._prefix + key), value=_encode(value), lease=lease)
         return int(done["header"]["revision"])
 
+    def write(self, puts: Mapping[str, str], gone: Iterable[str] = ()) -> int:
+        """Write and delete keys in one transaction; return the revision."""
+        operations = [
+            {"request_put": {"key": _encode(self._prefix + key), "value": _encode(value)}}
+            for key, value in puts.items()
+        ]
+        operations += [{"request_delete_range": {"key": _encode(self._prefix + key)}} for key in gone]
+        return int(self.ask("kv/txn", success=operations)["header"]["revision"])
+
     def put_all(self, values: Mapping[str, str]) -> None:
         """Write many keys, in few transactions."""
-        puts = [
-            {"request_put": {"key": _encode(self._prefix + key), "value": _encode(value)}}
-            for key, value in values.items()
-        ]
-        for start in range(0, len(puts), TXN_MAX):
-            self.ask("kv/txn", success=puts[start : start + TXN_MAX])
+        items = list(values.items())
+        for start in range(0, len(items), TXN_MAX):
+            self.write(dict(items[start : start + TXN_MAX]))
 
     def delete(self, *keys: str) -> int:
         """Delete keys in one transaction; return the revision."""
-        gone = [{"request_delete_range": {"key": _encode(self._prefix + key)}} for key in keys]
-        return int(self.ask("kv/txn", success=gone)["header"]["revision"])
+        return self.write({}, keys)
 
     def clear(self, but: Iterable[str] = ()) -> None:
         """Delete all keys but these."""
@@ -102,6 +107,10 @@ class Gateway:
         revision = self.revision()
         self.ask("kv/compaction", revision=revision)
         return revision
+
+    def fileno(self) -> int:
+        """Return the descriptor of its connection; -1 if there is none now."""
+        return -1 if self._http.sock is None else self._http.sock.fileno()
 
     def close(self) -> None:
         """Let go of the server."""

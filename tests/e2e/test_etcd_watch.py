@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node hears from a real etcd is all that happened, in order and once, whatever befalls the two."""
+"""What a node hears from a real etcd is all that happened, in order and once, whatever befalls the two.
+
+tests/follower.py says which of etcd's guarantees are asserted, and how.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,101 +20,26 @@ import uvloop
 
 from bench.lab import wait_for
 from dataplane.config import EtcdConfig
-from dataplane.errors import StoreError
-from dataplane.flannel import lease_value
-from dataplane.model import Event, Heard, LeaseDeleted, LeasePut, Listed
 from dataplane.store.etcd import EtcdKeyValue
 from dataplane.store.registry import Registry
-from tests.etcd import Etcd
+from tests.etcd import Etcd, Member
+from tests.follower import LATE_S, Follower, Node, change, follow
 from tests.gateway import Gateway
-from tests.leases import lease
 
-KEYS = 40
-LATE_S = 30.0
-RETRY_S = 0.02
-TROUBLE = ("kill", "new", "restart", "compact", "kill and compact", "kill, restart and compact")
-
-
-@dataclass
-class Follower:
-    """What a node makes of what it is told: a list replaces all, a change is the very next one."""
-
-    found: dict[str, int] = field(default_factory=dict)  # name -> revision
-    revision: int = 0
-    changes: int = 0
-    lists: int = 0
-
-    def apply(self, event: Event | Heard) -> None:
-        """Take one event."""
-        if isinstance(event, Listed):
-            assert event.revision >= self.revision
-            self.found = {entry.name: entry.changed for entry in event.entries}
-            self.revision = event.revision
-            self.lists += 1
-        elif isinstance(event, LeasePut):
-            self._advance(event.revision)
-            self.found[event.entry.name] = event.entry.changed
-        elif isinstance(event, LeaseDeleted):
-            self._advance(event.revision)
-            assert self.found.pop(event.name, None) is not None, f"{event.name} was gone already"
-
-    def _advance(self, revision: int) -> None:
-        assert revision == self.revision + 1, f"after revision {self.revision} came {revision}"
-        self.revision = revision
-        self.changes += 1
-
-
-class Node:
-    """A follower that asks again when it is cut off, and can be killed: another takes up its work."""
-
-    def __init__(self, etcd: Etcd) -> None:
-        """Follow nothing yet."""
-        self.follower = Follower()
-        self.registry = Registry(EtcdKeyValue(EtcdConfig(endpoints=etcd.urls)))
-        self._task: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-
-    async def pause(self, timeout_s: float) -> None:
-        """Wait until it is told something, but not for long."""
-        self._news.clear()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async for event in self.registry.events():
-                    self.follower.apply(event)
-                    self._news.set()
-            except StoreError:
-                await self.pause(RETRY_S)
-
-    def start(self) -> None:
-        """Follow."""
-        self._task = asyncio.create_task(self._follow())
-
-    async def kill(self) -> None:
-        """End it wherever it is; what it knows stays, as that of a node whose connection is lost."""
-        assert self._task is not None
-        self._task.cancel()
-        (result,) = await asyncio.gather(self._task, return_exceptions=True)
-        assert isinstance(result, asyncio.CancelledError), result
-
-    async def renew(self, etcd: Etcd) -> None:
-        """Take another one in its place, which knows nothing but what the kernel was told: it lists."""
-        await self.registry.close()
-        self.registry = Registry(EtcdKeyValue(EtcdConfig(endpoints=etcd.urls)))
-
-    async def reach(self, revision: int) -> None:
-        """Wait until it has heard of a revision."""
-        assert self._task is not None
-        async with asyncio.timeout(LATE_S):
-            while self.follower.revision < revision:
-                assert not self._task.done(), self._task.exception()
-                await self.pause(RETRY_S)
+# May it cost a list?
+KINDS = {
+    "cut": False,
+    "kill": False,
+    "restart": False,
+    "kill and restart": False,
+    "new": True,
+    "compact": True,
+    "kill and compact": True,
+    "cut and compact": True,
+    "kill, restart and compact": True,
+}
+QUICKLY = ("--command-timeout=500ms", "--dial-timeout=500ms")  # of etcdctl, which waits 5 s for each server
+FAULTS = (False, True, False, True)  # of leaders: is it frozen, or killed?
 
 
 class World:
@@ -119,17 +50,18 @@ class World:
         self.etcd = etcd
         self.gateway: Gateway = etcd.members[0].gateway()
         self.rng = rng
+        self.at_once = 3
         self.found: dict[str, int] = {}
+        self.sizes: dict[int, int] = {}
 
-    def change(self) -> None:
-        """Write or delete the lease of some node."""
-        n = self.rng.randrange(KEYS)
-        name = f"10.244.{n}.0-24"
-        if name in self.found and self.rng.random() < 0.4:
-            self.gateway.delete(f"subnets/{name}")
-            del self.found[name]
-        else:
-            self.found[name] = self.gateway.put(f"subnets/{name}", lease_value(lease(n)))
+    def revision(self) -> int:
+        """Return the revision of the store."""
+        return self.gateway.revision()
+
+    def write(self, puts: Mapping[str, str], gone: list[str]) -> int:
+        """Write and delete leases at once; return the revision."""
+        leases = {f"subnets/{name}": text for name, text in puts.items()}
+        return self.gateway.write(leases, [f"subnets/{name}" for name in gone])
 
     def restart(self) -> None:
         """End etcd at once and start it again on its data."""
@@ -137,49 +69,52 @@ class World:
         self.etcd.members[0].start()
         wait_for(lambda: self.etcd.run("endpoint", "health").returncode == 0, "etcd is back", LATE_S)
 
+    def cut(self) -> None:
+        """Cut all connections of this process to etcd, but that of the gateway."""
+        ports = {int(url.rpartition(":")[2]) for url in self.etcd.urls}
+        for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if fd == self.gateway.fileno():
+                continue
+            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[1] in ports:
+                    sock.shutdown(socket.SHUT_RDWR)
 
-async def trouble(world: World, node: Node, kind: str) -> None:
-    """Let one thing go wrong, with changes in between."""
-    if kind != "compact":  # which may come while it is behind
-        await node.reach(world.gateway.revision())
-    is_away = "kill" in kind or kind == "new"
-    if is_away:
-        await node.kill()
-    if kind == "new":
-        await node.renew(world.etcd)
-    if "restart" in kind:
-        world.restart()
-    for _ in range(world.rng.randrange(5)):
-        world.change()
-    if "compact" in kind:
-        world.gateway.compact()
-    if is_away:
-        node.start()
+    def open_store(self) -> Registry:
+        """Return what a node follows."""
+        return Registry(EtcdKeyValue(EtcdConfig(endpoints=self.etcd.urls)))
+
+    async def disturb(self, node: Node, kind: str) -> None:
+        """Let one thing go wrong, with changes in between."""
+        is_away = "kill" in kind or kind == "new"
+        if is_away:
+            await node.kill()
+        if kind == "new":
+            await node.renew()
+        if "cut" in kind:
+            failures = node.failures
+            self.cut()
+            async with asyncio.timeout(LATE_S):
+                while node.failures == failures:
+                    await node.pause(0.001)
+        if "restart" in kind:
+            self.restart()
+        for _ in range(self.rng.randrange(5)):
+            change(self)
+        if "compact" in kind:
+            self.gateway.compact()
+        if is_away:
+            node.start()
 
 
-async def follow(etcd: Etcd, changes: int, between: int) -> Follower:
-    """Follow changes with some trouble after every `between`; return what was made of them."""
-    world = World(etcd, random.Random(changes))
-    node = Node(etcd)
-    kinds: list[str] = []
-    node.start()
+async def follow_etcd(etcd: Etcd, plan: tuple[int, int]) -> Follower:
+    """Follow transactions with some trouble in between; return what was made of them."""
+    world = World(etcd, random.Random(plan[0]))
     try:
-        for turn in range(changes):
-            world.change()
-            await node.pause(0)  # it hears some of this at once, and some later
-            if turn % between == between - 1:
-                kinds = kinds or world.rng.sample(TROUBLE, len(TROUBLE))
-                await trouble(world, node, kinds.pop())
-                if world.rng.random() < 0.5:
-                    await node.reach(world.gateway.revision())
-                    assert node.follower.found == world.found
-        await node.reach(world.gateway.revision())
-        await node.kill()
-        assert node.follower.found == world.found
+        node = Node(world, world.open_store)
+        await follow(world, node, plan, KINDS, world.disturb)
         return node.follower
     finally:
         world.gateway.close()
-        await node.registry.close()
 
 
 @pytest.fixture
@@ -190,13 +125,85 @@ def etcd(tmp_path: Path) -> Iterator[Etcd]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "between"),
-    [pytest.param(200, 20, id="200"), pytest.param(10_000, 100, id="10000", marks=pytest.mark.soak)],
+    "plan",
+    [pytest.param((1500, 80), id="1500"), pytest.param((10_000, 100), id="10000", marks=pytest.mark.soak)],
 )
-def test_nothing_is_lost_or_told_twice(etcd: Etcd, changes: int, between: int) -> None:
-    """Through kills, restarts and compactions each change is told in turn, or is listed; all agree."""
+def test_case_109_nothing_is_lost_or_told_twice(etcd: Etcd, plan: tuple[int, int]) -> None:
+    """Through cuts, kills, restarts and compactions each change is told in turn, or is listed; all agree."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        follower = runner.run(follow(etcd, changes, between))
+        follower = runner.run(follow_etcd(etcd, plan))
     print(f"{follower.changes} changes and {follower.lists} lists")
-    assert follower.changes >= changes // 2
+    assert follower.changes >= plan[0]
     assert follower.lists > 1
+
+
+# --- another leader -----------------------------------------------------------------------------------------
+
+
+def find_leader(etcd: Etcd) -> Member | None:
+    """Return who leads; None while nobody does."""
+    for member in etcd.members:
+        with suppress(AssertionError):
+            lines = etcd.run(*QUICKLY, "endpoint", "status", urls=[member.url]).stdout.splitlines()
+            if any(line.split(", ")[4] == "true" for line in lines):
+                return member
+    return None
+
+
+def wait_leader(etcd: Etcd, but: Member | None = None) -> Member:
+    """Wait until somebody leads, and somebody else than `but`; return who."""
+    found: list[Member] = []
+
+    def is_led() -> bool:
+        leader = find_leader(etcd)
+        if leader is not None and leader is not but:
+            found.append(leader)
+        return bool(found)
+
+    wait_for(is_led, "etcd has a leader", LATE_S)
+    return found[0]
+
+
+@pytest.mark.parametrize("place", ["leader", pytest.param("member", marks=pytest.mark.soak)])
+def test_case_117_leader_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """While leaders of three members die and freeze, nothing is listed anew: one event for each real change.
+
+    The node is at the leader, or at another member. A list, or a change that is told twice, would make a peer
+    go and come.
+    """
+    for name in ("etcd_client.CALL_S", "etcd.CALL_S", "etcd.FIRST_S", "etcd.QUIET_S"):
+        monkeypatch.setattr(f"dataplane.store.{name}", 0.5)
+    with Etcd(tmp_path / "etcd", 3) as etcd, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        follower = runner.run(follow_leaders(etcd, place))
+    assert follower.lists == 1
+    assert follower.changes > len(FAULTS)
+
+
+async def follow_leaders(etcd: Etcd, place: str) -> Follower:
+    """Follow changes while one leader after the other fails; return what was made of them."""
+    world = World(etcd, random.Random(117))
+    leader = wait_leader(etcd)
+    others = [member for member in etcd.members if member is not leader]
+    first = [leader, *others] if place == "leader" else [*others, leader]
+    config = EtcdConfig(endpoints=tuple(member.url for member in first))
+    node = Node(world, lambda: Registry(EtcdKeyValue(config)))
+    node.start()
+    try:
+        for is_frozen in FAULTS:
+            change(world)
+            await node.reach(world.revision())
+            leader = wait_leader(etcd)
+            leader.signal(signal.SIGSTOP) if is_frozen else leader.stop()
+            world.gateway.close()
+            world.gateway = wait_leader(etcd, but=leader).gateway()
+            for _ in range(5):
+                change(world)
+            await node.reach(world.revision())
+            assert node.follower.found == world.found
+            leader.signal(signal.SIGCONT) if is_frozen else leader.start()
+            etcd.wait_healthy()
+        await node.kill()
+        return node.follower
+    finally:
+        world.gateway.close()
+        await node.close()
