@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +17,12 @@ from tests.gateway import Gateway
 class EtcdLeasedDaemon(LeasedDaemon):
     """An `overlayd run` on an etcd of its own, to which the test writes past all that is ours."""
 
+    etcd_flags: Sequence[str] = ()
+
     @cached_property
     def etcd(self) -> Etcd:
         """Start it when it is first asked for; close() ends it."""
-        etcd = Etcd(self.directory / "etcd", seat=Seat(within=self.namespace))
+        etcd = Etcd(self.directory / "etcd", flags=self.etcd_flags, seat=Seat(within=self.namespace))
         etcd.members[0].wait_listening()
         return etcd
 

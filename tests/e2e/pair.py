@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.lab import Namespace, wait_for
 from dataplane import control
@@ -65,11 +65,15 @@ class Pair:
             self._build()
             for name in NODES:
                 own = ["--public-ip", NODES[name][0], *flags]
-                self.daemons[name] = Daemon(self.spaces[name], directory / name, peers_file(), own)
+                self.daemons[name] = self.make_daemon(name, directory / name, own)
                 self.daemons[name].start()
         except BaseException:
             self.close()
             raise
+
+    def make_daemon(self, name: str, directory: Path, flags: list[str]) -> Daemon:
+        """Return the daemon of a host, not started yet."""
+        return Daemon(self.spaces[name], directory, peers_file(), flags)
 
     def _build(self) -> None:
         far = self.spaces["b"].name
@@ -79,14 +83,15 @@ class Pair:
             self.spaces[name].run("sysctl", "-qw", "net.ipv6.conf.under0.disable_ipv6=1")
             self.spaces[name].ip(f"link set lo up\nlink set under0 up\naddr add {address}/24 dev under0\n")
 
-    def __enter__(self) -> Pair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
             if kind is None:
                 for daemon in self.daemons.values():
-                    daemon.settled()
+                    if daemon._counters is not None:  # or the kernel carries its packets
+                        daemon.settled()
         finally:
             self.close()
 
@@ -162,13 +167,16 @@ class Load:
 class Monitor:
     """`ip monitor` on one host: what it said of links, addresses and routes while the block lasted."""
 
-    def __init__(self, space: Namespace) -> None:
-        """Watch a host."""
+    KINDS = ("link", "address", "route", "rule")
+
+    def __init__(self, space: Namespace, *more: str) -> None:
+        """Watch a host, and `more` kinds of things there."""
         self._space = space
+        self._kinds = (*self.KINDS, *more)
         self.said = ""
 
     def __enter__(self) -> Monitor:
-        command = self._space.command("ip", "-o", "monitor", "link", "address", "route", "rule")
+        command = self._space.command("ip", "-o", "monitor", *self._kinds)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self._mark()
         return self

@@ -109,10 +109,16 @@ class Daemon:
             state += ["--path-probes", "false"]
         return [*self.command("run", "--store", f"file://{self.peers_path}", *state), *self.flags]
 
+    def environment(self) -> dict[str, str] | None:
+        """Return the environment of `overlayd run`; None: ours."""
+        return None
+
     def launch(self) -> None:
         """Start it."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.run_command(), stdout=log, stderr=log, cwd=ROOT)
+            self.process = subprocess.Popen(
+                self.run_command(), stdout=log, stderr=log, cwd=ROOT, env=self.environment()
+            )
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
