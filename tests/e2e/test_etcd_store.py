@@ -118,7 +118,7 @@ def test_reservation(etcd: Etcd) -> None:
     use(of(etcd), work)
 
 
-def test_lost_race(etcd: Etcd) -> None:
+def test_case_121_lost_race(etcd: Etcd) -> None:
     """Who expected something else learns what is there; nothing is written, and no etcd lease is left."""
 
     async def work(keys: EtcdKeyValue) -> None:

@@ -113,7 +113,7 @@ def read_leases(database: Database) -> dict[str, IPv4Network]:
 @pytest.mark.parametrize(
     "turn", [pytest.param(turn, marks=[pytest.mark.soak] if turn >= SHORT else []) for turn in range(ROUNDS)]
 )
-def test_fifty_nodes_race(warm: Warm, hosts: list[Namespace], tmp_path: Path, turn: int) -> None:
+def test_case_121_fifty_nodes_race(warm: Warm, hosts: list[Namespace], tmp_path: Path, turn: int) -> None:
     """Each of 50 nodes that start at once gets one of exactly 50 subnets: none twice, none fails."""
     database = Database(tmp_path / "store.db")
     database.put("config", NETWORK, None, 0)

@@ -208,7 +208,7 @@ def test_put_over_expired(db: Database, hands: Hands, new: str) -> None:
 
 
 @pytest.mark.parametrize("step_s", [pytest.param(1e9, id="forward"), pytest.param(-1e6, id="back")])
-def test_wall_clock_steps(db: Database, path: Path, hands: Hands, step_s: float) -> None:
+def test_case_124_wall_clock_steps(db: Database, path: Path, hands: Hands, step_s: float) -> None:
     """Setting the wall clock expires nothing and prolongs nothing, for those who open the file later too."""
     db.put(NODE1, "a", 60, 0)
     hands.wall += step_s
