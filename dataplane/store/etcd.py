@@ -22,7 +22,15 @@ from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.flannel import parse_key
 from dataplane.model import Network
-from dataplane.store.etcd_client import CALL_S, EtcdClient, Line, Metadata, explain_dropped, is_ending
+from dataplane.store.etcd_client import (
+    CALL_S,
+    EtcdClient,
+    Line,
+    Metadata,
+    Refusal,
+    explain_dropped,
+    is_ending,
+)
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
 
 SUBNETS = "subnets/"
@@ -42,6 +50,15 @@ def subnets_of(name: str) -> tuple[Network, ...]:
         return parse_key(name).subnets()
     except ValueError:
         return ()
+
+
+async def _keep_alive(line: Line, said: Metadata, lease_id: int) -> Any:
+    stream = line.lease.LeaseKeepAlive(timeout=CALL_S, metadata=said)
+    try:
+        await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
+        return await stream.read()
+    finally:
+        stream.cancel()
 
 
 class OldToken(StoreError):
@@ -197,7 +214,16 @@ class EtcdKeyValue:
         return changes
 
     async def put(self, key: str, value: str, ttl_s: float | None, expected: int) -> Record:
-        """Write a key, for `ttl_s` seconds from now."""
+        """Write a key, for `ttl_s` seconds from now. One that says the same may stay there, and lives on."""
+        try:
+            return await self._put(key, value, ttl_s, expected)
+        except Refusal:  # an etcd that is full writes nothing, and would let our lease run out
+            record = None if ttl_s is None else await self._prolong(key, value, expected)
+            if record is None:
+                raise
+            return record
+
+    async def _put(self, key: str, value: str, ttl_s: float | None, expected: int) -> Record:
         lease_id = 0 if ttl_s is None else await self._grant(ttl_s)
         try:
             done = await self._write(key, value, lease_id, expected)
@@ -212,6 +238,19 @@ class EtcdKeyValue:
             await self._revoke(put.prev_kv.lease)
         created = put.prev_kv.create_revision if expected else revision
         return Record(key, value, created, revision, self._ttl_s(lease_id))
+
+    async def _prolong(self, key: str, value: str, expected: int) -> Record | None:
+        """Let a key that stands there as it is to be live as long again; None if that is not so."""
+        found = await self._range(self._key(key))
+        kv = next((kv for kv in found.kvs if bytes(kv.key) == self._key(key)), None)
+        if kv is None or kv.mod_revision != expected or bytes(kv.value) != value.encode() or not kv.lease:
+            return None
+        begun_s = self._clock()
+        left = await self._ask(lambda line, said: _keep_alive(line, said, kv.lease))
+        if left is grpc.aio.EOF or left.TTL <= 0:
+            return None
+        self._ends[kv.lease] = begun_s + left.TTL
+        return self._record(kv)
 
     async def _grant(self, ttl_s: float) -> int:
         request = rpc.LeaseGrantRequest(TTL=max(1, math.ceil(ttl_s)))

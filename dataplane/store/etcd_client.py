@@ -99,8 +99,12 @@ def explain(err: grpc.aio.AioRpcError, server: str, etcd: EtcdConfig) -> str:
     return f"etcd {server}: {detail or err.code().name.lower()}"
 
 
+class Refusal(StoreError):
+    """A server that is well, with all who talk to it, said no."""
+
+
 def is_refusal(err: grpc.aio.AioRpcError) -> bool:
-    """Return whether a server that is well, with all who talk to it, said no: its connection stays."""
+    """Return whether a server said no although it is well: its connection stays."""
     return err.code() is grpc.StatusCode.PERMISSION_DENIED or FULL in (err.details() or "")
 
 
@@ -246,7 +250,7 @@ class EtcdClient:
                     continue
                 why[line.server] = explain(err, line.server, self._etcd)
                 if is_refusal(err):
-                    break
+                    raise Refusal(why[line.server]) from None
                 await self.drop(line)
                 if err.code() not in TRANSIENT:
                     break

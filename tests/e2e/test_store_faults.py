@@ -11,16 +11,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from bench.lab import wait_for
+from dataplane.config import EtcdConfig
+from dataplane.errors import StoreError
+from dataplane.store.etcd import EtcdKeyValue
 from tests.e2e.frames import DUAL, US
 from tests.e2e.leased import LeasedDaemon, LeasedRig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
+from tests.e2e.test_etcd_store import use
+from tests.etcd import Etcd
 from tests.gateway import Gateway
 
 NEW, NEW_IP, NEW_MAC = "10.244.9.0/24", "198.18.0.9", "02:4f:00:00:04:09"
@@ -89,6 +94,22 @@ def daemon(rig: LeasedRig) -> EtcdDaemon:
     return rig.daemon
 
 
+@contextmanager
+def full(etcd: Etcd) -> Iterator[None]:
+    """Let an etcd be full meanwhile."""
+    member = etcd.members[0]
+    with closing(Gateway(member.connect, member.url.partition("//")[2], "/filling/")) as filling:
+        with pytest.raises(AssertionError, match="database space exceeded"):
+            fill(filling)
+        try:
+            yield
+        finally:
+            filling.clear()
+            filling.compact()
+            etcd.ctl("defrag")
+            etcd.ctl("alarm", "disarm")
+
+
 def fill(filling: Gateway) -> None:
     """Write more than an etcd takes."""
     for turn in range(2 * QUOTA // len(FILLING)):
@@ -97,26 +118,45 @@ def fill(filling: Gateway) -> None:
 
 def test_case_123_no_space(rig: LeasedRig, daemon: EtcdDaemon) -> None:
     """etcd is full and the lease is lost: packets flow, changes are seen, it is tried again and won."""
-    member = daemon.etcd.members[0]
     daemon.put(NEW, value(NEW_IP, NEW_MAC))
     daemon.sync()
-    with closing(Gateway(member.connect, member.url.partition("//")[2], "/filling/")) as filling:
-        with pytest.raises(AssertionError, match="database space exceeded"):
-            fill(filling)
-        said = len(daemon.log())
+    said = len(daemon.log())
+    with full(daemon.etcd):
         daemon.delete(US.subnet)
         daemon.wait_ready("database space exceeded")
         assert rig.route_of(DUAL.pod()) == (str(DUAL.ip), DUAL.mac)
         daemon.delete(NEW)
         wait_for(lambda: NEW not in daemon.peers(), "the end is seen", BACK_S)
-        filling.clear()
-        daemon.gateway.compact()
-    daemon.etcd.ctl("defrag")
-    daemon.etcd.ctl("alarm", "disarm")
     daemon.wait_ready()
     assert daemon.status()["subnet"] == US.subnet
     assert daemon.log()[said:].count("database space exceeded") <= 2
     assert "store lost" not in daemon.log()[said:]
+
+
+def test_case_123_lease_lives_on(tmp_path: Path) -> None:
+    """etcd is full: a lease that is as it is to be is kept alive; what would change it is refused."""
+    key, ttl_s = "subnets/10.244.77.0-24", 60.0
+
+    def left_s(lease: str) -> int:
+        return int(re.findall(r"remaining\((\d+)s\)", etcd.ctl("lease", "timetolive", lease))[0])
+
+    async def work(keys: EtcdKeyValue) -> None:
+        made = await keys.put(key, "one", ttl_s, 0)
+        (lease,) = etcd.leases()
+        with full(etcd):
+            wait_for(lambda: left_s(lease) < ttl_s - 1, "some of its life is over", BACK_S)
+            kept = await keys.put(key, "one", ttl_s, made.changed)
+            assert (kept.created, kept.changed, kept.value) == (made.created, made.changed, "one")
+            assert kept.ttl_s == pytest.approx(ttl_s, abs=1)
+            assert left_s(lease) >= ttl_s - 1
+            for value, expected in (("two", made.changed), ("one", made.changed - 1)):
+                with pytest.raises(StoreError, match="is full"):
+                    await keys.put(key, value, ttl_s, expected)
+        renewed = await keys.put(key, "two", ttl_s, kept.changed)
+        await keys.delete(key, renewed.changed)
+
+    with Etcd(tmp_path / "etcd", flags=EtcdDaemon.etcd_flags) as etcd:
+        use(EtcdConfig(endpoints=etcd.urls), work)
 
 
 @pytest.fixture
