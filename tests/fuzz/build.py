@@ -20,8 +20,11 @@ BUILD = ROOT / "build" / "fuzz"
 
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread", "-g", f"-I{CSRC}", f"-I{SHARED}", f"-I{HERE}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAVOURS = {
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": ["-O1", *SANITIZERS],
+    # The same for a few inputs: compiled in a third of the time.
+    "quick": ["-O0", *SANITIZERS],
     # Only guard pages and what the targets check, and nothing noted of comparisons: several times as fast.
     "walls": ["-O2", "-fno-sanitize-coverage=trace-cmp"],
     "coverage": ["-O0", "-fprofile-instr-generate", "-fcoverage-mapping"],

@@ -260,20 +260,21 @@ static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct forwarder forwarder = {.listen_fd = -1, .signal_fd = -1, .identity = {.pid = 1}};
-	static int usual;
+	int before, kept = ends[0] < 0 ? 0 : 2;
+	static bool is_ready;
 	bool is_obeyed;
 
-	if (!usual) {
+	if (!is_ready)
 		open_good();
-		usual = count_open();
-	}
+	is_ready = true;
+	before = count_open() - kept;
 	has_threads = size && data[0] & HOW_THREADS;
 	for (int i = 0; i < CONNECTIONS_MAX; i++)
 		forwarder.connections[i].fd = -1;
 	is_obeyed = serve(&forwarder, data, size);
 	CHECK((forwarder.state == DP_STATE_EMPTY) == !forwarder.engine);
 	dp_engine_destroy(forwarder.engine);
-	CHECK(count_open() == usual + (ends[0] < 0 ? 0 : 2));
+	CHECK(count_open() == before + (ends[0] < 0 ? 0 : 2));
 	return fuzz_count(is_obeyed);
 }
 

@@ -21,7 +21,7 @@ PACK_MAX, ALL_MAX = 256 << 10, 1536 << 10  # bytes
 
 @pytest.fixture(scope="module", autouse=True)
 def _fuzzers() -> None:
-    build.build()
+    build.build("quick")
 
 
 def test_every_target_is_run() -> None:
@@ -47,7 +47,7 @@ def test_target_finds_nothing(target: str) -> None:
     """What is kept, every past crash in it, and a little of what mutation makes of it hold the invariant."""
     first = len(corpus.read(target)) + sum(1 for _ in seeds.TARGETS[target]())
     limits = (f"-runs={first + EXECUTIONS}", f"-max_total_time={SECONDS}", "-seed=1")
-    found = run.fuzz(target, *limits, is_fresh=True)
+    found = run.fuzz(target, *limits, flavour="quick", is_fresh=True)
     assert not found.is_crash, found.log[-4000:]
     assert found.executions > first
     assert list(found.faults()) == []
@@ -90,8 +90,8 @@ def plant(program: Path, crash: int, accepted: int) -> None:
     """Build a target that crashes on inputs of one length, and accepts those that begin with one byte."""
     source = program.with_suffix(".c")
     source.write_text(PLANTED % (crash, accepted, accepted), encoding="utf-8")
-    (target,) = build.objects_of("address", program.parent).compile([(source, program.name)])
-    build.link("address", target)
+    (target,) = build.objects_of("quick", program.parent).compile([(source, program.name)])
+    build.link("quick", target)
 
 
 def test_gate_passes(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
