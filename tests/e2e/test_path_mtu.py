@@ -217,3 +217,21 @@ def test_case_095_ipip(plain: PathLab) -> None:
     said = plain.ping("ac", 4, 1480, *THRICE)
     assert "icmp_seq=2 Frag needed and DF set (mtu = 1280)" in said, said
     assert plain.passes("ac", 4, 1280)
+
+
+def test_cleanup(plain: PathLab) -> None:
+    """A node that goes down while smaller paths are known leaves none of them behind, nor what hung on them.
+
+    As pmtu.sh's cleanup_ipv4_exception: the device goes at once, though routes of it had exceptions.
+    """
+    host, daemon = plain.nodes["a"].host, plain.daemons["a"]
+    plain.narrow("c", 1300)
+    plain.ping("ac", 4, 1480, *THRICE)
+    wait_for(plain.routes, "the path is known", SAID_S)
+    assert plain.told("ac", 4) == 1280
+    daemon.stop()
+    host.run(*daemon.command("down")[4:], timeout_s=10.0)
+    assert plain.routes() == []
+    for shown in (("link",), ("route", "show", "table", "all"), ("route", "show", "cache"), ("rule",)):
+        assert "overlay0" not in host.run("ip", *shown).stdout
+    assert " mtu " not in host.run("ip", "route", "get", plain.pod_of("c", 4)).stdout

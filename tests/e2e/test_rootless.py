@@ -51,12 +51,17 @@ class RootlessSpace(Namespace):
         self.holder.wait()
 
 
+def has_user_namespaces() -> bool:
+    """Tell whether the kernel has them; where it has, whatever else is in the way of this test is a failure."""
+    most = Path("/proc/sys/user/max_user_namespaces")
+    return Path("/proc/self/ns/user").exists() and most.read_text(encoding="ascii").strip() != "0"
+
+
 @pytest.fixture
 def spaces() -> Iterator[dict[str, RootlessSpace]]:
     """Yield the two hosts, joined."""
-    probe = subprocess.run(["unshare", "-rUn", "true"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"no user namespaces here: {probe.stderr.strip()}")
+    if not has_user_namespaces():
+        pytest.skip("this kernel has no user namespaces, or allows none")
     with ExitStack() as stack:
         a = RootlessSpace("a", "unshare", "-rUn")
         stack.callback(a.close)
