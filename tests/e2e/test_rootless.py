@@ -52,7 +52,7 @@ class RootlessSpace(Namespace):
 
 
 def has_user_namespaces() -> bool:
-    """Tell whether the kernel has them; where it has, whatever else is in the way of this test is a failure."""
+    """Tell whether the kernel has them; then whatever else is in the way of this test is a failure."""
     most = Path("/proc/sys/user/max_user_namespaces")
     return Path("/proc/self/ns/user").exists() and most.read_text(encoding="ascii").strip() != "0"
 
