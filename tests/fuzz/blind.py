@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from dataplane import cni, flannel
+from dataplane import cni, flannel, known
 from tests.fuzz import corpus, texts
 from tests.fuzz.rewrite import pick
 
@@ -46,18 +46,28 @@ PURE = {
         ),
     ),
     cni: ("read_net4", "read_net6"),
+    known: ("parse_key",),
 }
 
 
 def remember(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a pure function that is not called again with what it has returned for."""
-    known = lru_cache(REMEMBERED, typed=True)(function)
+    """Return a pure function that is not called again with what it has returned, or refused, once."""
+
+    @lru_cache(REMEMBERED, typed=True)
+    def outcome(*args: object, **options: object) -> tuple[object, ValueError | None]:
+        try:
+            return function(*args, **options), None
+        except ValueError as err:
+            return None, err
 
     def call(*args: object, **options: object) -> object:
         try:
-            return known(*args, **options)
+            value, err = outcome(*args, **options)
         except TypeError:  # for a list or an object
             return function(*args, **options)
+        if err is not None:
+            raise err.with_traceback(None)
+        return value
 
     return call
 

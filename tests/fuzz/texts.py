@@ -46,7 +46,8 @@ SHORT_PEERS = (
     '"leases":{"10.1.7.0/24":{"PublicIP":"192.0.2.7","BackendType":"ipip"}}}'
 )
 NAMES = (KEY, "10.244.7.0-24", "fd00:244:0:7::-64")
-NEIGHBOUR = registry.read_entry(Record(SUBNETS + "10.244.9.0-24", json.dumps(LEASE), 1, 1), 0.0)
+GOOD = json.dumps(LEASE)
+NEIGHBOUR = registry.read_entry(Record(SUBNETS + "10.244.9.0-24", GOOD, 1, 1), 0.0)
 ENV = (
     "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\n"
     "FLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
@@ -123,7 +124,7 @@ def check_key(text: str) -> bool:
     event = registry.read_change(record, 0.0)
     assert event is None or isinstance(event, LeaseDeleted | NetworkPut)
     assert (event is None) == (text != CONFIG and not text.startswith(SUBNETS))
-    put = registry.read_change(Record(text, json.dumps(LEASE), 1, 2), 0.0)
+    put = registry.read_change(Record(text, GOOD, 1, 2), 0.0)
     entry = put.entry if isinstance(put, LeasePut) else None
     assert entry is None or (entry.lease is None) == bool(entry.problem)
     assert entry is None or entry.problem is None or is_line(entry.problem)
