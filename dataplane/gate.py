@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dataplane.alloc import overlap
 from dataplane.flannel import BACKEND_NAMES
-from dataplane.model import PLAIN_ENCAPS, Address, Encap, Entry, Lease, Network, NetworkConfig
+from dataplane.model import PLAIN_ENCAPS, Address, Encap, Entry, Lease, Network, NetworkConfig, told_vni
 from dataplane.reach import ENCAPSULATED, Reach
 
 KINDS = ("unreadable", "subnet", "address", "backend", "collision", "count")  # of reasons
@@ -112,8 +112,9 @@ def _refuse_backend(lease: Lease, scene: Scene) -> str | None:
         return 'its "BackendType" is missing, or udp, which is not enabled here; see --encap'
     if lease.encap not in scene.encaps:
         return f"its backend {BACKEND_NAMES[lease.encap]} is not enabled here; see --encap"
-    if lease.encap is Encap.VXLAN and lease.vni not in (None, scene.network.vni):
-        return f"its VNI {lease.vni} is not the network's VNI {scene.network.vni}"
+    vni = scene.network.vni
+    if lease.encap is Encap.VXLAN and lease.vni not in (None, vni, told_vni(vni)):
+        return f"its VNI {lease.vni} is not the network's VNI {vni}"
     if lease.encap is Encap.VXLAN and lease.vtep_mac is None and lease.vtep_mac6 is None:
         return "it has no VtepMAC"
     if lease.encap in PLAIN_ENCAPS and scene.own.public_ip is None:

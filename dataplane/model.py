@@ -178,6 +178,11 @@ class Lease:
         return _present(self.public_ip, self.public_ip6)
 
 
+def told_vni(vni: int) -> int:
+    """Return the VNI that a lease of ours tells: flannel's has 16 bits for it, and reads no more."""
+    return vni & 0xFFFF
+
+
 # --- events: what the store said -------------------------------------------------------------
 
 

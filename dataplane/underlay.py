@@ -19,6 +19,7 @@ from dataplane.model import (
     MacAddress,
     NetworkConfig,
     can_be_node,
+    told_vni,
 )
 
 # Of an address, as the kernel tells (linux/if_addr.h).
@@ -207,5 +208,5 @@ def find_identity(
         *(ip4, ip6, network.encap),
         vtep_mac=mac4 if network.network is not None else None,
         vtep_mac6=mac6 if network.network6 is not None else None,
-        vni=network.vni,
+        vni=told_vni(network.vni),
     )
