@@ -51,8 +51,9 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 privilege footing              | what a process gives up, and what it stands on
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
-    P3 vxlan netbatch sysctls         | devices of the kernel, as flannel sets them up
     P3 netwatch                       | hears what the kernel tells of changes, and of those that were lost
+    P3 vxlan netbatch                 | devices of the kernel, as flannel sets them up
+    P3 sysctls devconf                | kernel settings, by /proc/sys or by netlink
     P3 ways routemtu                  | the routes of this host; how much they take
     P3 peerset firewall               | nftables: its sets by messages, the rest by its command
     P3 icmpsocket echo                | hears ICMP errors of the underlay; asks peers by the overlay device

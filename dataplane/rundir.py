@@ -135,12 +135,26 @@ class RunDir:
             )
 
     def prepare(self) -> None:
-        """Make the directory if it is not there; refuse one that others could write to."""
+        """Make the directory if it is not there; refuse one that others could have used."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.path.stat()
+            if self._is_unused():
+                self.path.chmod(0o700)
         except OSError as err:
             raise failure("make run directory", self.path, err) from None
+        self._check_mode()
+
+    def _is_unused(self) -> bool:
+        """Tell whether it is ours, and others could look into it, but not write: and there is nothing yet.
+
+        A kubelet makes such a directory. Whoever finds something in it finds it closed, or it is refused.
+        """
+        is_empty = not any(self.path.iterdir())
+        status = self.path.stat()
+        return is_empty and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+    def _check_mode(self) -> None:
+        status = self.path.stat()
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             raise RuntimeFailure(
                 f"run directory {self.path} is open to others. Fix: chown {os.geteuid()} {self.path}; "
@@ -149,8 +163,11 @@ class RunDir:
 
     def check(self) -> None:
         """Raise what prepare() and lock() would; nothing is made."""
-        if self.path.exists():
-            self.prepare()
+        try:
+            if self.path.exists() and not self._is_unused():
+                self._check_mode()
+        except OSError as err:
+            raise failure("make run directory", self.path, err) from None
         if (self.path / "lock").exists():
             self.lock().close()
 

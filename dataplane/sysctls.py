@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from dataplane import devconf
 from dataplane.errors import KernelError
 from dataplane.repairs import Changes
 
@@ -21,15 +23,36 @@ def read_sysctl(name: str) -> str | None:
         return None
 
 
+def is_read_only() -> bool:
+    """Tell whether no setting can be written here: so it is in containers that are not privileged."""
+    return bool(os.statvfs("/proc/sys").f_flag & os.ST_RDONLY)
+
+
 def device_sysctls(tun_name: str, *, has_ipv6: bool) -> dict[str, str]:
-    """Return the settings our device needs: it answers no router, invents no address, checks loosely."""
+    """Return the settings our device needs: it answers no router, invents no address, checks loosely.
+
+    Where settings are read-only, only those that there is another way for: without an address of its link a
+    device is sent no advertisements of routers, and no packet of its own leaves by IPv6.
+    """
     ipv4, ipv6 = f"net/ipv4/conf/{tun_name}", f"net/ipv6/conf/{tun_name}"
-    return {
+    wanted = {
         f"{ipv4}/rp_filter": "2",
         f"{ipv6}/accept_ra": "0",
         f"{ipv6}/addr_gen_mode": "1",
         f"{ipv6}/disable_ipv6": "0" if has_ipv6 else "1",
     }
+    return {name: value for name, value in wanted.items() if not is_read_only() or _has_netlink(name)}
+
+
+def _has_netlink(name: str) -> bool:
+    return "/conf/" in name and name.rpartition("/")[2] in devconf.NAMES
+
+
+def _write(name: str, value: str) -> None:
+    if _has_netlink(name) and is_read_only():
+        devconf.put(name.split("/")[3], name.rpartition("/")[2], int(value))
+    else:
+        _sysctl(name).write_text(value, encoding="ascii")
 
 
 def set_sysctls(wanted: dict[str, str], changes: Changes) -> None:
@@ -38,7 +61,7 @@ def set_sysctls(wanted: dict[str, str], changes: Changes) -> None:
         if read_sysctl(name) in (None, value) or not changes.may(f"{name.replace('/', '.')} = {value}"):
             continue
         try:
-            _sysctl(name).write_text(value, encoding="ascii")
+            _write(name, value)
         except OSError as err:
             raise KernelError(f"setting {name.replace('/', '.')} to {value}", err.errno or 0) from None
 

@@ -455,16 +455,6 @@ def test_facts_survive_and_bad_ones_are_ignored(where: RunDir) -> None:
         assert where.read_facts() == {}
 
 
-def test_run_directory_is_private(tmp_path: Path) -> None:
-    """A directory that others could write to is refused with the fix; our own is made 0700."""
-    where = RunDir(tmp_path / "a" / "run")
-    where.prepare()
-    assert stat.S_IMODE(where.path.stat().st_mode) == 0o700
-    where.path.chmod(0o755)
-    with pytest.raises(RuntimeFailure, match=r"Fix: chown 0 .* chmod 700"):
-        where.prepare()
-
-
 def test_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     """A file in the way is one line of error."""
     (tmp_path / "file").touch()

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which directory is taken for a run directory."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from dataplane.errors import RuntimeFailure
+from dataplane.rundir import RunDir
+
+
+def test_run_directory_is_private(tmp_path: Path) -> None:
+    """One that others could have used is refused with the fix; an empty one of ours is closed."""
+    where = RunDir(tmp_path / "a" / "run")
+    where.prepare()
+    assert stat.S_IMODE(where.path.stat().st_mode) == 0o700
+    where.path.chmod(0o755)  # as a kubelet makes it
+    where.check()
+    assert stat.S_IMODE(where.path.stat().st_mode) == 0o755
+    where.prepare()
+    assert stat.S_IMODE(where.path.stat().st_mode) == 0o700
+    for mode, name in ((0o777, None), (0o755, "lock")):
+        where.path.chmod(mode)
+        if name is not None:
+            (where.path / name).touch()
+        for refuses in (where.check, where.prepare):
+            with pytest.raises(RuntimeFailure, match=r"Fix: chown 0 .* chmod 700"):
+                refuses()
