@@ -62,6 +62,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
+    P5 endure                         | parts of the daemon that never end
     P5 hearing                        | which ICMP errors are heard
     P5 paths probes                   | what finds out how much paths to peers take: by listening, by asking
     P5 takeover handover              | where flannel was before us, or will be after us

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from dataplane import choose, journal, subnetfile, takeover, traffic, vtep
@@ -21,6 +22,7 @@ from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.switch import Switch
 from dataplane.config import RunConfig
 from dataplane.control import Reply, Request, StaleEpoch, serve_requests
+from dataplane.endure import RETRY_S, endure
 from dataplane.errors import ConfigError, RuntimeFailure, StoreError
 from dataplane.health import Health
 from dataplane.hearing import Hearing
@@ -56,7 +58,6 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-RETRY_S = 0.5  # of a pass, after whatever it was has gone
 STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 5.0
 RELEASE_TIMEOUT_S = 10.0
 ANSWER_S = 0.2  # for telling who asked for the release, before we end
@@ -167,16 +168,20 @@ class Daemon:
 
     async def _work_until_end(self, store: Store) -> None:
         assert self._reload is not None
-        parts = [self._reload.follow(lambda: self._follow_store(store)), self._follow_host(), self._work()]
-        parts += [self._reload.run(lambda: self._inputs.put_nowait(HostChanged())), self._health.run()]
-        parts += [self._traffic.run(), self._paths.run(), self._hearsay.run()]
+        reload = self._reload
+        parts: list[Callable[[], Awaitable[None]]] = [
+            lambda: reload.follow(lambda: self._follow_store(store)),
+            lambda: reload.run(lambda: self._inputs.put_nowait(HostChanged())),
+            *(self._follow_host, self._work, self._health.run),
+            *(self._traffic.run, self._paths.run, self._hearsay.run),
+        ]
         if self._config.path_probes:
-            parts.append(self._probes.run())
+            parts.append(self._probes.run)
         if self._config.datapath == "userspace" and self._config.datapath_reason != TOLD:
-            parts.append(self._follow_kernel())
+            parts.append(self._follow_kernel)
         if self._leasing is not None:
-            parts.append(self._leasing.run())
-        tasks = [asyncio.create_task(part) for part in parts]
+            parts.append(self._leasing.run)
+        tasks = [asyncio.create_task(endure(part, lambda: self.report.is_carrying)) for part in parts]
         try:
             await asyncio.wait([self._end, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -234,7 +239,7 @@ class Daemon:
                     if not isinstance(event, Heard):
                         self.report.convergence.hear(event, time.monotonic())
                         self._inputs.put_nowait(event)
-            except (StoreError, ConfigError) as err:
+            except (StoreError, ConfigError, OSError) as err:
                 if self.report.store_heard_s is None and not store.is_remote:
                     raise
                 trouble.failed(str(err))

@@ -20,11 +20,11 @@ import pytest
 
 from bench.lab import Namespace, stopped, wait_for
 from dataplane.footing import STRAYS
-from tests.e2e.faulted import CPU_SHARE, SLACK_S, FaultedRig, share_of
+from tests.e2e.faulted import ERRNOS, SLACK_S, FaultedRig, share_of
 from tests.e2e.leased import value
 from tests.e2e.rig import NEIGHBOURS, ROOT, START_S, Daemon
 from tests.e2e.test_watched import lone_host
-from tests.faults import Matrix
+from tests.faults import Matrix, run
 
 IDLE_SHARE = 0.05
 LOST = "changes of this host were lost"
@@ -76,11 +76,7 @@ def test_lost_netlink_messages(rig: FaultedRig) -> None:
 
 
 CELLS = (
-    ("forwarder", "read", "EIO", "faults"),
-    ("forwarder", "recvmmsg", "ENOMEM", "faults"),
     ("forwarder", "epoll_wait", "EBADFD", "faults"),
-    ("forwarder", "sendmmsg", "ENOBUFS", "send_full"),
-    ("forwarder", "writev", "EIO", "tun_down"),
     ("forwarder", "poll", "ENOMEM", "faults"),
     ("forwarder", "accept4", "EMFILE", "faults"),
     ("forwarder", "recvmsg", "EIO", "log"),
@@ -88,11 +84,21 @@ CELLS = (
     ("control", "sendto", "ENOBUFS", "log"),
     ("control", "recvfrom", "ENOBUFS", "log"),
     ("control", "recvmsg", "ENOMEM", "log"),
+)
+# Of the packet path tests/c/worker_faults.c tries each.
+MORE = (
+    ("forwarder", "read", "EIO", "faults"),
+    ("forwarder", "recvmmsg", "ENOMEM", "faults"),
+    ("forwarder", "sendmmsg", "ENOBUFS", "send_full"),
+    ("forwarder", "writev", "EIO", "tun_down"),
     ("control", "epoll_wait", "EINTR", ""),
 )
 
 
-@pytest.mark.parametrize(("process", "call", "err", "told"), CELLS)
+@pytest.mark.parametrize(
+    ("process", "call", "err", "told"),
+    [*CELLS, *(pytest.param(*cell, marks=pytest.mark.soak) for cell in MORE)],
+)
 def test_case_132_calls_fail(
     rig: FaultedRig, matrix: Matrix, process: str, call: str, err: str, told: str
 ) -> None:
@@ -102,7 +108,15 @@ def test_case_132_calls_fail(
     assert cell.injected > 0
     assert list(cell.problems()) == []
     assert cell.told == told
-    assert share_of(rig.daemon.pids()[process], 0.2) < CPU_SHARE
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_case_132_all_calls(rig: FaultedRig, matrix: Matrix) -> None:
+    """The same holds of every system call that the processes make, with every errno."""
+    rows = [(process, call) for process, found in matrix.calls().items() for call in found]
+    assert len(rows) > 40
+    assert run(matrix, rows, ERRNOS) == []
 
 
 # --- links ------------------------------------------------------------------------------------------
@@ -188,7 +202,7 @@ def host() -> Iterator[Namespace]:
         yield space
 
 
-@pytest.mark.parametrize("limit", [16, 511])
+@pytest.mark.parametrize("limit", [16, pytest.param(511, marks=pytest.mark.soak)])
 def test_case_137_few_files(host: Namespace, tmp_path: Path, limit: int) -> None:
     """With too few files either process says in one line how many it needs, and leaves nothing behind."""
     daemon = Daemon(host, tmp_path / "node", {}, ())
