@@ -63,6 +63,11 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     ),
     (frozenset({"futex"}), ALL, LIBRARY),
     (frozenset({"close"}), ALL, CLOSE),
+    (
+        frozenset({"io_uring_enter"}),
+        ALL,
+        "libuv ends the process, and a supervisor starts it again; the kernel refuses if there is no memory",
+    ),
     (ON_FILES, frozenset({"EAGAIN"}), "a file never has nothing yet, and Python knows no such answer"),
     (frozenset({"epoll_wait", "epoll_pwait"}), ALL - {"EINTR"}, ARGUMENTS + "; libuv ends the process"),
     (
