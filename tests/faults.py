@@ -97,7 +97,7 @@ class Cell:
         """Return what stands in the matrix."""
         if not self.injected:
             return "-"
-        return f"{self.told or 'ok'} x{self.injected}" + (" ENDED" if self.has_ended else "")
+        return (self.told or "ok") + (" ENDED" if self.has_ended else "")
 
     def problems(self) -> Iterator[str]:
         """Yield what is not as it must be."""
@@ -189,35 +189,46 @@ class Matrix:
         return Cell(strace.injected(), ",".join(told), share, passed_s, in_order_s, has_ended)
 
 
+def show(table: dict[str, dict[str, str]], errnos: Iterable[str]) -> None:
+    """Print the matrix: rows are calls, columns errnos."""
+    widths = {err: max(len(err), *(len(row.get(err, "")) for row in table.values())) for err in errnos}
+    head = max(map(len, table))
+    print(" " * head, *(f"{err:{width}}" for err, width in widths.items()))
+    for name, row in table.items():
+        print(f"{name:{head}}", *(f"{row.get(err, ''):{width}}" for err, width in widths.items()))
+
+
 def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) -> list[str]:
     """Try all cells of some rows, print them, and return what is not as it must be."""
     problems = []
     reasons: dict[str, set[str]] = {}
-    slowest = (0.0, "")
+    table: dict[str, dict[str, str]] = {}
+    cells: dict[str, Cell] = {}
     for process, call in rows:
-        print(f"{process} {call}", flush=True)
+        row = table[f"{process} {call}"] = {}
         for err in errnos:
+            name = f"{process} {call} {err}"
             why = why_not(process, call, err)
             if why is not None:
+                row[err] = "."
                 reasons.setdefault(why, set()).add(f"{call} {err}")
                 continue
             try:
-                cell = matrix.cell(process, call, err)
+                cell = cells[name] = matrix.cell(process, call, err)
             except AssertionError as failure:
-                problems.append(f"{process} {call} {err}: {failure}")
-                print(f"    {err:13} {failure}", flush=True)
+                problems.append(f"{name}: {failure}")
+                row[err] = "FAILED"
                 matrix.mend()
                 continue
-            slowest = max(slowest, (cell.passed_s, f"{process} {call} {err}"))
-            problems += [f"{process} {call} {err}: {problem}" for problem in cell.problems()]
-            print(
-                f"    {err:13} {cell.text():40} {100 * cell.share:3.0f} % of a core, packets after "
-                f"{cell.passed_s:.3f} s, in order after {cell.in_order_s:.3f} s",
-                flush=True,
-            )
-    print(f"slowest: {slowest[1]}, {slowest[0]:.3f} s")
-    for why, cells in reasons.items():
-        print(f"not tried, {why}: {', '.join(sorted(cells))}")
+            row[err] = cell.text()
+            problems += [f"{name}: {problem}" for problem in cell.problems()]
+            print(f"{name}: {cell}", flush=True)
+    show(table, errnos)
+    for what in ("share", "passed_s", "in_order_s"):
+        worst = max(cells, key=lambda name: float(getattr(cells[name], what)))
+        print(f"most {what}: {getattr(cells[worst], what):.3f}, {worst}")
+    for why, names in reasons.items():
+        print(f"not tried (.), {why}: {', '.join(sorted(names))}")
     return problems
 
 
