@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from bench.lab import Namespace, wait_for
 from dataplane import control
-from dataplane.errors import NotRunning
+from dataplane.errors import NotRunning, RuntimeFailure
 from tests.e2e.rig import Daemon
 
 NODES = {"a": ("192.0.2.1", "10.244.1"), "b": ("192.0.2.2", "10.244.2")}
@@ -244,5 +244,5 @@ def is_ready(daemon: Daemon) -> bool:
     """Tell whether a node says it is ready."""
     try:
         return daemon.status()["ready"] is True
-    except NotRunning:
+    except RuntimeFailure:
         return False

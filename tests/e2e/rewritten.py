@@ -119,6 +119,16 @@ class Rewritten(Pair):
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     os.setpriority(os.PRIO_PROCESS, int(task.name), -20)
 
+    def dropped(self) -> dict[str, int]:
+        """Return how many packets the kernel had no room for so far, by place: where to look after a loss."""
+        processors = Path("/proc/net/softnet_stat").read_text("ascii").splitlines()
+        found = {"backlog": sum(int(line.split()[1], 16) for line in processors)}
+        for name, daemon in self.daemons.items():
+            found[f"socket {name}"] = daemon.kernel("Udp.RcvbufErrors")
+            if daemon._counters is not None:
+                found[f"device {name}"] = daemon.tun_dropped()
+        return found
+
     def stream(self) -> Numbered:
         """Return numbered packets both ways."""
         return Numbered((self.spaces["a"], US.pod(0)), (self.spaces["b"], DUAL.pod(0)))

@@ -65,7 +65,7 @@ def test_case_125_killed_in_a_rewrite(rewritten: Rewritten, kills: int) -> None:
         rewritten.settle()
         stream.flow_on()
     print(f"{stream.sent} sent, {stream.came} came, {kills} kills")
-    assert stream.wrong == []
+    assert stream.wrong == [], rewritten.dropped()
     assert stream.came == stream.sent
     rewritten.check_told(first)
     assert rewritten.strange(monitor.said) == []
@@ -88,7 +88,7 @@ def test_hung_control(rewritten: Rewritten, still_s: int) -> None:
             assert rewritten.told() == first
         rewritten.settle()
         stream.flow_on()
-    assert stream.wrong == []
+    assert stream.wrong == [], rewritten.dropped()
     rewritten.check_told(first)
     assert rewritten.strange(monitor.said) == []
     assert daemon.status()["ready"]
@@ -113,6 +113,6 @@ def test_case_115_hung_store(rewritten: Rewritten, still_s: int) -> None:
         rewritten.write(rewritten.moving)
         rewritten.settle()
         stream.flow_on()
-    assert stream.wrong == []
+    assert stream.wrong == [], rewritten.dropped()
     assert rewritten.strange(monitor.said) == []
     rewritten.check_told(first)
