@@ -54,14 +54,14 @@ format: setup ## let ruff and clang-format rewrite the sources
 	$(PYTHON) -m ruff format .
 	clang-format-14 -i $(C_FILES)
 
-fuzz: build ## the fuzzers, 10 s each (ARGS='--seconds 60 merge', '--executions 1000000 --walls')
+fuzz: build ## the fuzzers, 10 s each (ARGS="--seconds 60 merge", "--executions 1000000 --walls", "--blind")
 	@$(PYTHON) -m tests.fuzz.run $(ARGS)
 
 coverage: setup ## branches of the hot path that no test takes fail it (ARGS=--missing names them)
 	@$(PYTHON) -m tests.coverage $(ARGS)
 
 mutants: build ## disables one check of the source after the other: a test must fail (ARGS=--help)
-	@$(PYTHON) -m tests.mutants.run $(ARGS)
+	@printf '%s\n' "$$ARGS" | xargs $(PYTHON) -m tests.mutants.run # a|b is a pattern here, not for a shell
 
 bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: within 90 s)
 	@$(PYTHON) -m dataplane bench $(ARGS)
