@@ -64,6 +64,18 @@ def plan_sides(settings: Settings, run: RunConfig) -> dict[int, DeviceSide]:
     return sides
 
 
+def check_sides(sides: dict[int, DeviceSide]) -> None:
+    """Refuse devices that the kernel would not make: of a VNI and a port it has one over each IP version."""
+    over = {side.device.local.version for side in sides.values() if side.device.local is not None}
+    if len(over) == 1 and len(sides) > 1:
+        (version,) = over
+        missing = "ipv6" if version == 4 else "ip"
+        raise RuntimeFailure(
+            f"the kernel datapath cannot carry pods of both IP versions over IPv{version} alone: give this "
+            f"node an IPv{10 - version} address too (--public-{missing}), or --datapath userspace"
+        )
+
+
 def split_reachable(found: Entries, local: Address | None) -> tuple[Entries, int]:
     """Return the entries of nodes that a device can send to, and how many others there are."""
     version = None if local is None else local.version
@@ -117,6 +129,7 @@ class KernelBackend:
         if settings.encaps - {Encap.DIRECT} != {Encap.VXLAN}:
             raise RuntimeFailure("the kernel datapath carries VXLAN alone; give --datapath userspace")
         wanted = plan_sides(settings, self._place.config)
+        check_sides(wanted)
         await self._remove_others(settings.tun_name, {side.device.name for side in wanted.values()})
         for version, side in wanted.items():
             await self._have_device(side, self._sides.get(version))

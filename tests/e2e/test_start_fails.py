@@ -134,6 +134,25 @@ def test_failed_start_says_why_and_leaves_nothing(
     assert not daemon.run_dir.exists()
 
 
+def test_kernel_datapath_needs_an_underlay_of_each_family(host: Namespace, daemon: Daemon) -> None:
+    """Pods of both families over one: the kernel could not make the second device, and the reason is that."""
+    peers = peers_file()
+    peers["network"] |= {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+    leases = peers["leases"].items()
+    peers["leases"] = {f"{net}&fd00:244:0:{at}::/64": lease for at, (net, lease) in enumerate(leases, 1)}
+    daemon.write_peers(peers)
+    daemon.flags += ["--datapath", "kernel"]
+    before = look(host)
+    command = daemon.run_command()
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_S)
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        "overlayd: the kernel datapath cannot carry pods of both IP versions over IPv4 alone: give this "
+        "node an IPv6 address too (--public-ipv6), or --datapath userspace\n"
+    )
+    assert look(host) == before
+
+
 def test_start_that_fails_late_takes_back_what_it_made(host: Namespace, daemon: Daemon) -> None:
     """IPIP without CAP_NET_RAW fails after the TUN was made: the TUN is gone again; a good start works."""
     daemon.flags += ["--encap", "ipip"]
