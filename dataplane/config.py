@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from dataplane import flags as read
 from dataplane.errors import ConfigError
@@ -93,6 +93,7 @@ class RunConfig:
     log_level: str = "info"
     log_format: str = "text"
     verbosity: int = 0
+    exposed: tuple[str, ...] = ()  # what of it others can read or change: warnings
 
     @property
     def etcd(self) -> EtcdConfig:
@@ -147,6 +148,32 @@ def _check_etcd(config: RunConfig) -> None:
         raise ConfigError("--etcd-password is given without --etcd-username")
 
 
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _find_exposed(config: RunConfig, given: Mapping[str, Given]) -> tuple[str, ...]:
+    """Return a warning for each way in which others can see or change what etcd is told and tells."""
+    found = []
+    plain = [url for url in config.etcd_endpoints if url.startswith("http://") and not _is_loopback(url)]
+    if plain:
+        what = "leases, and read the password" if config.etcd_password else "leases"
+        found.append(
+            f"etcd: {', '.join(plain)} is not encrypted: who is on the way can change {what}. "
+            "Fix: https:// and --etcd-cafile"
+        )
+    password = given.get("etcd-password")
+    if password is not None and password.source.startswith("--"):
+        found.append(
+            f"{password.source}: whoever may list processes can read it. Fix: OVERLAYD_ETCD_PASSWORD instead"
+        )
+    return tuple(found)
+
+
 def _check_shared_port(config: RunConfig) -> None:
     if config.metrics_ip != config.healthz_ip:
         raise ConfigError(
@@ -176,6 +203,7 @@ def parse(words: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> Run
         return config
     if config.store == "etcd":
         _check_etcd(config)
+        config = replace(config, exposed=_find_exposed(config, given))
     if config.metrics_port and config.metrics_port == config.healthz_port:
         _check_shared_port(config)
     if config.tun_name in config.iface:

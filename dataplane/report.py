@@ -128,8 +128,8 @@ class Report:
             self._troubles.failed(self.unwritten)
 
     def tell_warnings(self) -> None:
-        """Log what about this host keeps packets from flowing, when that is new."""
-        found = self._host.warnings()
+        """Log what keeps packets from flowing on this host, or secrets from being some, when that is new."""
+        found = [*self._host.warnings(), *self._config.exposed]
         for warning in found:
             if warning not in self._told:
                 log.warning(warning)
@@ -199,6 +199,7 @@ class Report:
             *self.repairs.warnings(time.monotonic()),
             *self.pace.warnings(time.monotonic()),
             *self.paths.warnings(),
+            *self._config.exposed,
         ]
         if self.reconciler is not None:
             warnings[:0] = self.reconciler.warnings()

@@ -293,6 +293,43 @@ def test_case_146_password_in_a_url_is_not_told() -> None:
     assert "hunter2" not in str(refused.value)
 
 
+PLAIN = "https://192.0.2.10:2379,http://192.0.2.11:2379,http://[2001:db8::1]:2379"
+USER = (("store", "etcd"), ("etcd-username", "me"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "environ", "warnings"),
+    [
+        ([], {}, []),
+        ([("etcd-endpoints", "http://localhost:2379,http://127.0.0.5:2379,http://[::1]:2379")], {}, []),
+        ([("etcd-endpoints", "https://etcd.example:2379")], {}, []),
+        (
+            [("etcd-endpoints", PLAIN)],
+            {},
+            ["2.0.2.11:2379, http://.2001:db8::1.:2379 is not encrypted: .* change leases[.] Fix"],
+        ),
+        ([("etcd-endpoints", "http://localhost.example:2379")], {}, ["is not encrypted"]),
+        ([("etcd-password", "hunter2")], {}, ["--etcd-password: whoever .* OVERLAYD_ETCD_PASSWORD instead"]),
+        ([], {"OVERLAYD_ETCD_PASSWORD": "hunter2"}, []),
+        (
+            [("etcd-endpoints", "http://etcd.example:2379")],
+            {"OVERLAYD_ETCD_PASSWORD": "hunter2"},
+            ["change leases, and read the password"],
+        ),
+    ],
+)
+def test_case_146_what_others_can_read_is_told(
+    pairs: list[tuple[str, str]], environ: dict[str, str], warnings: list[str]
+) -> None:
+    """Servers of other hosts without TLS, and a password that every process can see, are warned of, once."""
+    found = parse(*USER, *pairs, **environ).exposed
+    assert len(found) == len(warnings)
+    for text, expected in zip(found, warnings, strict=True):
+        assert re.search(expected, text), text
+        assert "hunter2" not in text
+        assert "https://192.0.2.10" not in text
+
+
 def test_flag_beats_variable() -> None:
     """A flag replaces what the environment says, whole, even where that is wrong."""
     result = parse(
