@@ -309,7 +309,7 @@ static void pause_if_vain(struct worker *worker, bool is_vain)
 	worker->vain = is_vain ? worker->vain + 1 : 0;
 	if (worker->vain <= VAIN_MAX)
 		return;
-	ms = PAUSE_MIN_MS << (worker->vain - VAIN_MAX - 1);
+	ms = (uint32_t)PAUSE_MIN_MS << (worker->vain - VAIN_MAX - 1);
 	if (ms >= PAUSE_MAX_MS) {
 		ms = PAUSE_MAX_MS;
 		worker->vain--;
