@@ -38,7 +38,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P1 kernels cni                    | which kernels are known to be broken; CNI's plugins, from subnet.env
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peerids peers             | sans-IO: which leases become peers, under which ids
-    P2 pace                           | how often a node takes changes up
+    P2 pace progress                  | how often a node takes changes up; does it get on?
     P2 reach                          | how they are reached: by a plain route, or encapsulated
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
     P2 ruleset clamp                  | what we want of nftables; of it, the MSS of connections

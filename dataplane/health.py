@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells others how this node is: probes by HTTP, collectors of metrics, and the service manager.
 
-/healthz    200 as long as we live and our event loop turns: flannel's
+/healthz    200 as long as we live and get on, else 503: flannel's
 /readyz     200, or 503 that says which part is not ready and why: flannel's, with more to say
 /metrics    only at the metrics address, which is not that of the probes unless somebody says so
 """
@@ -17,6 +17,7 @@ from http import HTTPStatus
 from dataplane.config import RunConfig
 from dataplane.model import Address
 from dataplane.notify import Notifier
+from dataplane.progress import HUNG_S, Progress
 from dataplane.report import Report
 from dataplane.web import JSON, Page, Server
 
@@ -50,6 +51,7 @@ class Health:
         self._config = config
         self._report = report
         self._notifier = Notifier(os.environ)
+        self.progress = Progress()
         self._servers: list[Server] = []
         self._rendering: asyncio.Task[Page] | None = None
         self._rendered_s = 0.0
@@ -72,8 +74,16 @@ class Health:
 
     # --- pages ------------------------------------------------------------------------------------
 
+    def _hung_s(self) -> float | None:
+        """Return for how long our work hangs. A start may wait for whatever it needs."""
+        limit_s = self._notifier.watchdog_s or HUNG_S
+        return self.progress.hung_s(time.monotonic(), limit_s) if self._report.is_carrying else None
+
     async def _healthz(self) -> Page:
-        return HEALTHY
+        if (hung_s := self._hung_s()) is None:
+            return HEALTHY
+        text = f"overlayd hangs: a pass has not ended for {hung_s:.0f} s\n"
+        return Page(text.encode(), status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _readyz(self) -> Page:
         ready, reason = self._report.readiness()
@@ -108,12 +118,12 @@ class Health:
             self._notifier.ready()
 
     async def run(self) -> None:
-        """Keep the service manager informed, for ever: that the event loop turns, too."""
+        """Keep the service manager informed, for ever: that we get on, too."""
         watchdog_s = self._notifier.watchdog_s
         if not self._notifier.is_heard:
             await asyncio.Future()
         while True:
-            if watchdog_s is not None:
+            if watchdog_s is not None and self._hung_s() is None:
                 self._notifier.alive()
             self.look()
             await asyncio.sleep(LOOK_S if watchdog_s is None else min(LOOK_S, watchdog_s / 2))

@@ -13,6 +13,7 @@ Run as a program it becomes what its first argument, in JSON, says: the inside o
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -32,9 +33,12 @@ ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "packaging" / "kubernetes" / "overlayd.yaml"
 CONTAINERFILE = ROOT / "packaging" / "container" / "Containerfile"
 START_S = 30.0
+MNT_DETACH = 2
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # As container runtimes have them for all that is not privileged.
 READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read_manifest() -> list[dict[str, Any]]:
@@ -294,7 +298,8 @@ def _become(inside: Mapping[str, Any]) -> None:
         _mount("-o", "remount,ro", root)
     os.chdir(root)
     subprocess.run(["pivot_root", ".", "."], check=True)
-    subprocess.run(["umount", "--lazy", "."], check=True)
+    if _libc.umount2(b".", MNT_DETACH):  # by ourselves: from here on programs are the image's
+        raise OSError(ctypes.get_errno(), "umount2")
     os.chdir(inside["directory"])
     bounds = ",".join(["-all", *(f"+{name.lower()}" for name in inside["capabilities"])])
     limits = ["--inh-caps=-all", "--ambient-caps=-all", f"--bounding-set={bounds}"]

@@ -355,3 +355,38 @@ def test_many_scrapes_disturb_nobody(host: Namespace, tmp_path: Path) -> None:
         daemon.close()
     assert {count for _, count in found} == {2 * NODES}
     assert max(took_s for took_s, _ in found) < 3.0
+
+
+def are_traced(threads: list[str]) -> bool:
+    """Tell whether somebody traces each of these threads."""
+    texts = [Path(f"/proc/{thread}/status").read_text(encoding="ascii") for thread in threads]
+    return all("TracerPid:\t0\n" not in text for text in texts)
+
+
+def test_worker_hangs(host: Namespace, daemon: WatchedDaemon) -> None:
+    """While a pass hangs, though the event loop turns, the watchdog hears nothing, and the probe fails."""
+    probes, manager = Page(host, PROBES), daemon.manager
+    daemon.start()
+    assert daemon.process is not None
+    threads = {int(path.name) for path in Path(f"/proc/{daemon.process.pid}/task").iterdir()}
+    beside = [word for thread in threads - {daemon.process.pid} for word in ("-p", str(thread))]
+    # What its other threads say to the kernel takes for ever; a pass asks it what the host is like.
+    delay = f"inject=sendto,sendmsg:delay_enter={int(3600e6)}"
+    strace = subprocess.Popen(
+        ["strace", "-qq", "-o", "/dev/null", "-e", "trace=sendto,sendmsg", "-e", delay, *beside]
+    )
+    try:
+        wait_for(lambda: are_traced(beside[1::2]), "strace looks at them")
+        host.ip("addr add 198.51.100.1/32 dev lo\n")
+        wait_for(lambda: probes.get("/healthz")[0] == 503, "the probe fails", 10 * WATCHDOG_S)
+        assert "a pass has not ended for" in probes.get("/healthz")[1]
+        alive, statuses = manager.count("WATCHDOG=1"), manager.count("STATUS=")
+        begun = time.monotonic()
+        wait_for(lambda: time.monotonic() - begun > WATCHDOG_S, "time passes", 2 * WATCHDOG_S)
+        assert manager.count("WATCHDOG=1") == alive
+        assert manager.count("STATUS=") == statuses
+    finally:
+        strace.terminate()
+        strace.wait(START_S)
+    wait_for(lambda: probes.get("/healthz")[0] == 200, "the pass ends", START_S)
+    wait_for(lambda: manager.count("WATCHDOG=1") > alive, "the watchdog hears of us again")

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the work of control gets on: a pass over what has arrived that does not end hangs. Pure.
+
+The event loop turns all the same then, since a pass waits for threads and processes. So that it turns is not
+enough to say that all is well. Times are CLOCK_MONOTONIC, in seconds.
+"""
+
+from __future__ import annotations
+
+HUNG_S = 60.0  # a pass over 100 000 leases takes a quarter of it
+
+
+class Progress:
+    """Of one control."""
+
+    def __init__(self) -> None:
+        """Nothing is being done."""
+        self._since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """Note that a pass begins."""
+        self._since = now
+
+    def end(self) -> None:
+        """Note that it is over, well or not."""
+        self._since = None
+
+    def hung_s(self, now: float, limit_s: float = HUNG_S) -> float | None:
+        """Return for how long a pass has not ended that should have by now; None if none is like that."""
+        if self._since is None or now - self._since <= limit_s:
+            return None
+        return now - self._since
