@@ -19,12 +19,14 @@ import pytest
 
 from bench.lab import wait_for
 from dataplane import control
+from dataplane.errors import ConfigError
+from dataplane.slots import SLOTS
 from tests.e2e.pair import START_S, Pair, forget_counters, restart
 from tests.e2e.refusing import IO_URING_SETUP, refusing
 from tests.e2e.rig import OVERLAYD, ROOT, Daemon
 
 UNITS = ROOT / "packaging" / "systemd"
-NAMES = ("overlayd", "overlayd-forwarder")
+NAMES = ("overlayd", "overlayd-forwarder@")
 INSTALLED = "/opt/overlayd/bin/overlayd"
 EXPOSURE_MAX = 30  # tenths
 # What systemd allows always, systemd.exec(5), and what the kernel calls for a process that was stopped.
@@ -112,6 +114,39 @@ def test_units_are_tight(installed: list[str], index: int) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def seconds(text: str) -> float:
+    """Read a time as systemd does, as far as the units have any."""
+    return float(text.removesuffix("ms")) / 1000 if text.endswith("ms") else float(text)
+
+
+def test_units_come_back() -> None:
+    """Both are restarted whenever they end, and for ever; not where the command line is wrong, of control."""
+    for name in NAMES:
+        assert setting(name, "Restart") == ["always"]
+        assert setting(name, "StartLimitIntervalSec") == ["0"]
+        assert int(setting(name, "OOMScoreAdjust")[0]) <= -900
+    (soon,), (later,) = (setting(name, "RestartSec") for name in reversed(NAMES))
+    assert seconds(soon) <= 0.1 <= seconds(later)
+    assert setting("overlayd", "RestartPreventExitStatus") == [str(ConfigError.exit_code)]
+    assert setting("overlayd", "Type") == ["notify"]
+    assert 0 < seconds(setting("overlayd", "WatchdogSec")[0]) <= 60
+    assert setting("overlayd", "TimeoutStartSec") == ["infinity"]  # the store may be away
+    assert int(setting("overlayd", "FileDescriptorStoreMax")[0]) >= len(SLOTS)
+
+
+def test_units_in_order() -> None:
+    """Control wants two forwarders and no order among them; both share a run directory that stays."""
+    assert setting("overlayd", "Wants") == [
+        "network-online.target",
+        *(f"overlayd-forwarder@{turn}.service" for turn in (1, 2)),
+    ]
+    assert setting("overlayd", "After") == ["network-online.target"]
+    assert [setting("overlayd", key) for key in ("Requires", "BindsTo", "Before")] == [[], [], []]
+    for name in NAMES:
+        assert setting(name, "RuntimeDirectory") == ["overlayd"]
+        assert setting(name, "RuntimeDirectoryPreserve") == ["yes"]
+
+
 # --- what the processes do ------------------------------------------------------------------------------
 
 
@@ -168,9 +203,9 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def start_forwarder(daemon: Daemon) -> subprocess.Popen[bytes]:
     """Start a forwarder as its unit would: no capability, no network, root only among its own."""
     bounds = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    assert setting("overlayd-forwarder", "CapabilityBoundingSet") == []
-    assert setting("overlayd-forwarder", "PrivateNetwork") == ["yes"]
-    assert setting("overlayd-forwarder", "PrivateUsers") == ["yes"]
+    assert setting("overlayd-forwarder@", "CapabilityBoundingSet") == []
+    assert setting("overlayd-forwarder@", "PrivateNetwork") == ["yes"]
+    assert setting("overlayd-forwarder@", "PrivateUsers") == ["yes"]
     command = ["unshare", "-rn", *bounds, *OVERLAYD, "forwarder", "--run-dir", str(daemon.run_dir)]
     return subprocess.Popen([*STRACE, str(daemon.directory / "forwarder.trace"), *command], cwd=ROOT)
 
@@ -205,5 +240,5 @@ def test_units_leave_what_is_needed(pair: Pair) -> None:
     wait_for(lambda: daemon.forwarder_pid() == 0, "the forwarder's end", START_S)
     here = [str(daemon.run_dir), "/dev/null"]
     there = [str(daemon.directory), "/dev/net/tun", "/proc/sys/net/", "/tmp/"]
-    check_trace(daemon.directory / "forwarder.trace", "overlayd-forwarder", here)
+    check_trace(daemon.directory / "forwarder.trace", "overlayd-forwarder@", here)
     check_trace(daemon.trace, "overlayd", [*here, *there])

@@ -156,7 +156,7 @@ def test_recipe() -> None:
     assert f"/tmp/{PACKAGES.name}" in install
     for path in (PACKAGES, BUILD_PACKAGES):
         assert f"{path.relative_to(CONTAINERFILE.parents[2])} " in text
-    assert read_packages(PACKAGES) == ["python3", "nftables"]
+    assert read_packages(PACKAGES) == ["python3", "libstdc++6", "nftables"]
     assert {"gcc", "python3-dev"} <= set(read_packages(BUILD_PACKAGES))
     sources = re.findall(r"^COPY (?!--|packaging)(.*) \S+$", text, flags=re.MULTILINE)
     assert all((Path(CONTAINERFILE).parents[2] / name).exists() for line in sources for name in line.split())
