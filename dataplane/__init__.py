@@ -39,6 +39,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 known lease underlay           | sans-IO: all leases; our own; our addresses
     P2 gate peerids peers             | sans-IO: which leases become peers, under which ids
     P2 pace progress                  | how often a node takes changes up; does it get on?
+    P2 withdrawal                     | peers that leave all at once
     P2 reach                          | how they are reached: by a plain route, or encapsulated
     P2 entries choose                 | what the kernel must know of peers, as messages; which datapath
     P2 ruleset clamp                  | what we want of nftables; of it, the MSS of connections
@@ -58,11 +59,14 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 peerset firewall               | nftables: its sets by messages, the rest by its command
     P3 icmpsocket echo                | hears ICMP errors of the underlay; asks peers by the overlay device
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
+    P3 laststate                      | what a node knew last, in a file
     P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
     P5 endure                         | parts of the daemon that never end
+    P5 settings                       | what a backend is to work with
+    P5 holding recall                 | what withdrawal and laststate ask for
     P5 hearing                        | which ICMP errors are heard
     P5 paths probes                   | what finds out how much paths to peers take: by listening, by asking
     P5 takeover handover              | where flannel was before us, or will be after us

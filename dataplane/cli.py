@@ -143,8 +143,12 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _peers(args: argparse.Namespace) -> int:
-    from dataplane import status
+    from dataplane import control, status
 
+    if args.drop_held:
+        answer = control.ask(args.run_dir, {"cmd": "drop-held"})
+        _print(json.dumps(answer) if args.json else f"dropped {answer['dropped']} held peers")
+        return 0
     return _show(args, lambda answer: status.peers_text(answer, has_all=args.all))
 
 
@@ -415,6 +419,7 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
         command.add_argument("--json", action="store_true", help="for programs")
         if name == "peers":
             command.add_argument("--all", action="store_true", help="our own and unreadable leases too")
+            command.add_argument("--drop-held", action="store_true", help="let those go that are held")
     _add_log(commands)
     _add_network(commands, argv)
     _add_lease(commands, argv)

@@ -83,6 +83,11 @@ class RunConfig:
     guard: bool = True
     mss_clamp: bool = False
     max_peers: int = 65536
+    withdrawal_share: int = 20  # percent
+    withdrawal_count: int = 5
+    withdrawal_window_s: int = 10
+    withdrawal_hold_s: int = 30
+    last_state_age_h: int = 168
     path_probes: bool = True
     healthz_ip: Address = EVERYWHERE
     healthz_port: int = 0  # 0: nobody listens

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from dataplane import choose, journal, subnetfile, takeover, traffic, vtep
+from dataplane import choose, journal, subnetfile, takeover, traffic
 from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.switch import Switch
 from dataplane.config import RunConfig
@@ -27,13 +27,13 @@ from dataplane.errors import ConfigError, RuntimeFailure, StoreError
 from dataplane.health import Health
 from dataplane.hearing import Hearing
 from dataplane.hearsay import Hearsay
+from dataplane.holding import Holding
 from dataplane.lease import Lessee
 from dataplane.leasing import Leasing
 from dataplane.logsetting import LogSetting
 from dataplane.model import (
     Action,
     Alarm,
-    Encap,
     Event,
     Heard,
     HostPlan,
@@ -48,10 +48,12 @@ from dataplane.model import (
 from dataplane.netlink import Host
 from dataplane.paths import PathWatch
 from dataplane.probes import PathProbes
+from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
 from dataplane.reload import Reload
 from dataplane.report import Report
 from dataplane.rundir import RunDir
+from dataplane.settings import find_settings
 from dataplane.store import LeaseStore, Store, open_store
 from dataplane.traffic import Traffic
 
@@ -118,6 +120,8 @@ class Daemon:
         self.report.peers_said = self._hearsay.state
         self.report.paths = self._paths.known
         self.report.probes = self._probes
+        self.report.holding = self._holding = Holding(config)
+        self.report.recall = self._recall = Recall(config, lambda: self._inputs.put_nowait(HeldBack()))
         self._health = Health(config, self.report)
         self._log_setting = log_setting
         self._reload: Reload | None = None
@@ -148,6 +152,7 @@ class Daemon:
 
             self._takeover = await takeover.begin(self._config, self._host, self.report.former_tun)
             known_peers = await self._backend.adopt()
+            self._holding.begin(self._recall.begin(is_cold=not known_peers))
             facts = await self._host.facts()
             is_leased = isinstance(store, LeaseStore)
             self._reconciler = Reconciler(self._config, facts, known_peers, is_leased=is_leased)
@@ -174,6 +179,8 @@ class Daemon:
             lambda: reload.run(lambda: self._inputs.put_nowait(HostChanged())),
             *(self._follow_host, self._work, self._health.run),
             *(self._traffic.run, self._paths.run, self._hearsay.run),
+            lambda: self._holding.run(reload.list_anew),
+            lambda: self._recall.run(lambda: self.report.store_error is None),
         ]
         if self._config.path_probes:
             parts.append(self._probes.run)
@@ -214,6 +221,7 @@ class Daemon:
     async def _let_go(self) -> None:
         """Leave a node that works as it is, and of one that never came to work nothing behind."""
         if self.report.is_carrying:
+            self._recall.finish()
             await self._backend.close()
             return
         if self._leasing is not None:
@@ -240,7 +248,8 @@ class Daemon:
                         self.report.convergence.hear(event, time.monotonic())
                         self._inputs.put_nowait(event)
             except (StoreError, ConfigError, OSError) as err:
-                if self.report.store_heard_s is None and not store.is_remote:
+                can_wait = self._recall.stands_in(err) or store.is_remote
+                if self.report.store_heard_s is None and not can_wait:
                     raise
                 trouble.failed(str(err))
                 self.report.store_error = str(err)
@@ -295,8 +304,9 @@ class Daemon:
             self._health.look()
 
     def _note_in_force(self, events: list[Event]) -> None:
-        if self.report.is_carrying:
+        if self.report.is_carrying and self._reconciler is not None:
             self.report.convergence.settle(time.monotonic())
+            self._recall.keep(self._reconciler, self._leasing, self._table)
         if self._reload is not None and any(isinstance(event, Listed) for event in events):
             self._reload.note_list()
 
@@ -327,8 +337,10 @@ class Daemon:
                 self.report.network_problem = item.problem
             if isinstance(item, Event):
                 events.append(item)
+        self._recall.hear(events)
         if leasing is not None:
             leasing.apply_all(events)
+        actions += self._recall.stand_in(reconciler, leasing)
         actions += self._apply_paced(events, reconciler, time.monotonic())
         if facts is not None:
             self._paths.doubt()
@@ -349,7 +361,8 @@ class Daemon:
     def _apply_paced(self, events: list[Event], reconciler: Reconciler, now: float) -> list[Action]:
         """Let the reconciler have the events that do not come too often, and come again for the others."""
         pace = self.report.pace
-        actions: list[Action] = [*reconciler.apply_all(pace.admit(events, now), now)]
+        admitted = self._holding.admit(pace.admit(events, now), reconciler)
+        actions: list[Action] = [*reconciler.apply_all(admitted, now)]
         if self._held is not None:
             self._held.cancel()
         if (wait_s := pace.wait_s(now)) is not None:
@@ -359,6 +372,7 @@ class Daemon:
 
     def _end_if_released(self, leasing: Leasing) -> None:
         if leasing.is_released and not self._released.is_set():
+            self._recall.forget()
             self._released.set()
             asyncio.get_running_loop().call_later(ANSWER_S, self._stop)
 
@@ -366,7 +380,7 @@ class Daemon:
 
     async def _converge(self) -> None:
         """Bring backend and host to what must be; what already is like that is not touched."""
-        settings, own = self._settings(), self._own()
+        settings, own = find_settings(self._config, self._reconciler, self._plan), self._own()
         if settings is None or own is None or self._plan is None or self._table is None:
             return
         if self._takeover is not None and not self.report.is_carrying:
@@ -424,28 +438,6 @@ class Daemon:
                 log.warning(alarm)
         self._applied = plan
 
-    def _settings(self) -> Settings | None:
-        reconciler = self._reconciler
-        assert reconciler is not None
-        own, network, underlay = reconciler.own, reconciler.network, reconciler.underlay
-        if own is None or network is None or underlay is None or self._plan is None:
-            return None
-        encaps = frozenset({network.encap, *self._config.encap})
-        mac = mac6 = own.vtep_mac or own.vtep_mac6
-        if mac is None and Encap.VXLAN in encaps:
-            mac, mac6 = vtep.load(self._config.state_dir), vtep.load6(self._config.state_dir)
-        return Settings(
-            network=network,
-            encaps=encaps,
-            tun_name=self._plan.tun_name,
-            mtu=self._plan.mtu,
-            underlay=underlay,
-            underlay4=own.public_ip,
-            underlay6=own.public_ip6,
-            vtep_mac4=own.vtep_mac or mac,
-            vtep_mac6=own.vtep_mac6 or mac6,
-        )
-
     # --- what is told -----------------------------------------------------------------------------
 
     async def _answer(self, request: Request) -> Reply:
@@ -458,7 +450,10 @@ class Daemon:
             return {"stopping": True, "pid": os.getpid()}
         if request == {"cmd": "release"}:
             return await self._release()
-        return {"error": 'allowed as "cmd" are status, log, stop and release'}
+        if request == {"cmd": "drop-held"}:
+            self._inputs.put_nowait(HeldBack())
+            return {"dropped": self._holding.drop()}
+        return {"error": 'allowed as "cmd" are status, log, stop, release and drop-held'}
 
     async def _release(self) -> Reply:
         """Give our lease back, and end when that is done."""

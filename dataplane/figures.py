@@ -46,6 +46,7 @@ class PeerRow:
     unreachable: Status | None = None  # who says so, what, and how long ago
     path: Status | None = None  # what its path takes, if that is less than what the underlay interface does
     answers: Answers | None = None  # None: it was not asked
+    held_for_s: float | None = None  # since the store had it no more; None: it is not held
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
         "expires_in_s": row.expires_in_s,
         "unreachable": row.unreachable,
         "path": row.path,
+        "held_for_s": row.held_for_s,
         "answers": None if row.answers is None else row.answers._asdict(),
     }
     if row.id is None or counters is None:

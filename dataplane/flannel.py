@@ -305,6 +305,27 @@ def _parse_backend(data: object, where: str, *, has_v6: bool, strict: bool) -> N
     )
 
 
+def network_value(network: NetworkConfig) -> dict[str, object]:
+    """Return the network config as parse_network() reads it, with all defaults written out."""
+    fields: dict[str, object] = {"EnableIPv4": network.network is not None}
+    fields["EnableIPv6"] = network.network6 is not None
+    for prefix, net, subnets in (
+        ("", network.network, network.subnets),
+        ("IPv6", network.network6, network.subnets6),
+    ):
+        if net is None:
+            continue
+        fields[f"{prefix}Network"] = str(net)
+        if subnets is not None:
+            kind = type(net.network_address)
+            fields[f"{prefix}SubnetLen"] = subnets.length
+            fields[f"{prefix}SubnetMin"] = str(kind(subnets.first))
+            fields[f"{prefix}SubnetMax"] = str(kind(subnets.last))
+    backend = {"Type": BACKEND_NAMES[network.encap], "VNI": network.vni, "Port": network.port}
+    backend |= {"MTU": network.underlay_mtu or 0, "DirectRouting": network.has_direct_routing}
+    return {**fields, "Backend": backend}
+
+
 # --- leases (flannel.md 1.1, 1.3) --------------------------------------------------------------------
 
 

@@ -128,12 +128,12 @@ def find_collisions(entries: Iterable[Entry]) -> dict[str, Refusal]:
     """Say, by name, which leases claim an address or a subnet of another node.
 
     The table cannot hold a prefix twice. Of two that collide the older one stays, in whatever order they
-    came; where ages are not known, the one with the lower name.
+    came; where ages are not known, the one with the lower name. One that is only held yields to any other.
     """
     refusals: dict[str, Refusal] = {}
     nodes: dict[Address, Lease] = {}  # who has this underlay address
     holders: dict[Network, Lease] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.created, entry.name)):
+    for entry in sorted(entries, key=lambda entry: (entry.is_held, entry.created, entry.name)):
         lease = entry.lease
         if lease is None:
             continue

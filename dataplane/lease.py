@@ -123,6 +123,7 @@ class Lessee:
         self._network: NetworkConfig | None = None
         self._identity: Identity | None = None
         self._own: Entry | None = None  # as we wrote or found it last
+        self._is_recalled = False  # from the last run: it is still to be written by us
         self._is_leaving = False
         self._waiting: str | None = WAITING  # what stands between us and our lease
         self._trouble: str | None = None  # why the store did not do the last operation
@@ -188,6 +189,10 @@ class Lessee:
 
     # --- what arrives -----------------------------------------------------------------------------------
 
+    def recall(self, own: Entry) -> None:
+        """Take what our lease was in the last run: it counts as ours. Nothing is written before a list."""
+        self._own, self._is_recalled, self._waiting = own, True, None
+
     def identify(self, identity: Identity | None, problem: str | None = None) -> None:
         """Take who we are; None, and why, if that is not known."""
         self._identity = identity
@@ -233,7 +238,7 @@ class Lessee:
             self._note(entry)
         self._settle()
         self._sent.clear()
-        self._own = entry
+        self._own, self._is_recalled = entry, False
 
     def dropped(self, name: str) -> None:
         """Take that a lease is deleted."""
@@ -374,7 +379,7 @@ class Lessee:
             self._waiting = f"our lease of {own.name} was overwritten with rubbish; taking it back"
             return PutLease(wanted, self._ttl_s, current.changed)
         if current.expires_s == math.inf:  # somebody else wrote it for us, and nobody tells when it ends
-            current = replace(current, expires_s=now + self._ttl_s)
+            current = replace(current, expires_s=now if self._is_recalled else now + self._ttl_s)
             self._entries.put(current)
         self._own = current
         due = self.renews_s()

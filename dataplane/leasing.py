@@ -61,6 +61,10 @@ class Leasing:
         entry = self._lessee.own
         return None if entry is None else entry.lease
 
+    def entry(self) -> Entry | None:
+        """Return the same as it stands in the store."""
+        return self._lessee.own
+
     def reason(self) -> str | None:
         """Say why our lease is not certain; None if it is."""
         return self._lessee.reason(time.monotonic())
@@ -103,6 +107,10 @@ class Leasing:
                 self._network = event.network
                 self._identify()
         self._wake.set()
+
+    def recall(self, own: Entry) -> None:
+        """Take what our lease was in the last run."""
+        self._lessee.recall(own)
 
     def host_changed(self, facts: HostFacts) -> None:
         """Take new facts of the host."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from dataplane import flannel
+from dataplane import flannel, laststate
 from dataplane.alloc import belongs
 from dataplane.config import RunConfig
 from dataplane.control import ask
@@ -296,4 +296,5 @@ def _release_left(run_dir: Path, place: RunConfig) -> str:
         await registry.delete(name, entry.changed)
 
     _use(replace(place, store=str(store["url"])), work)
+    laststate.forget(place.state_dir / laststate.NAME)
     return subnet

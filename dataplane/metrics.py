@@ -128,9 +128,13 @@ def _peers(status: Status) -> Iterator[Metric]:
         "refused": sum(peer["refused"] is not None for peer in peers),
         "stale": sum((peer["expires_in_s"] or 0.0) < 0 for peer in peers),
         "unreachable": sum(peer["unreachable"] is not None for peer in peers),
+        "held": sum(peer["held_for_s"] is not None for peer in peers),
     }
     yield _gauge(
-        *("peers", "Leases of other nodes: known are all, refused are no peers, stale have expired"),
+        *(
+            "peers",
+            "Leases of other nodes: known are all, refused are no peers, stale have expired, held have left",
+        ),
         *(({"state": name}, count) for name, count in states.items()),
     )
     kinds = Counter(peer["refused_for"] for peer in peers)

@@ -196,6 +196,7 @@ class Entry:
     created: int = 0  # revision that made it: of two that collide, the older one counts
     changed: int = 0  # revision that changed or renewed it last
     expires_s: float | None = None  # CLOCK_MONOTONIC of this process; None: never, inf: some time
+    is_held: bool = False  # the store has it no more; it left with so many others that it is kept for a while
 
     def left_s(self, now: float) -> float | None:
         """Return what it has to live, in seconds; None if it lives for ever, or nobody knows how long."""

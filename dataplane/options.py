@@ -244,6 +244,32 @@ FLAGS = (
         read.number(1, 131072, "leases"),
     ),
     Flag(
+        *("withdrawal-share", "withdrawal_share", "PERCENT"),
+        "hold peers that leave the store if they are more than that part of all, 0 to 100 (default: 20)",
+        read.number(0, 100, "percent"),
+    ),
+    Flag(
+        *("withdrawal-count", "withdrawal_count", "COUNT"),
+        "and at least so many, 1 to 131072 (default: 5)",
+        read.number(1, 131072, "peers"),
+    ),
+    Flag(
+        *("withdrawal-window", "withdrawal_window_s", "SECONDS"),
+        "and leave within that time, 1 to 3600 (default: 10)",
+        read.number(1, 3600, "seconds"),
+    ),
+    Flag(
+        *("withdrawal-hold", "withdrawal_hold_s", "SECONDS"),
+        "so long, and until the store then says the same, 0 to 86400 (default: 30; 0, they go at once)",
+        read.number(0, 86400, "seconds"),
+    ),
+    Flag(
+        *("last-state-age", "last_state_age_h", "HOURS"),
+        "start from the state of the last run if the store is out of reach, as long as that is no older, "
+        "0 to 8760 (default: 168; 0, never)",
+        read.number(0, 8760, "hours"),
+    ),
+    Flag(
         *("path-probes", "path_probes", "true|false"),
         "find paths that lose large packets in silence, by asking peers that are sent much (default: true)",
         read.switch,

@@ -6,7 +6,8 @@ last time is looked at, together with what collides with it, directly or through
 same among ten leases and among a hundred thousand. If the scene changed, that is every lease, the same way.
 
 Only so many leases count. One that does counts for as long as it is there; the others wait, and of these the
-oldest is the next. So a store that is flooded takes no peer from anybody.
+oldest is the next. So a store that is flooded takes no peer from anybody. One that is only held
+(withdrawal.py) counts while no other waits.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ class Peers:
     def __init__(self, in_force: Iterable[Peer], count_max: int = PEERS_MAX) -> None:
         """Begin with no leases; the ids of the peers of the table in force stay theirs."""
         self._count, self._count_max = 0, count_max  # leases that count
-        self._waiting: list[tuple[bool, int, int, _Known]] = []  # a heap; some of them wait no longer
+        # A heap; some of them wait no longer, or elsewhere in it.
+        self._waiting: list[tuple[bool, bool, int, int, _Known]] = []
+        self._held: dict[_Known, None] = {}  # those that count and are only held
         self._ids = PeerIds(in_force)
         self._unseen = self._ids.known()  # peers in force, until the first pass
         self._scene: Scene | None = None
@@ -176,6 +179,15 @@ class Peers:
     def subnets(self) -> tuple[SubnetEntry, ...]:
         """Return the subnets of the peers in their order; the same object as long as nothing changed."""
         return self._subnets.values()
+
+    def find(self, name: str) -> Entry | None:
+        """Return a lease if it is that of a peer."""
+        known = self._known.get(name)
+        return None if known is None or known.node is None else known.entry
+
+    def in_force(self) -> dict[str, Entry]:
+        """Return the leases that are those of peers, by name."""
+        return {name: known.entry for name, known in self._known.items() if known.node is not None}
 
     def count_waiting(self) -> int:
         """Return how many leases do not count, since as many do as may."""
@@ -272,11 +284,12 @@ class Peers:
                 known.refused = None if known.is_own else refused
                 if refused is None and not known.is_counted:
                     moved[known] = None
-                    if not known.is_waiting or was.created != entry.created:
+                    if not known.is_waiting or not _is_queued_alike(was, entry):
                         self._let_wait(known)
                     continue
                 if refused is not None:
                     self._release(known)
+                self._note_held(known)
                 self._claim(known, entry.lease if refused is None else None, moved)
             elif known.node is not None and len(known.node.leases) > 1:
                 moved[known] = None  # maybe only within its node
@@ -287,21 +300,43 @@ class Peers:
         """Let a lease wait until it may count; peers of the table in force come first, then the oldest."""
         is_new = not self._ids.has(number(_ips(known)[0]))
         known.is_waiting = True
-        heappush(self._waiting, (is_new, known.entry.created, known.rank, known))
+        heappush(self._waiting, (known.entry.is_held, is_new, known.entry.created, known.rank, known))
 
     def _count_in(self, moved: dict[_Known, None]) -> None:
         """Let as many of those that wait count as may."""
-        while self._waiting and self._count < self._count_max:
-            *_, known = heappop(self._waiting)
-            if known.is_waiting:
-                known.is_waiting, known.is_counted = False, True
-                self._count += 1
-                self._claim(known, known.entry.lease, moved)
+        while self._waiting and (self._count < self._count_max or self._held):
+            is_held, *_, known = self._waiting[0]
+            if not known.is_waiting or known.entry.is_held != is_held:
+                heappop(self._waiting)
+                continue
+            if self._count >= self._count_max:
+                if is_held:
+                    break
+                self._put_back(moved)
+            heappop(self._waiting)
+            known.is_waiting, known.is_counted = False, True
+            self._count += 1
+            self._note_held(known)
+            self._claim(known, known.entry.lease, moved)
+
+    def _put_back(self, moved: dict[_Known, None]) -> None:
+        """Let one that is only held make room."""
+        known, _ = self._held.popitem()
+        self._release(known)
+        self._claim(known, None, moved)
+        self._let_wait(known)
+
+    def _note_held(self, known: _Known) -> None:
+        if known.is_counted and known.entry.is_held:
+            self._held[known] = None
+        else:
+            self._held.pop(known, None)
 
     def _release(self, known: _Known) -> None:
         """Take that a lease counts no longer, nor waits to."""
         self._count -= known.is_counted
         known.is_counted = known.is_waiting = False
+        self._held.pop(known, None)
 
     def _claim(self, known: _Known, lease: Lease | None, moved: dict[_Known, None]) -> None:
         """Let a lease claim what it says, and nothing else; it moves, and all that collided with it."""
@@ -427,7 +462,11 @@ def _tell(moved: Iterable[_Known]) -> list[PeerView]:
 
 def _is_judged_alike(one: Entry, other: Entry) -> bool:
     """Return whether all that leases are judged by is the same: not when one was renewed, or ends."""
-    return (one.lease, one.problem, one.created) == (other.lease, other.problem, other.created)
+    return (one.lease, one.problem) == (other.lease, other.problem) and _is_queued_alike(one, other)
+
+
+def _is_queued_alike(one: Entry, other: Entry) -> bool:
+    return (one.created, one.is_held) == (other.created, other.is_held)
 
 
 def _is_own(entry: Entry, own: Lease) -> bool:

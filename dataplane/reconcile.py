@@ -22,6 +22,7 @@ from dataplane.model import (
     Address,
     Alarm,
     Encap,
+    Entry,
     Event,
     HostFacts,
     HostPlan,
@@ -101,6 +102,18 @@ class Reconciler:
     def peers(self) -> tuple[PeerView, ...]:
         """Return the leases of all other nodes."""
         return self._peers.views()
+
+    def find(self, name: str) -> Entry | None:
+        """Return a lease if it is that of a peer in force."""
+        return self._peers.find(name)
+
+    def in_force(self) -> dict[str, Entry]:
+        """Return the leases that are those of peers in force, by name."""
+        return self._peers.in_force()
+
+    def has_address(self, address: Address) -> bool:
+        """Return whether an interface of this host has an address."""
+        return self._facts.holder(address) is not None
 
     @property
     def underlay(self) -> Interface | None:

@@ -65,6 +65,11 @@ class Reload:
                 await self._wait_listed()
             self._health.reloaded()
 
+    async def list_anew(self) -> None:
+        """Have the store listed once more; raises, with all as before, if it cannot be had."""
+        await self._store.reopen()
+        self._again.set()
+
     async def _wait_listed(self) -> None:
         try:
             async with asyncio.timeout(LIST_S):

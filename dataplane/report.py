@@ -12,6 +12,7 @@ from dataplane.config import RunConfig
 from dataplane.convergence import Convergence
 from dataplane.errors import ControlError, RuntimeFailure
 from dataplane.figures import Node, PeerRow, describe
+from dataplane.holding import Holding
 from dataplane.journal import Journal, Trouble
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
@@ -22,6 +23,7 @@ from dataplane.pathmtu import Paths
 from dataplane.peers import PeerView
 from dataplane.probes import PathProbes
 from dataplane.reach import is_unreached
+from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
 from dataplane.repairs import Repairs
 from dataplane.rundir import RunDir
@@ -62,6 +64,8 @@ class Report:
         self.peers_said = SoftState()
         self.convergence = Convergence()
         self.pace = Pace()
+        self.holding = Holding(config)
+        self.recall: Recall | None = None
         self._told: list[str] = []
         self.is_carrying = False
         self.trouble: str | None = None  # why the last pass failed
@@ -148,7 +152,10 @@ class Report:
             is_deaf = self.store_heard_s is None and self.store_error is not None
             return False, f"{problem}: {self.store_error}" if is_deaf else problem
         problem = self._forwarder_problem()
-        return (True, "ok") if problem is None else (False, problem)
+        return (True, self._stand_in() or "ok") if problem is None else (False, problem)
+
+    def _stand_in(self) -> str | None:
+        return None if self.recall is None else self.recall.note()
 
     def parts(self) -> dict[str, str | None]:
         """Return what is wrong with each part of what this node needs; None: nothing.
@@ -160,6 +167,7 @@ class Report:
             return dict.fromkeys(PARTS, "starting")
         found: dict[str, str | None] = dict.fromkeys(PARTS)
         found["forwarder"] = self._forwarder_problem()
+        found["store"] = self._stand_in()
         if not self.is_carrying:
             found["host"] = "not set up yet"
         if self.leasing is not None:
@@ -198,6 +206,7 @@ class Report:
             *self._traffic.warnings(),
             *self.repairs.warnings(time.monotonic()),
             *self.pace.warnings(time.monotonic()),
+            *self.holding.warnings(),
             *self.paths.warnings(),
             *self._config.exposed,
         ]
@@ -210,6 +219,8 @@ class Report:
                 warnings.insert(0, f"store: {problem}")
         if self.unwritten is not None:
             warnings.insert(0, self.unwritten)
+        if (note := self._stand_in()) is not None:
+            warnings.insert(0, note)
         node = Node(
             ready=ready,
             reason=reason,
@@ -245,6 +256,7 @@ class Report:
             unreachable=None if said is None else describe_said(said, now),
             path=self.paths.describe(nodes, now),
             answers=None if self.probes is None else self.probes.answers(nodes, now),
+            held_for_s=self.holding.held_for_s(entry.name),
         )
 
 

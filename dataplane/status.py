@@ -190,6 +190,8 @@ def _remark(peer: Status) -> str:
     expires_in_s = peer.get("expires_in_s")
     if expires_in_s is not None and expires_in_s < 0:
         remarks.insert(0, f"stale: expired {span(-expires_in_s)} ago")
+    if (held_for_s := peer.get("held_for_s")) is not None:
+        remarks.insert(0, f"held: it left the store with others {span(held_for_s)} ago")
     if path := peer.get("path"):
         remarks.insert(0, f"path MTU {path['mtu']} ({path['source']})")
     answers = peer.get("answers")

@@ -27,7 +27,7 @@ from tests.e2e import frames
 from tests.e2e.frames import US
 from tests.e2e.rig import Rig, risen
 
-FLAGS = ("--public-ip", str(US.ip))
+FLAGS = ("--public-ip", str(US.ip), "--withdrawal-hold", "0")  # the table is to follow at once
 FIRST_ADDRESS = int(ipaddress.IPv4Address("198.18.1.0"))
 SUBNETS = 10_000
 BURST = 40
