@@ -205,13 +205,16 @@ def load(path: Path, clocks: Clocks) -> LastState | None:
         return None
     except OSError as err:
         raise failure("read", path, err) from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise RuntimeFailure(f"{path} is no regular file")
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise RuntimeFailure(f"{path} can be written to by others. Fix: remove it")
-        raw = file.read(BYTES_MAX + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            raw = file.read(BYTES_MAX + 1)
+    finally:
+        os.close(fd)
     if len(raw) > BYTES_MAX:
         raise RuntimeFailure(f"{path} is larger than {BYTES_MAX >> 20} MiB")
     try:

@@ -102,7 +102,7 @@ def test_node_leaves(site: Site, running: Running) -> None:
     five_pings(running)
 
 
-def test_etcd_outage(site: Site, running: Running) -> None:
+def test_case_116_etcd_outage(site: Site, running: Running) -> None:
     """While etcd is gone packets flow, the node says so, restarted or not; then etcd is followed again."""
     near, far = running.pair(NET.name)
     (member,) = site.etcd.members

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import stat
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from dataplane import flannel, subnetfile
 from dataplane.errors import RuntimeFailure
 from dataplane.model import NetworkConfig, SubnetKey
+from tests.crash import DIED, write_up_to
 from tests.leases import DUAL, NET, NET6
 
 KEY4 = SubnetKey(IPv4Network("10.244.7.0/24"))
@@ -111,21 +110,7 @@ def test_case_131_crash_in_the_middle_of_a_write(tmp_path: Path) -> None:
     old, new = (flannel.format_subnet_env(NET, KEY4, mtu, has_masq=False) for mtu in (1450, 8950))
     for cut in range(len(new) + 1):
         subnetfile.write(path, NET, KEY4, 1450)
-        pid = os.fork()
-        if pid == 0:
-            _write_and_die_at(cut, path)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert code == (0 if cut == len(new) else -signal.SIGXFSZ)
+        code = write_up_to(cut, lambda: subnetfile.write(path, NET, KEY4, 8950))
+        assert code == (0 if cut == len(new) else DIED)
         assert path.read_text() == (new if cut == len(new) else old)
         assert subnetfile.read_previous(path) == KEY4
-
-
-def _write_and_die_at(cut: int, path: Path) -> None:
-    """Write the new file; the kernel ends this process when more than `cut` bytes are to be in it."""
-    try:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (cut, cut))
-        subnetfile.write(path, NET, KEY4, 8950)
-        os._exit(0)
-    finally:
-        os._exit(4)
