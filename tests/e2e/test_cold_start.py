@@ -30,7 +30,7 @@ from tests.e2e.rig import conserves, hasten
 
 PORT = 5201
 FIRST_S = 1.0  # from exec to the first packet at the other end, on a quiet machine
-ROOM = 3  # times as long on a busy one
+ROOM = 3  # times as long on a busy one, of which others are not counted that had the processor
 EVERY_S = 0.002
 BACK_S = 15.0
 OWN = "subnets/10.244.1.0-24"
@@ -137,6 +137,12 @@ class Scene:
         except RuntimeFailure:
             return ""
 
+    def waited_s(self) -> float:
+        """Return how long control could have run, and others did."""
+        assert self.daemon.process is not None
+        stat = Path(f"/proc/{self.daemon.process.pid}/schedstat").read_text(encoding="ascii")
+        return int(stat.split()[1]) / 1e9
+
     def close(self) -> None:
         """Take it down."""
         try:
@@ -168,9 +174,9 @@ def test_cold_start_without_store(scene: Scene) -> None:
     try:
         wait_for(lambda: numbers.first_s, f"the first packet arrives: {daemon.log()[said:]}", BACK_S)
         assert numbers.first_s is not None
-        took_s = numbers.first_s - begun_s
-        print(f"from exec to the first packet at the kernel's end: {took_s:.2f} s")
-        assert took_s < ROOM * FIRST_S
+        took_s, waited_s = numbers.first_s - begun_s, scene.waited_s()
+        print(f"from exec to the first packet: {took_s:.2f} s, of them {waited_s:.2f} s without a processor")
+        assert took_s - waited_s < ROOM * FIRST_S
         wait_for(lambda: "store not reached" in scene.reason(), "it says what it runs on", BACK_S)
         status = daemon.status()
         assert status["ready"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many peers that leave the store at once are held: drawing in rig.py, store in leased.py."""
+"""Many peers leave the store at once, or a start does without it: drawing in rig.py, store in leased.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bench.lab import wait_for
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, US
 from tests.e2e.leased import LeasedDaemon, LeasedRig, value
+from tests.e2e.pair import forget_counters
 
 COUNT, HOLD_S, LONG_S = 8, 3, 600
 SUBNETS = [f"10.244.{10 + number}.0/24" for number in range(COUNT)]
@@ -113,3 +114,25 @@ def test_the_operator_drops_them(rig: LeasedRig, daemon: LeasedDaemon) -> None:
     wait_for(lambda: set(daemon.peers()) == {*ALWAYS, SUBNETS[1]}, "the others are gone", 1.0)
     assert daemon.say("peers", "--drop-held") == "dropped 0 held peers\n"
     no_peer(rig)
+
+
+def test_cold_start_on_a_damaged_store(rig: LeasedRig, daemon: LeasedDaemon) -> None:
+    """A sqlite store that cannot be read at a cold start is done without, until it can; nothing vanishes."""
+    daemon.sync()
+    daemon.stop()
+    assert daemon.say("down") == ""
+    forget_counters(daemon)
+    good = {path: path.read_bytes() for path in daemon.directory.glob("store.db*")}
+    daemon.store_path.write_bytes(bytes(8192))
+    daemon.start()
+    rig.watch_overlay()
+    assert daemon.status()["reason"].startswith("running on the state of ")
+    assert "no sqlite database" in str(daemon.status()["store"]["error"])
+    assert set(daemon.peers()) == {*SUBNETS, *ALWAYS}
+    assert rig.route_of("10.244.10.5") == way(0)
+    for path, raw in good.items():
+        path.write_bytes(raw)
+    wait_for(lambda: daemon.status()["reason"] == "ok", "the store is followed", 20.0)
+    assert set(daemon.peers()) == {*SUBNETS, *ALWAYS}
+    assert held(daemon) == set()
+    assert rig.route_of("10.244.10.5") == way(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from dataplane import daemon
 from dataplane.convergence import Convergence
+from dataplane.errors import StoreError
 from dataplane.flannel import lease_value
 from dataplane.model import LeasePut, Listed
+from dataplane.store.file import FileStore
 from dataplane.store.registry import Registry
 from tests.keys import Keys
 from tests.leases import lease
@@ -58,3 +61,23 @@ def test_case_116_away_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock - HOUR_S <= BACK_S
     assert len(tries) < HOUR_S / 3
     assert keys.lists == 1  # it was followed from where it was left
+
+
+@pytest.mark.parametrize("has_state", [False, True], ids=["", "with a last state"])
+def test_a_local_store_must_be_there_at_start(tmp_path: Path, *, has_state: bool) -> None:
+    """A file that cannot be read ends a start, unless the state of the last run stands in for it."""
+    recall = SimpleNamespace(stands_in=lambda err: has_state and isinstance(err, StoreError))
+    report = SimpleNamespace(store_heard_s=None, store_error=None, convergence=Convergence())
+    node: Any = SimpleNamespace(_inputs=asyncio.Queue(), report=report, _recall=recall)
+
+    async def main() -> None:
+        store = FileStore(tmp_path / "peers.json")
+        try:
+            async with asyncio.timeout(0.5):
+                await daemon.Daemon._follow_store(node, store)
+        finally:
+            await store.close()
+
+    with pytest.raises(TimeoutError if has_state else StoreError):
+        asyncio.run(main())
+    assert (report.store_error is not None) == has_state
