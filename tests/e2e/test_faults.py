@@ -106,7 +106,7 @@ def test_case_132_calls_fail(
     cell = matrix.cell(process, call, err)
     print(f"{process} {call} {err}: {cell}")
     assert cell.injected > 0
-    assert list(cell.problems()) == []
+    assert list(cell.problems(f"{process} {call} {err}")) == []
     assert cell.told == told
 
 
