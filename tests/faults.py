@@ -104,7 +104,7 @@ class Cell:
         """Yield what is not as it must be of a cell."""
         if self.has_ended:
             yield "the process ended"
-        # Who is told to try again does, and libuv does when it cannot accept: a kernel does not say so for long.
+        # Who is told to try again does, and libuv if it cannot accept: a kernel does not say so for long.
         if self.share > CPU_SHARE and not name.endswith(BUSY) and "control accept4" not in name:
             yield f"{100 * self.share:.0f} % of a core"
 
