@@ -108,6 +108,7 @@ def test_case_132_calls_fail(
     assert cell.injected > 0
     assert list(cell.problems(f"{process} {call} {err}")) == []
     assert cell.told == told
+    assert "crashes again and again" not in rig.daemon.log()  # it lived all the time
 
 
 @pytest.mark.soak
