@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -104,9 +105,9 @@ class Pair:
 
 
 class Load:
-    """Numbered datagrams from `a` to `b` at RATE_PPS, for as long as the block lasts (3 s at most)."""
+    """Numbered datagrams from `a` to `b` at RATE_PPS, for as long as the block lasts (15 s at most)."""
 
-    LIMIT = 3 * RATE_PPS
+    LIMIT = 15 * RATE_PPS
 
     def __init__(self, pair: Pair, port: int = PORT) -> None:
         """Open both ends."""
@@ -176,32 +177,36 @@ class Monitor:
         self.said = ""
 
     def __enter__(self) -> Monitor:
+        # Not a pipe: while that is full, `ip` hears nothing. It says so; and that it knows no other one.
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")
         command = self._space.command("ip", "-o", "monitor", *self._kinds)
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdout=self._file, stderr=self._file)
+        self._read = 0
         self._mark()
         return self
 
     def _mark(self) -> None:
         """Make something happen that is seen, so that all before it has been seen, too."""
-        assert self._process.stdout is not None
-        output = self._process.stdout.fileno()
         text = ""
 
         def is_seen() -> bool:
             nonlocal text
             # Until it listens it hears nothing, so more than once.
             self._space.ip(f"route replace blackhole {MARK}\nroute del blackhole {MARK}\n")
-            while select.select([output], [], [], 0)[0]:
-                text += os.read(output, 1 << 16).decode()
+            octets = os.pread(self._file.fileno(), 1 << 30, self._read)
+            self._read += len(octets)
+            text += octets.decode()
             return MARK.removesuffix("/24") in text
 
         wait_for(is_seen, "ip monitor")
-        self.said += "".join(f"{line}\n" for line in text.splitlines() if MARK[:-3] not in line)
+        lines = [line for line in text.splitlines() if MARK[:-3] not in line]
+        self.said += "".join(f"{line}\n" for line in lines if not line.startswith("Error: Peer netns"))
 
     def __exit__(self, *exc: object) -> None:
         self._mark()
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._file.close()
 
 
 def kill(daemon: Daemon) -> None:

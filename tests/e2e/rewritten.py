@@ -198,8 +198,11 @@ class Rewritten(Pair):
         assert not [net for net in moving if net in now and now[net].place not in moving[net]]
 
     def strange(self, said: str) -> list[str]:
-        """Return what `ip monitor` said that is not of leases that move; in userspace nothing is of them."""
-        lines = [line for line in said.splitlines() if "dev under0" not in line]
+        """Return what `ip monitor` said that is not of leases that move; in userspace nothing is of them.
+
+        What is said of the link, and of devices without neighbours (NOARP), is the kernel's own.
+        """
+        lines = [line for line in said.splitlines() if "dev under0" not in line and "NOARP" not in line]
         if not self.daemon.is_kernel:
             return lines
         names = {subnet(n).partition("/")[0] for n in self.moving}
