@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from bench.lab import wait_for
+from dataplane import control
 from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
@@ -64,8 +65,8 @@ class SetClock(LeasedDaemon):
     def now_s(self) -> float:
         """Return what the daemon takes the time to be: by what it logs when it is asked to log more."""
         said = len(self.log())
-        self.say("log", "--level", "debug")
-        self.say("log", "--level", "info")
+        for level in ("debug", "info"):
+            control.ask(self.run_dir, {"cmd": "log", "level": level})
         wait_for(lambda: "\n" in self.log()[said:], "it logs something", BACK_S)
         return datetime.fromisoformat(self.log()[said:].split(maxsplit=1)[0]).timestamp()
 
