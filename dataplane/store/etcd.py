@@ -52,11 +52,12 @@ def subnets_of(name: str) -> tuple[Network, ...]:
         return ()
 
 
-async def _keep_alive(line: Line, said: Metadata, lease_id: int) -> Any:
+async def _keep_alive(line: Line, said: Metadata, lease_id: int) -> int:
+    """Let a lease live as long again; return how many seconds that is, 0 if it is gone."""
     stream = line.lease.LeaseKeepAlive(timeout=CALL_S, metadata=said)
     try:
         await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
-        return await stream.read()
+        return int(getattr(await stream.read(), "TTL", 0))
     finally:
         stream.cancel()
 
@@ -246,10 +247,10 @@ class EtcdKeyValue:
         if kv is None or kv.mod_revision != expected or bytes(kv.value) != value.encode() or not kv.lease:
             return None
         begun_s = self._clock()
-        left = await self._ask(lambda line, said: _keep_alive(line, said, kv.lease))
-        if left is grpc.aio.EOF or left.TTL <= 0:
+        left_s = await self._ask(lambda line, said: _keep_alive(line, said, kv.lease))
+        if not left_s:
             return None
-        self._ends[kv.lease] = begun_s + left.TTL
+        self._ends[kv.lease] = begun_s + left_s
         return self._record(kv)
 
     async def _grant(self, ttl_s: float) -> int:

@@ -134,15 +134,20 @@ def test_case_123_no_space(rig: LeasedRig, daemon: EtcdDaemon) -> None:
     assert "store lost" not in daemon.log()[said:]
 
 
-def test_case_123_lease_lives_on(tmp_path: Path) -> None:
+def test_case_123_lease_lives_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """etcd is full: a lease that is as it is to be is kept alive; what would change it is refused."""
-    key, ttl_s = "subnets/10.244.77.0-24", 60.0
+    key, reserved, ttl_s = "subnets/10.244.77.0-24", "subnets/10.244.78.0-24", 60.0
 
     def left_s(lease: str) -> int:
         return int(re.findall(r"remaining\((\d+)s\)", etcd.ctl("lease", "timetolive", lease))[0])
 
+    async def refuse(keys: EtcdKeyValue, *puts: tuple[str, str, int]) -> None:
+        for name, text, expected in puts:
+            with pytest.raises(StoreError, match="is full"):
+                await keys.put(name, text, ttl_s, expected)
+
     async def work(keys: EtcdKeyValue) -> None:
-        made = await keys.put(key, "one", ttl_s, 0)
+        made, other = await keys.put(key, "one", ttl_s, 0), await keys.put(reserved, "one", None, 0)
         (lease,) = etcd.leases()
         with full(etcd):
             wait_for(lambda: left_s(lease) < ttl_s - 1, "some of its life is over", BACK_S)
@@ -150,11 +155,17 @@ def test_case_123_lease_lives_on(tmp_path: Path) -> None:
             assert (kept.created, kept.changed, kept.value) == (made.created, made.changed, "one")
             assert kept.ttl_s == pytest.approx(ttl_s, abs=1)
             assert left_s(lease) >= ttl_s - 1
-            for value, expected in (("two", made.changed), ("one", made.changed - 1)):
-                with pytest.raises(StoreError, match="is full"):
-                    await keys.put(key, value, ttl_s, expected)
-        renewed = await keys.put(key, "two", ttl_s, kept.changed)
-        await keys.delete(key, renewed.changed)
+            await refuse(keys, (key, "two", made.changed), (key, "one", made.changed - 1))
+            await refuse(keys, (reserved, "one", other.changed))  # it has no end that could be put off
+            with monkeypatch.context() as patch:
+                patch.setattr("dataplane.store.etcd._keep_alive", gone)
+                await refuse(keys, (key, "one", made.changed))
+            await keys.delete(key, made.changed)
+            await refuse(keys, (key, "one", made.changed))
+        await keys.put(key, "two", ttl_s, 0)
+
+    async def gone(*_: object) -> int:
+        return 0
 
     with Etcd(tmp_path / "etcd", flags=EtcdDaemon.etcd_flags) as etcd:
         use(EtcdConfig(endpoints=etcd.urls), work)
