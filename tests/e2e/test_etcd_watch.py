@@ -72,8 +72,9 @@ class World:
     def cut(self) -> None:
         """Cut all connections of this process to etcd, but that of the gateway."""
         ports = {int(url.rpartition(":")[2]) for url in self.etcd.urls}
-        for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-            if fd == self.gateway.fileno():
+        for path in Path("/proc/self/fd").iterdir():
+            fd = int(path.name)
+            if fd == self.gateway.fileno() or not path.is_socket():
                 continue
             with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
                 if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[1] in ports:
