@@ -4,6 +4,7 @@
  */
 #include "answer.h"
 #include "paths.h"
+#include "tables.h"
 
 enum { TIER = DP_TIER_MMSG | DP_TIER_UDP_GSO, OTHER_TX = KERNEL_RAW_TX + 1 };
 
@@ -140,22 +141,11 @@ static void put_table(struct dp_addr vtep, enum dp_encap encap)
 				   .vtep = vtep,
 				   .peer_id = 1};
 	struct dp_peer peer = {.id = 1, .addr4 = {.family = 4, .bytes = {192, 0, 2, 101}}};
-	struct dp_prefix own = {.addr = {.family = 4, .bytes = {10, 244, 1}}, .len = 24};
 	struct dp_prefix allowed = {.addr = {.family = 4, .bytes = {10, 0, 2}}, .len = 24};
-	struct dp_table_spec spec = {.subnets = &subnet,
-				     .subnets_count = 1,
-				     .peers = &peer,
-				     .peers_count = 1,
-				     .own = &own,
-				     .own_count = 1,
-				     .sources = &own,
-				     .sources_count = 1,
-				     .allowed = &allowed,
-				     .allowed_count = 1};
-	int fd = dp_fib_create(&spec);
+	int fd = table_build(0, &subnet, 1, &peer, allowed);
 
 	dp_fib_close(lab.fib);
-	CHECK(fd >= 0 && !dp_fib_open(fd, &lab.fib));
+	CHECK(!dp_fib_open(fd, &lab.fib));
 	close(fd);
 	lab.path.fib = lab.fib;
 }

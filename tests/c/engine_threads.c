@@ -19,6 +19,7 @@
 #include "packets.h"
 #include "parse.h"
 #include "sys.h"
+#include "tables.h"
 #include "underlay.h"
 
 enum {
@@ -288,21 +289,8 @@ static int make_table(uint32_t generation)
 {
 	struct dp_subnet subnets[SUBNETS] = {0};
 	struct dp_peer peer = {.id = 5, .addr4 = {.family = 4, .bytes = {192, 0, 2, 2}}};
-	struct dp_prefix own = {.addr = {.family = 4, .bytes = {10, 244, 1}}, .len = 24};
 	struct dp_prefix theirs = {.addr = {.family = 4, .bytes = {10, 244, 2}}, .len = 24};
-	struct dp_table_spec spec = {.generation = generation,
-				     .subnets = subnets,
-				     .subnets_count = SUBNETS,
-				     .peers = &peer,
-				     .peers_count = 1,
-				     .own = &own,
-				     .own_count = 1,
-				     .sources = &own,
-				     .sources_count = 1,
-				     .allowed = &theirs,
-				     .allowed_count = 1};
 	uint8_t high = (uint8_t)(generation >> 8), low = (uint8_t)generation;
-	int fd;
 
 	for (uint8_t i = 0; i < SUBNETS; i++)
 		subnets[i] = (struct dp_subnet){.prefix = {.addr = {.family = 4, .bytes = {10, 0, i}}, .len = 24},
@@ -310,9 +298,7 @@ static int make_table(uint32_t generation)
 						.vtep_mac = {2, high, low, 0, 0, i},
 						.vtep = {.family = 4, .bytes = {127, high, low, i}},
 						.peer_id = i};
-	fd = dp_fib_create(&spec);
-	CHECK(fd >= 0);
-	return fd;
+	return table_build(generation, subnets, SUBNETS, &peer, theirs);
 }
 
 /**

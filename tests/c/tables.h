@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tables.h - opening bytes as a snapshot, and what must hold when that works. */
+/* tables.h - tables to work with; opening bytes as a snapshot, and what must hold when that works. */
 #ifndef TABLES_H
 #define TABLES_H
 
@@ -10,6 +10,37 @@
 
 #include "check.h"
 #include "fib_layout.h"
+
+/**
+ * table_build() - Build a table of a node that has 10.244.1.0/24 and one peer
+ * @generation:	Its number
+ * @subnets:	What goes to the peer
+ * @count:	How many
+ * @peer:	The peer
+ * @allowed:	A prefix of other sources that packets may come from
+ *
+ * Return: the descriptor
+ */
+static inline int table_build(uint64_t generation, const struct dp_subnet *subnets, uint32_t count,
+			      const struct dp_peer *peer, struct dp_prefix allowed)
+{
+	struct dp_prefix own = {.addr = {.family = 4, .bytes = {10, 244, 1}}, .len = 24};
+	struct dp_table_spec spec = {.generation = generation,
+				     .subnets = subnets,
+				     .subnets_count = count,
+				     .peers = peer,
+				     .peers_count = 1,
+				     .own = &own,
+				     .own_count = 1,
+				     .sources = &own,
+				     .sources_count = 1,
+				     .allowed = &allowed,
+				     .allowed_count = 1};
+	int fd = dp_fib_create(&spec);
+
+	CHECK(fd >= 0);
+	return fd;
+}
 
 /**
  * table_memfd() - Put bytes into a sealed memfd

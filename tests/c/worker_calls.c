@@ -26,6 +26,7 @@
 #include "check.h"
 #include "packets.h"
 #include "sys.h"
+#include "tables.h"
 
 enum { VNET_LEN = 12, PORT_FIRST = 20000, PORT_LAST = 29999, BUFFER_BYTES = 1 << 20, SUBNETS = 4 };
 
@@ -150,29 +151,14 @@ static int make_table(uint64_t generation)
 	struct dp_addr vtep = {.family = 4, .bytes = {127, 0, 0, 2}};
 	struct dp_subnet subnets[SUBNETS] = {0};
 	struct dp_peer peer = {.id = 5, .addr4 = vtep};
-	struct dp_prefix own = {.addr = {.family = 4, .bytes = {10, 244, 1}}, .len = 24};
 	struct dp_prefix theirs = {.addr = {.family = 4, .bytes = {10, 244, 2}}, .len = 24};
-	struct dp_table_spec spec = {.generation = generation,
-				     .subnets = subnets,
-				     .subnets_count = SUBNETS,
-				     .peers = &peer,
-				     .peers_count = 1,
-				     .own = &own,
-				     .own_count = 1,
-				     .sources = &own,
-				     .sources_count = 1,
-				     .allowed = &theirs,
-				     .allowed_count = 1};
-	int fd;
 
 	for (uint8_t i = 0; i < SUBNETS; i++)
 		subnets[i] = (struct dp_subnet){.prefix = {.addr = {.family = 4, .bytes = {10, 0, i}}, .len = 24},
 						.encap = i < 2 ? DP_ENCAP_VXLAN : DP_ENCAP_IPIP,
 						.vtep = vtep,
 						.peer_id = 5};
-	fd = dp_fib_create(&spec);
-	CHECK(fd >= 0);
-	return fd;
+	return table_build(generation, subnets, SUBNETS, &peer, theirs);
 }
 
 /**

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -299,6 +299,16 @@ def test_restart(tmp_path: Path) -> None:
         use(of(etcd), work)
 
 
+@asynccontextmanager
+async def frozen_watch(etcd: Etcd, keys: EtcdKeyValue) -> AsyncIterator[tuple[Record, AsyncIterator[Record]]]:
+    """Watch a key that is written, and freeze the server; yield what was written, and the watch."""
+    made = await keys.put(KEY, "one", None, 0)
+    async with aclosing(keys.watch(made.changed - 1)) as changes:
+        assert await take(changes, 1) == [made]
+        etcd.members[0].signal(signal.SIGSTOP)
+        yield made, changes
+
+
 def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is frozen is given up, for the next one, by calls and by watches alike."""
     monkeypatch.setattr("dataplane.store.etcd_client.CALL_S", 0.5)
@@ -308,10 +318,7 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with Etcd(tmp_path / "etcd") as etcd:
 
         async def work(keys: EtcdKeyValue) -> None:
-            made = await keys.put(KEY, "one", None, 0)
-            async with aclosing(keys.watch(made.changed - 1)) as changes:
-                assert await take(changes, 1) == [made]
-                etcd.members[0].signal(signal.SIGSTOP)
+            async with frozen_watch(etcd, keys) as (made, changes):
                 with pytest.raises(StoreError, match="does not answer within"):
                     await take(changes, 1)
             with pytest.raises(StoreError, match="does not begin to watch within"):
@@ -374,10 +381,7 @@ def test_connection_that_another_call_gives_up(tmp_path: Path, monkeypatch: pyte
     with Etcd(tmp_path / "etcd") as etcd:
 
         async def watch(keys: EtcdKeyValue) -> None:
-            made = await keys.put(KEY, "one", None, 0)
-            async with aclosing(keys.watch(made.changed - 1)) as changes:
-                assert await take(changes, 1) == [made]
-                etcd.members[0].signal(signal.SIGSTOP)
+            async with frozen_watch(etcd, keys) as (_, changes):
                 waiting = asyncio.create_task(take(changes, 1))
                 with pytest.raises(StoreError, match="does not answer within"):
                     await keys.revision()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from hypothesis import given, settings
@@ -104,6 +104,23 @@ def check_values(
     assert again.leases_at([IPv4Address("192.0.2.1")]) == peers.leases_at([IPv4Address("192.0.2.1")])
 
 
+def take(peers: Peers, entries: dict[str, Entry], scene: Scene, what: str, value: Any) -> Scene:
+    """Take one step, as a dictionary of entries does; return the scene then."""
+    if what == "put":
+        peers.put(value)
+        entries[value.name] = value
+    elif what == "remove":
+        peers.remove(value)
+        entries.pop(value, None)
+    elif what == "replace":
+        peers.replace(value)
+        entries.clear()
+        entries |= {entry.name: entry for entry in value}
+    else:
+        return cast(Scene, value)
+    return scene
+
+
 @settings(max_examples=400)
 @given(SCENES, st.lists(st.tuples(STEPS, st.integers(0, 1)), max_size=25))
 def test_step_by_step_is_as_whole(scene: Scene, steps: list[tuple[tuple[str, Any], int]]) -> None:
@@ -111,17 +128,7 @@ def test_step_by_step_is_as_whole(scene: Scene, steps: list[tuple[tuple[str, Any
     peers, entries, told, now = Peers(()), dict[str, Entry](), dict[str, str | None](), 0.0
     for (what, value), is_judged in [*steps, (("remove", "-"), 1)]:
         now += GRACE_S / 3
-        if what == "put":
-            peers.put(value)
-            entries[value.name] = value
-        elif what == "remove":
-            peers.remove(value)
-            entries.pop(value, None)
-        elif what == "replace":
-            peers.replace(value)
-            entries = {entry.name: entry for entry in value}
-        else:
-            scene = value
+        scene = take(peers, entries, scene, what, value)
         if not is_judged:
             continue
         news = peers.judge(scene, now)
@@ -138,17 +145,7 @@ def test_so_many_count_and_stay(scene: Scene, count_max: int, steps: list[tuple[
     """At most so many leases count, as many as may; one that counts does for as long as it is there."""
     peers, entries, counted = Peers((), count_max), dict[str, Entry](), set[str]()
     for what, value in steps:
-        if what == "put":
-            peers.put(value)
-            entries[value.name] = value
-        elif what == "remove":
-            peers.remove(value)
-            entries.pop(value, None)
-        elif what == "replace":
-            peers.replace(value)
-            entries = {entry.name: entry for entry in value}
-        else:
-            scene = value
+        scene = take(peers, entries, scene, what, value)
         peers.judge(scene, 0.0)
         valid = {name for name, entry in entries.items() if refuse(entry, scene) is None}
         refusals = {view.entry.name: view.refused for view in peers.views()}
