@@ -22,12 +22,18 @@
 /* No real descriptor has that number; what maps begins at a multiple of MEMORY_ALIGN. */
 enum { MEMORY_FD = 1 << 20, MEMORY_ALIGN = 16, MEMORY_MAX = WALL_ROOM - FUZZ_BESIDE };
 
+/* The file. */
 static struct {
 	size_t size;
 	int seals;
 	uint8_t bytes[MEMORY_MAX];
 } memory_file;
 
+/**
+ * memory_create() - memfd_create(): the file is empty, and has no seals
+ *
+ * Return: its descriptor
+ */
 static inline int memory_create(void)
 {
 	memory_file.size = 0;
@@ -35,6 +41,15 @@ static inline int memory_create(void)
 	return MEMORY_FD;
 }
 
+/**
+ * memory_write() - pwrite(): which the file must have room for, and no seal forbid
+ * @fd:		MEMORY_FD
+ * @data:	Bytes
+ * @len:	How many
+ * @at:		Where in the file
+ *
+ * Return: all of them
+ */
 static inline ssize_t memory_write(int fd, const void *data, size_t len, size_t at)
 {
 	CHECK(fd == MEMORY_FD && !memory_file.seals && at <= MEMORY_MAX && len <= MEMORY_MAX - at);
@@ -47,6 +62,14 @@ static inline ssize_t memory_write(int fd, const void *data, size_t len, size_t 
 	return (ssize_t)len;
 }
 
+/**
+ * memory_read() - pread() from the beginning
+ * @fd:		MEMORY_FD
+ * @out:	Where to
+ * @len:	Bytes, no more than there are
+ *
+ * Return: all of them
+ */
 static inline ssize_t memory_read(int fd, void *out, size_t len)
 {
 	CHECK(fd == MEMORY_FD && len <= memory_file.size);
@@ -54,6 +77,13 @@ static inline ssize_t memory_read(int fd, void *out, size_t len)
 	return (ssize_t)len;
 }
 
+/**
+ * memory_cut() - ftruncate()
+ * @fd:		MEMORY_FD
+ * @size:	Bytes of the file from now on
+ *
+ * Return: 0
+ */
 static inline int memory_cut(int fd, size_t size)
 {
 	if (size > memory_file.size)
@@ -63,6 +93,13 @@ static inline int memory_cut(int fd, size_t size)
 	return 0;
 }
 
+/**
+ * memory_control() - fcntl() for seals
+ * @fd:		MEMORY_FD
+ * @command:	F_GET_SEALS, or F_ADD_SEALS and which
+ *
+ * Return: the seals, or 0
+ */
 static inline int memory_control(int fd, int command, ...)
 {
 	va_list list;
@@ -77,6 +114,13 @@ static inline int memory_control(int fd, int command, ...)
 	return 0;
 }
 
+/**
+ * memory_stat() - fstat(), of which the size is all that anybody wants
+ * @fd:		MEMORY_FD
+ * @out:	Its size is set
+ *
+ * Return: 0
+ */
 static inline int memory_stat(int fd, struct stat *out)
 {
 	CHECK(fd == MEMORY_FD);
