@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import argparse
+import select
+import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dataplane import cni, flags
 from dataplane.cni import SubnetEnv, Wish
-from dataplane.errors import RuntimeFailure, one_line
+from dataplane.errors import ConfigError, RuntimeFailure, one_line
 from dataplane.model import Address
 from dataplane.rundir import failure, write_atomically
+from dataplane.store.watch import PathWatch
 
 MODE = 0o644  # as subnet.env: container runtimes of any user read it
 OUTPUT = "/etc/cni/net.d/10-overlayd.conflist"
 USUAL = Wish()
+LOOK_S = 10.0
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -41,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-hairpin", action="store_true", help="no pod reaches itself by a port of the host"
     )
     parser.add_argument("--force", action="store_true", help="even over a file that somebody else wrote")
+    parser.add_argument("--follow", action="store_true", help="write it again whenever subnet.env changes")
 
 
 def _output(text: str) -> Path | None:
@@ -61,6 +66,16 @@ def _telling(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def make(args: argparse.Namespace, subnet_file: Path) -> str:
     """Do what the command line says; return what is to be printed. Warnings go to standard error."""
+    if args.follow:
+        follow(args, subnet_file)
+    said, warnings = _make(args, subnet_file)
+    for line in warnings:
+        print(f"overlayd: warning: {line}", file=sys.stderr)
+    return said
+
+
+def _make(args: argparse.Namespace, subnet_file: Path) -> tuple[str, list[str]]:
+    """Write the file; return what is to be said, and warnings."""
     wish = Wish(
         *(args.name, args.bridge, args.cni_version, args.data_dir),
         *(not args.no_portmap, not args.no_hairpin, args.plugin_masq),
@@ -71,9 +86,35 @@ def make(args: argparse.Namespace, subnet_file: Path) -> str:
         is_new = write(args.output, text, is_forced=args.force)
         subnets = ", ".join(map(str, env.subnets))
         said = f"{'wrote' if is_new else 'nothing to change in'} {args.output}: {subnets}, MTU {env.mtu}"
-    for line in find_trouble(env, wish, args.output):
-        print(f"overlayd: warning: {line}", file=sys.stderr)
-    return said.removesuffix("\n")
+    return said.removesuffix("\n"), find_trouble(env, wish, args.output)
+
+
+def follow(args: argparse.Namespace, subnet_file: Path) -> NoReturn:
+    """Write the file again and again, until SIGTERM; say what is different from the last time."""
+    if args.output is None:
+        raise ConfigError("--follow writes a file: give another --output than -")
+    # The first process of a container is not ended by a signal that it does not expect.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    before: list[str] = []
+    watch = PathWatch(subnet_file)
+    while True:
+        watch.follow()
+        try:
+            said, warnings = _make(args, subnet_file)
+            said = said.replace("nothing to change in", "wrote")
+            lines = [said, *(f"warning: {text}" for text in warnings)]
+        except RuntimeFailure as err:
+            lines = [one_line(str(err))]
+        for line in lines:
+            if line not in before:
+                print(f"overlayd: {line}", file=sys.stderr, flush=True)
+        before = lines
+        # Now and then in any case: somebody may have removed it.
+        select.select([watch], [], [], LOOK_S)
+        watch.drain()
+        if watch.has_failed:
+            watch.close()
+            watch = PathWatch(subnet_file)
 
 
 # --- files -----------------------------------------------------------------------------------------------

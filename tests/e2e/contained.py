@@ -4,7 +4,8 @@
         host: a namespace of the lab, and a directory that stands for its file system
         ├── control     own pids, mounts, host name; root and /proc/sys read-only; CAP_NET_ADMIN, CAP_NET_RAW;
         │               /run/overlayd, /run/flannel, /var/lib/overlayd, /dev/net/tun of the host; a Secret
-        └── forwarder   the same with no capability, and of the host /run/overlayd alone
+        ├── forwarder   the same with no capability, and of the host /run/overlayd alone
+        └── cni         no capability either; /run/flannel, to be read, and /etc/cni/net.d
 
 Not as there: no filter of system calls, no cgroup and so none of its limits or devices, neither AppArmor
 nor SELinux.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two containers of the DaemonSet, as contained.py makes them, on a host beside one of the kernel.
+"""The containers of the DaemonSet, as contained.py makes them, on a host beside one of the kernel.
 
     pod a 10.244.1.2 ─ host a: control, forwarder             host b: flannel.1 ─ pod b 10.244.2.2
                        etcd, on loopback  192.0.2.2 ── router ── 192.0.2.6
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bench.lab import Kernel, Lab, wait_for
+from dataplane.cniconf import OUTPUT
 from tests.e2e import image as recipe
 from tests.e2e.contained import ROOT, Image, Node, Pod, pod_spec, read_recipe
 from tests.e2e.test_privilege import CAPABILITY_SETS, NET_ADMIN, NET_RAW, threads_of
@@ -94,7 +95,7 @@ def pod(node: Node, image: Image, tmp_path_factory: pytest.TempPathFactory) -> I
         built.start()
         built.wait_ready()
         yield built
-        assert [built[name].stop() for name in ("control", "forwarder")] == [0, 0]
+        assert [container.stop() for container in built.containers.values()] == [0, 0, 0]
         assert built["control"].run("down").returncode == 0
     finally:
         built.close()
@@ -135,6 +136,9 @@ def test_pod_carries_with_what_the_manifest_gives(lab: Lab, pod: Pod) -> None:
         # The network is the host's; of pids and mounts each has its own.
         for kind in ("pid", "mnt"):
             assert Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+    assert capabilities(pod["cni"].pid)["CapBnd"] == 0
+    conf = json.loads((control.node.files / OUTPUT[1:]).read_text(encoding="utf-8"))
+    assert conf["plugins"][0]["ipam"]["ranges"] == [[{"subnet": lab.nodes["a"].subnet()}]]
     status = json.loads(control.run("status", "--json").stdout)
     assert status["tx"]["forwarded"] >= 6
     assert status["warnings"] == [

@@ -16,12 +16,13 @@ import pytest
 
 from dataplane import VERSION, config
 from dataplane.cli import RUN_DIR
+from dataplane.cniconf import OUTPUT
 from dataplane.options import FLAGS
 from tests.e2e.contained import CONTAINERFILE, find_object, pod_spec, read_manifest, read_recipe
 from tests.e2e.image import PACKAGES, read_packages
 
 BY_NAME = {container["name"]: container for container in pod_spec()["containers"]}
-CONTROL, FORWARDER = BY_NAME["control"], BY_NAME["forwarder"]
+CONTROL, FORWARDER, CNI = (BY_NAME[name] for name in ("control", "forwarder", "cni"))
 VOLUMES = {volume["name"]: volume for volume in pod_spec()["volumes"]}
 BUILD_PACKAGES = PACKAGES.with_name("build.packages")
 
@@ -72,6 +73,7 @@ def test_flags_are_those_of_run() -> None:
     assert found.forwarder == "wait"
     assert found.etcd is not None
     assert FORWARDER["args"] == ["forwarder"]
+    assert CNI["args"] == ["cni-conf", "--follow"]
 
 
 def test_paths_are_the_defaults() -> None:
@@ -79,9 +81,11 @@ def test_paths_are_the_defaults() -> None:
     found = config.parse(told(), find_object("ConfigMap")["data"])
     shared = mounts(FORWARDER)
     assert list(shared) == [str(found.run_dir)] == [RUN_DIR]
-    host = {path: volume["hostPath"] for path, volume in mounts(CONTROL).items() if "hostPath" in volume}
+    mounted = mounts(CONTROL) | mounts(CNI)
+    host = {path: volume["hostPath"] for path, volume in mounted.items() if "hostPath" in volume}
     assert set(host) == {
         *(RUN_DIR, str(found.state_dir), str(found.subnet_file.parent), "/dev/net/tun"),
+        str(Path(OUTPUT).parent),
     }
     assert all(path == volume["path"] for path, volume in host.items())
     assert host["/dev/net/tun"]["type"] == "CharDevice"
