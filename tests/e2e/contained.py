@@ -215,6 +215,7 @@ class Pod:
 
     def __init__(self, node: Node, image: Image, directory: Path) -> None:
         """Start none of them yet."""
+        directory.mkdir(parents=True, exist_ok=True)
         names = [container["name"] for container in pod_spec()["containers"]]
         self.containers = {name: Container(node, image, name, directory) for name in names}
 
