@@ -155,7 +155,9 @@ def open_tun(name: str, tier_mask: int) -> TunHandle:
         if err.errno in (errno.ENOENT, errno.ENODEV):
             raise no_tun() from None
         if err.errno in (errno.EPERM, errno.EACCES):
-            raise RuntimeFailure(f"{err}. overlayd run needs CAP_NET_ADMIN") from None
+            raise RuntimeFailure(
+                f"{err}. overlayd run needs CAP_NET_ADMIN, and in containers leave to use /dev/net/tun"
+            ) from None
         if err.errno == errno.EINVAL and has_device(name):
             raise foreign_device(name) from None
         raise
