@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataplane.config import RunConfig
 from dataplane.errors import OverlaydError
 from dataplane.journal import Journal
-from dataplane.model import Entry, Event
-from dataplane.withdrawal import InForce, Limits, Withdrawal
+from dataplane.model import Event
+from dataplane.withdrawal import Before, InForce, Limits, Withdrawal
 
 AGAIN_S = 5.0  # until a list is asked for that did not come
 
@@ -32,8 +32,8 @@ class Holding:
         self._withdrawal = Withdrawal(self._limits)
         self._has_some = asyncio.Event()
 
-    def begin(self, before: Iterable[Entry]) -> None:
-        """Compare the first list with these peers of the last run."""
+    def begin(self, before: Before | None) -> None:
+        """Compare the first list with the peers of the last run."""
         self._withdrawal = Withdrawal(self._limits, before)
 
     def admit(self, events: Iterable[Event], peers: InForce) -> list[Event]:

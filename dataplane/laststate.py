@@ -5,10 +5,11 @@
     {"store": …, "network": …, "own": …, "peers": [[NAME, LEASE, CREATED, CHANGED, EXPIRES], …], …}
 
 The first line names format and checksum, so a file that was cut off, damaged or half-written is no state.
-What is in it is read as strictly as what is in a store: anybody may have written it, and one bad lease spoils
-all. Ends of leases are by the wall clock, since no other survives a reboot; it may have been set meanwhile.
+What is in it is read as strictly as what is in a store: anybody may have written it. Leases of peers are read
+when they are needed, which is seldom, and takes a while for many; then one bad lease spoils all. Ends of
+leases are by the wall clock, since no other survives a reboot; it may have been set meanwhile.
 
-format_state() and parse_state() are pure; load() and save() are the shell.
+All is pure but load(), save() and forget().
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,9 @@ class Clocks:
     wall_s: float
 
 
+Row = list[object]  # of a peer's lease: name, flannel's value, revisions, end
+
+
 @dataclass(frozen=True, slots=True)
 class LastState:
     """What was in force, and the store said so."""
@@ -78,7 +83,11 @@ class LastState:
     revision: int
     network: NetworkConfig
     own: Entry
-    peers: tuple[Entry, ...]
+    peers: tuple[Row, ...]
+
+    def names(self) -> frozenset[str]:
+        """Return what the leases of the peers are called."""
+        return frozenset(str(row[0]) for row in self.peers)
 
 
 # --- pure -----------------------------------------------------------------------------------------------
@@ -86,24 +95,29 @@ class LastState:
 
 def format_state(state: LastState, clocks: Clocks) -> str:
     """Return the text of a state."""
-    offset_s = clocks.wall_s - clocks.monotonic_s
     body = {
         "store": [list(state.store.places), state.store.prefix],
         "written": state.written_s,
         "identity": state.identity,
         "revision": state.revision,
         "network": flannel.network_value(state.network),
-        "own": _write_entry(state.own, offset_s),
-        "peers": [_write_entry(entry, offset_s) for entry in state.peers],
+        "own": _write_entry(state.own, clocks),
+        "peers": state.peers,
     }
     text = json.dumps(body, separators=(",", ":")) + "\n"
     return f"{MAGIC} {FORMAT} {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-def _write_entry(entry: Entry, offset_s: float) -> list[object]:
+def write_peers(entries: Iterable[Entry], clocks: Clocks) -> tuple[Row, ...]:
+    """Return leases as they are kept."""
+    return tuple(_write_entry(entry, clocks) for entry in entries)
+
+
+def _write_entry(entry: Entry, clocks: Clocks) -> Row:
     assert entry.lease is not None
     ends: float | None = None
     if entry.expires_s is not None:
+        offset_s = clocks.wall_s - clocks.monotonic_s
         ends = round(entry.expires_s + offset_s, 3) if math.isfinite(entry.expires_s) else SOME_TIME
     return [entry.name, _write_lease(entry.lease), entry.created, entry.changed, ends]
 
@@ -138,8 +152,8 @@ def _read_body(body: object, clocks: Clocks) -> LastState:
     peers = fields["peers"]
     if not isinstance(peers, list):
         raise ValueError("peers: expected a list")
-    own, *others = (_read_entry(entry, clocks) for entry in (fields["own"], *peers))
-    if len({own.name, *(entry.name for entry in others)}) != 1 + len(others):
+    own, rows = _read_entry(fields["own"], clocks), tuple(map(_read_row, peers))
+    if len({own.name, *(row[0] for row in rows)}) != 1 + len(rows):
         raise ValueError("a lease stands in it twice")
     assert own.lease is not None
     if not all(any(overlap(net, whole) for whole in network.networks()) for net in own.lease.key.subnets()):
@@ -151,8 +165,14 @@ def _read_body(body: object, clocks: Clocks) -> LastState:
         flannel.read_int(fields["revision"], "revision", 0, 1 << 63),
         network,
         own,
-        tuple(others),
+        rows,
     )
+
+
+def read_peers(state: LastState, clocks: Clocks, names: Container[str] | None = None) -> tuple[Entry, ...]:
+    """Read the leases of peers, of all or of some; ValueError says what is wrong with one."""
+    rows = state.peers if names is None else (row for row in state.peers if row[0] in names)
+    return tuple(_read_entry(row, clocks) for row in rows)
 
 
 def _read_store(value: object) -> StoreName:
@@ -169,10 +189,14 @@ def _read_time(value: object) -> float:
     return float(value)
 
 
-def _read_entry(value: object, clocks: Clocks) -> Entry:
-    if not isinstance(value, list) or len(value) != 5:
+def _read_row(value: object) -> Row:
+    if not isinstance(value, list) or len(value) != 5 or not isinstance(value[0], str):
         raise ValueError("a lease is none")
-    name, text, created, changed, ends = value
+    return value
+
+
+def _read_entry(value: object, clocks: Clocks) -> Entry:
+    name, text, created, changed, ends = _read_row(value)
     record = Record(
         SUBNETS + flannel.read_text(name, "lease"),
         flannel.read_text(text, "lease"),

@@ -55,18 +55,38 @@ class _InForce:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LastPeers:
+    """The peers of the last run: withdrawal.Before."""
+
+    state: LastState
+    clocks: Clocks
+
+    def names(self) -> frozenset[str]:
+        """Return what their leases are called."""
+        return self.state.names()
+
+    def read(self, names: set[str]) -> dict[str, Entry]:
+        """Return some of the leases; none if one of them is not fit to be."""
+        try:
+            return {entry.name: entry for entry in laststate.read_peers(self.state, self.clocks, names)}
+        except ValueError as err:
+            log.warning("the last state is not used", because=err)
+            return {}
+
+
 class Recall:
     """The file of one daemon, and whether what is in it is in force."""
 
     def __init__(self, config: RunConfig, wake: Callable[[], None]) -> None:
-        """Know nothing; `wake` is called when take() may have something."""
+        """Know nothing; `wake` is called when it may be time to stand in."""
         self._path = config.state_dir / laststate.NAME
         self._age_max_s = config.last_state_age_h * 3600.0
         self._told = {ip for ip in (config.public_ip, config.public_ip6) if ip is not None}
         self._store = laststate.name_store(config)
         self._wake = wake
         self._state: LastState | None = None
-        self._begun_s = 0.0
+        self._begun = _look_at_clocks()
         self._has_failed = False  # the store
         self._is_in_force = False
         # What the store said last of itself.
@@ -81,20 +101,20 @@ class Recall:
 
     # --- a start ------------------------------------------------------------------------------------
 
-    def begin(self, *, is_cold: bool) -> tuple[Entry, ...]:
+    def begin(self, *, is_cold: bool) -> LastPeers | None:
         """Read the file; return the peers of the last run. It stands in for the store at a cold start."""
-        found = self._read()
+        clocks = _look_at_clocks()
+        found = self._read(clocks)
         if found is None:
-            return ()
+            return None
         if is_cold:
-            self._state, self._begun_s = found, time.monotonic()
+            self._state, self._begun = found, clocks
             asyncio.get_running_loop().call_later(PATIENCE_S, self._wake)
-        return found.peers
+        return LastPeers(found, clocks)
 
-    def _read(self) -> LastState | None:
+    def _read(self, clocks: Clocks) -> LastState | None:
         if self._age_max_s == 0:
             return None
-        clocks = _look_at_clocks()
         try:
             found = laststate.load(self._path, clocks)
         except RuntimeFailure as err:
@@ -131,9 +151,15 @@ class Recall:
         # Another node's, of which this one has the files? Or is the address still to come?
         if not reconciler.has_address(ours[0]) or (self._told and self._told.isdisjoint(ours)):
             return []
+        try:
+            peers = laststate.read_peers(state, self._begun)
+        except ValueError as err:
+            log.warning("the last state is not used", because=err)
+            self._state = None
+            return []
         self._is_in_force = True
         log.warning("the store is not reached yet", running_on=self._describe(state))
-        actions = reconciler.apply(Listed(state.revision, state.network, (state.own, *state.peers)), now)
+        actions = reconciler.apply(Listed(state.revision, state.network, (state.own, *peers)), now)
         if leasing is not None:
             leasing.recall(state.own)
             actions += reconciler.own_changed(leasing.own(), leasing.reason(), now)
@@ -142,7 +168,7 @@ class Recall:
     def _is_due(self, state: LastState, now: float) -> bool:
         # What has run out may be another's by now: a store that is only slow is waited for.
         is_over = state.own.expires_s is not None and state.own.expires_s <= now
-        return self._has_failed or (not is_over and now >= self._begun_s + PATIENCE_S)
+        return self._has_failed or (not is_over and now >= self._begun.monotonic_s + PATIENCE_S)
 
     def note(self) -> str | None:
         """Say what we run on if it is not the store."""
@@ -191,7 +217,7 @@ class Recall:
             if (state := self._collect()) is None:
                 continue
             try:
-                await asyncio.to_thread(laststate.save, self._path, state, _look_at_clocks())
+                await asyncio.to_thread(laststate.save, self._path, *state)
                 self._trouble.over()
             except RuntimeFailure as err:
                 self._written = None
@@ -205,7 +231,7 @@ class Recall:
             return
         try:
             if (state := self._collect()) is not None:
-                laststate.save(self._path, state, _look_at_clocks())
+                laststate.save(self._path, *state)
         except RuntimeFailure as err:
             log.warning("the last state is not written", error=err)
 
@@ -214,14 +240,17 @@ class Recall:
         self._age_max_s = 0
         laststate.forget(self._path)
 
-    def _collect(self) -> LastState | None:
+    def _collect(self) -> tuple[LastState, Clocks] | None:
         now = self._now
         if now is None or self._identity is None or self._age_max_s == 0:
             return None
         self._written = now
-        wall_s = _look_at_clocks().wall_s
-        peers = tuple(self._peers().values())
-        return LastState(self._store, wall_s, self._identity, self._revision, now.network, now.own, peers)
+        clocks = _look_at_clocks()
+        peers = laststate.write_peers(self._peers().values(), clocks)
+        state = LastState(
+            *(self._store, clocks.wall_s, self._identity, self._revision, now.network, now.own, peers)
+        )
+        return state, clocks
 
 
 def _look_at_clocks() -> Clocks:

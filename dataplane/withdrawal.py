@@ -54,6 +54,18 @@ class InForce(Protocol):
         ...
 
 
+class Before(Protocol):
+    """The peers of the last run, which are read only if the store has lost some."""
+
+    def names(self) -> frozenset[str]:
+        """Return what their leases are called."""
+        ...
+
+    def read(self, names: set[str]) -> dict[str, Entry]:
+        """Return some of the leases, by name."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Gone:
     """A lease that the store has no more, and since when."""
@@ -65,10 +77,10 @@ class _Gone:
 class Withdrawal:
     """Stands between the store's events and the peers: lets them through, and puts back what is held."""
 
-    def __init__(self, limits: Limits, before: Iterable[Entry] = ()) -> None:
-        """Hold nothing. `before` are the peers of the last run, which the first list is compared with."""
+    def __init__(self, limits: Limits, before: Before | None = None) -> None:
+        """Hold nothing. The first list is compared with what was `before`."""
         self._limits = limits
-        self._before = {entry.name: entry for entry in before}
+        self._before = before
         self._left: dict[str, _Gone] = {}  # within the window, whether they are held or not
         self._held: dict[str, _Gone] = {}
         self._network: NetworkConfig | None = None
@@ -106,12 +118,16 @@ class Withdrawal:
             return list(events)
         passed: list[Event] = self._drop_all()
         gone: dict[str, Entry] = {}  # by these events
-        before, has_list = self._before, False
+        there, has_list = frozenset[str](), False  # there: before the first list
         for event in events:
             if isinstance(event, Listed):
                 has_list = True
-                gone = self._take_list(event, self._before | peers.in_force(), now)
-                self._before = {}
+                known = peers.in_force()
+                if self._before is not None:
+                    there = self._before.names()
+                    known |= self._before.read({*there}.difference(known, _names(event)))
+                    self._before = None
+                gone = self._take_list(event, known, now)
             elif isinstance(event, LeasePut):
                 self._come_back(event.entry.name)
                 gone.pop(event.entry.name, None)
@@ -126,7 +142,7 @@ class Withdrawal:
                 self._revision = event.revision
             passed.append(event)
         self._note(gone, now)
-        new = self._hold(before, peers, now)
+        new = self._hold(there, peers, now)
         again = list(self._held) if has_list else new
         return [*passed, *(LeasePut(self._revision, self._held[name].entry) for name in again)]
 
@@ -148,7 +164,7 @@ class Withdrawal:
         """Release what is in a list, or was held long enough; return who is gone by it."""
         if event is not self._list:
             self._list, self._list_s = event, now
-        names = {entry.name for entry in event.entries}
+        names = _names(event)
         for name in {*self._held, *self._left}:
             held = self._held.get(name)
             is_over = held is not None and self._list_s >= held.since_s + self._limits.hold_s
@@ -167,17 +183,21 @@ class Withdrawal:
             if _is_within(entry, self._network):
                 self._left.setdefault(name, _Gone(entry, now))
 
-    def _hold(self, before: dict[str, Entry], peers: InForce, now: float) -> list[str]:
+    def _hold(self, before: frozenset[str], peers: InForce, now: float) -> list[str]:
         """Hold all who left lately if they are too many; return who was not held until now."""
         if len(self._left) < self._limits.count or self._left.keys() <= self._held.keys():
             return []
-        there = [name for name, entry in (before | peers.in_force()).items() if not entry.is_held]
-        if len(self._left) <= self._limits.share * len(self._left.keys() | there):
+        there = {name for name, entry in peers.in_force().items() if not entry.is_held}
+        if len(self._left) <= self._limits.share * len(before | there | self._left.keys()):
             return []
         new = [name for name in self._left if name not in self._held]
         for name in new:
             self._held[name] = _Gone(replace(self._left[name].entry, is_held=True), now)
         return new
+
+
+def _names(event: Listed) -> set[str]:
+    return {entry.name for entry in event.entries}
 
 
 def _is_within(entry: Entry, network: NetworkConfig | None) -> bool:

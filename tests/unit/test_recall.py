@@ -20,13 +20,14 @@ from dataplane.laststate import Clocks, LastState
 from dataplane.lease import Identity, Lessee, PutLease
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, Entry, HostFacts, Interface, Listed, Publish, Table
-from dataplane.recall import Recall
+from dataplane.recall import LastPeers, Recall
 from dataplane.reconcile import Reconciler
 from tests.leases import FACTS, IP1, LO, NET, address, entry, lease, listed, mac, put
 
 DAY_S = 24 * 3600.0
 OWN = entry(replace(lease(1), vni=1), created=1, changed=5, expires_s=math.inf)
 PEERS = tuple(entry(lease(number), created=number) for number in range(2, 6))
+NAMES = {found.name for found in PEERS}
 LOST = StoreError("etcd is out of reach")
 
 
@@ -73,7 +74,8 @@ class Scene:
         """Leave a state behind, as the last run does."""
         clocks = Clocks(time.monotonic(), time.time())
         store = laststate.name_store(self.config)
-        state = LastState(store, clocks.wall_s - age_s, "c1", 7, NET, own, PEERS)
+        peers = laststate.write_peers(PEERS, clocks)
+        state = LastState(store, clocks.wall_s - age_s, "c1", 7, NET, own, peers)
         laststate.save(self.path, replace(state, **changes), clocks)
 
     def stand_in(self) -> set[str] | None:
@@ -110,15 +112,15 @@ def play(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(main())
 
 
-def started(scene: Scene, *, is_cold: bool = True) -> tuple[Entry, ...]:
-    """Begin, in a loop of its own."""
-    found: list[tuple[Entry, ...]] = []
+def started(scene: Scene, *, is_cold: bool = True) -> set[str]:
+    """Begin, in a loop of its own; return the leases of the peers of the last run."""
+    found: list[LastPeers | None] = []
 
     async def main() -> None:
         found.append(scene.recall.begin(is_cold=is_cold))
 
     play(main())
-    return found[0]
+    return set() if found[0] is None else set(found[0].names())
 
 
 # --- when it stands in --------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def test_a_store_that_fails(tmp_path: Path) -> None:
     """At a cold start the state is in force as soon as the store has failed: once, until the first list."""
     scene = Scene(tmp_path)
     scene.write()
-    assert [found.name for found in started(scene)] == [found.name for found in PEERS]
+    assert started(scene) == NAMES
     assert scene.stand_in() is None
     assert scene.recall.note() is None
     assert scene.recall.stands_in(LOST)
@@ -200,7 +202,7 @@ def test_what_is_not_used(
     """A state of another store, or one that is too old, is not used, for a reason."""
     Scene(tmp_path).write(**changes)
     scene = Scene(tmp_path, **config)
-    assert started(scene) == ()
+    assert started(scene) == set()
     assert not scene.recall.stands_in(LOST)
     assert scene.stand_in() is None
     because = [str(record.__dict__["fields"]["because"]) for record in caplog.records]
@@ -220,8 +222,24 @@ def test_a_damaged_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     scene = Scene(tmp_path)
     scene.path.write_text("rubbish")
     scene.path.chmod(0o600)
-    assert started(scene) == ()
+    assert started(scene) == set()
     assert "no state of overlayd" in str(caplog.records[0].__dict__["fields"]["because"])
+
+
+def test_one_bad_lease(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A lease in it that is none, whatever the checksum says, spoils the state when it is needed."""
+    clocks = Clocks(time.monotonic(), time.time())
+    good = laststate.write_peers(PEERS, clocks)
+    scene = Scene(tmp_path)
+    scene.write(peers=(*good, ["10.244.9.0-24", "{}", 1, 1, None]))
+    started(scene)
+    assert scene.recall.stands_in(LOST)
+    assert scene.stand_in() is None
+    assert scene.stand_in() is None
+    assert [str(record.__dict__["fields"]["because"])[:14] for record in caplog.records] == ["10.244.9.0-24:"]
+    found = LastPeers(LastState(laststate.name_store(scene.config), 0, "", 1, NET, OWN, good), clocks)
+    assert found.read({PEERS[1].name}) == {PEERS[1].name: PEERS[1]}
+    assert LastPeers(replace(found.state, peers=([*good[0][:1], 1, 1, 1, None],)), clocks).read(NAMES) == {}
 
 
 def test_the_state_of_another_node(tmp_path: Path) -> None:
@@ -310,7 +328,7 @@ def test_written_when_something_changed(tmp_path: Path, monkeypatch: pytest.Monk
         writer = asyncio.create_task(scene.recall.run(lambda: True))
         scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
         first = await until(7)
-        assert {found.name for found in first.peers} == {found.name for found in PEERS}
+        assert first.names() == NAMES
         assert (first.identity, first.own.name) == ("", OWN.name)
         inode = scene.path.stat().st_ino
         for _ in range(20):

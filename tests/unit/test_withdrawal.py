@@ -29,11 +29,28 @@ PEERS = tuple(range(2, 22))  # 20 peers: more than 4 are too many
 HOLD_S, WINDOW_S = 30.0, 10.0
 
 
+class LastPeers:
+    """The peers of a last run."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self.entries = {found.name: found for found in map(entry, map(lease, numbers))}
+        self.asked: set[str] = set()
+
+    def names(self) -> frozenset[str]:
+        """Return all names."""
+        return frozenset(self.entries)
+
+    def read(self, names: set[str]) -> dict[str, Entry]:
+        """Return some of them."""
+        self.asked |= names
+        return {name: self.entries[name] for name in names}
+
+
 class Node:
     """A withdrawal in front of a reconciler, as the daemon has them."""
 
     def __init__(
-        self, limits: Limits | None = None, before: Iterable[Entry] = (), max_peers: int = 100
+        self, limits: Limits | None = None, before: LastPeers | None = None, max_peers: int = 100
     ) -> None:
         """Know nothing."""
         self.withdrawal = Withdrawal(limits or Limits(), before)
@@ -252,12 +269,13 @@ def test_no_network_is_no_other() -> None:
 
 def test_the_first_list_after_a_restart() -> None:
     """A restart forgets nothing: peers of the last run that the first list lacks are held like others."""
-    before = [entry(lease(number)) for number in PEERS]
+    before = LastPeers(PEERS)
     node = Node(before=before)
     node.take(cluster(PEERS[6:]), now=0.0)
     assert node.peers() == set(PEERS)
     assert node.held() == set(PEERS[:6])
-    few = Node(before=before)
+    assert before.asked == {entry(lease(number)).name for number in PEERS[:6]}
+    few = Node(before=LastPeers(PEERS))
     few.take(cluster(PEERS[4:]), now=0.0)
     assert (few.peers(), few.held()) == (set(PEERS[4:]), set())
     few.take(cluster((), 2), now=50.0)
