@@ -158,7 +158,7 @@ class Recall:
             self._state = None
             return []
         self._is_in_force = True
-        log.warning("the store is not reached yet", running_on=self._describe(state))
+        log.warning("the store is not reached yet", running_on=_describe(state))
         actions = reconciler.apply(Listed(state.revision, state.network, (state.own, *peers)), now)
         if leasing is not None:
             leasing.recall(state.own)
@@ -174,12 +174,7 @@ class Recall:
         """Say what we run on if it is not the store."""
         if not self._is_in_force or self._state is None:
             return None
-        return f"running on {self._describe(self._state)}, store not reached"
-
-    def _describe(self, state: LastState) -> str:
-        written = datetime.fromtimestamp(state.written_s).astimezone()
-        age_s = max(0.0, _look_at_clocks().wall_s - state.written_s)
-        return f"the state of {written:%Y-%m-%d %H:%M:%S} ({span(age_s)} old)"
+        return f"running on {_describe(self._state)}, store not reached"
 
     def hear(self, events: Iterable[Event]) -> None:
         """Take what the store says: from its first list on nothing is recalled any more."""
@@ -251,6 +246,18 @@ class Recall:
             *(self._store, clocks.wall_s, self._identity, self._revision, now.network, now.own, peers)
         )
         return state, clocks
+
+
+def foretell(config: RunConfig) -> str | None:
+    """Say on what a cold start would run while the store is away; None: on nothing."""
+    found = Recall(config, lambda: None)._read(_look_at_clocks())
+    return None if found is None else _describe(found)
+
+
+def _describe(state: LastState) -> str:
+    written = datetime.fromtimestamp(state.written_s).astimezone()
+    age_s = max(0.0, _look_at_clocks().wall_s - state.written_s)
+    return f"the state of {written:%Y-%m-%d %H:%M:%S} ({span(age_s)} old)"
 
 
 def _look_at_clocks() -> Clocks:

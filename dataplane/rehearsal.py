@@ -49,6 +49,7 @@ from dataplane.model import (
 from dataplane.native import ForwarderConfig
 from dataplane.netlink import Host
 from dataplane.privilege import Capability
+from dataplane.recall import foretell
 from dataplane.reconcile import Reconciler
 from dataplane.rundir import RunDir
 from dataplane.slots import Fds, role_of
@@ -141,6 +142,8 @@ async def _read_store(config: RunConfig, store: Store, found: _Findings) -> List
         if not store.is_remote:
             raise
         found.waits_for = str(err)
+        if (state := foretell(config)) is not None:
+            found.say("state", f"without a forwarder that carries on, run on {state} until then")
     return None
 
 

@@ -210,6 +210,15 @@ def test_what_is_not_used(
     assert not because or because[0].startswith(str(why))
 
 
+def test_a_dry_run_tells(tmp_path: Path) -> None:
+    """What a start without its store would run on can be said beforehand; nothing is touched."""
+    scene = Scene(tmp_path)
+    assert recall.foretell(scene.config) is None
+    scene.write()
+    assert str(recall.foretell(scene.config)).endswith("(1 min old)")
+    assert recall.foretell(replace(scene.config, etcd_prefix="/other")) is None
+
+
 def test_a_clock_that_was_reset_is_no_age(tmp_path: Path) -> None:
     """A machine whose clock begins anew with each boot starts from its state all the same."""
     scene = Scene(tmp_path)
