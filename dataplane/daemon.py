@@ -152,7 +152,8 @@ class Daemon:
 
             self._takeover = await takeover.begin(self._config, self._host, self.report.former_tun)
             known_peers = await self._backend.adopt()
-            self._holding.begin(self._recall.begin(is_cold=not known_peers))
+            is_warm = known_peers or self._takeover or await self._host.own_vxlan(self._config.tun_name)
+            self._holding.begin(self._recall.begin(is_cold=not is_warm))
             facts = await self._host.facts()
             is_leased = isinstance(store, LeaseStore)
             self._reconciler = Reconciler(self._config, facts, known_peers, is_leased=is_leased)

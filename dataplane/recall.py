@@ -6,8 +6,8 @@ answered. So what is in force is kept in a file, and a start puts it in force if
 or takes its time. Nothing of it is ever written to the store: what is ours there is found out from the first
 list.
 
-A forwarder that lives has a table that is newer than any file. Then the file only tells whom the first list
-should name (withdrawal.py).
+Where something carries packets already, a forwarder that lives, devices of the kernel, flannel, its table is
+newer than any file. Then the file only tells whom the first list should name (withdrawal.py).
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Recall:
     def keep(self, reconciler: Reconciler, leasing: Leasing | None, table: Table | None) -> None:
         """Take what is in force, to be written before long if it is new and comes from the store."""
         network, own = reconciler.network, reconciler.own
-        if self._identity is None or network is None or own is None or table is None:
+        if network is None or own is None or table is None:
             return
         entry = Entry(format_key(own.key), own) if leasing is None else leasing.entry()
         if entry is None or entry.lease is None:
