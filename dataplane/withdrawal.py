@@ -81,6 +81,7 @@ class Withdrawal:
         """Hold nothing. The first list is compared with what was `before`."""
         self._limits = limits
         self._before = before
+        self._first: frozenset[str] = frozenset()  # what there was before, until it is known what is in force
         self._left: dict[str, _Gone] = {}  # within the window, whether they are held or not
         self._held: dict[str, _Gone] = {}
         self._network: NetworkConfig | None = None
@@ -118,14 +119,14 @@ class Withdrawal:
             return list(events)
         passed: list[Event] = self._drop_all()
         gone: dict[str, Entry] = {}  # by these events
-        there, has_list = frozenset[str](), False  # there: before the first list
+        has_list = False
         for event in events:
             if isinstance(event, Listed):
                 has_list = True
                 known = peers.in_force()
                 if self._before is not None:
-                    there = self._before.names()
-                    known |= self._before.read({*there}.difference(known, _names(event)))
+                    self._first = self._before.names()
+                    known |= self._before.read({*self._first}.difference(known, _names(event)))
                     self._before = None
                 gone = self._take_list(event, known, now)
             elif isinstance(event, LeasePut):
@@ -142,7 +143,7 @@ class Withdrawal:
                 self._revision = event.revision
             passed.append(event)
         self._note(gone, now)
-        new = self._hold(there, peers, now)
+        new = self._hold(peers, now) if gone else []
         again = list(self._held) if has_list else new
         return [*passed, *(LeasePut(self._revision, self._held[name].entry) for name in again)]
 
@@ -183,12 +184,12 @@ class Withdrawal:
             if _is_within(entry, self._network):
                 self._left.setdefault(name, _Gone(entry, now))
 
-    def _hold(self, before: frozenset[str], peers: InForce, now: float) -> list[str]:
+    def _hold(self, peers: InForce, now: float) -> list[str]:
         """Hold all who left lately if they are too many; return who was not held until now."""
         if len(self._left) < self._limits.count or self._left.keys() <= self._held.keys():
             return []
-        there = {name for name, entry in peers.in_force().items() if not entry.is_held}
-        if len(self._left) <= self._limits.share * len(before | there | self._left.keys()):
+        there = {name for name, entry in peers.in_force().items() if not entry.is_held} or self._first
+        if len(self._left) <= self._limits.share * len(there | self._left.keys()):
             return []
         new = [name for name in self._left if name not in self._held]
         for name in new:

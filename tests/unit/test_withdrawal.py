@@ -50,12 +50,18 @@ class Node:
     """A withdrawal in front of a reconciler, as the daemon has them."""
 
     def __init__(
-        self, limits: Limits | None = None, before: LastPeers | None = None, max_peers: int = 100
+        self,
+        limits: Limits | None = None,
+        before: LastPeers | None = None,
+        max_peers: int = 100,
+        *,
+        has_lease: bool = True,
     ) -> None:
-        """Know nothing."""
+        """Know nothing but our lease, if there is one."""
         self.withdrawal = Withdrawal(limits or Limits(), before)
         self.reconciler = Reconciler(replace(CONFIG, max_peers=max_peers), FACTS, is_leased=True)
-        self.reconciler.own_changed(OWN, None, 0.0)
+        if has_lease:
+            self.reconciler.own_changed(OWN, None, 0.0)
         self.table: Table | None = None
 
     def take(self, *events: Event, now: float) -> list[Event]:
@@ -280,6 +286,22 @@ def test_the_first_list_after_a_restart() -> None:
     assert (few.peers(), few.held()) == (set(PEERS[4:]), set())
     few.take(cluster((), 2), now=50.0)
     assert few.held() == set(PEERS[4:])  # it was the first list alone
+
+
+def test_few_are_few_before_we_have_a_lease() -> None:
+    """Until our own lease is known nobody is in force: whom the first list lacks is one of all there were."""
+    many = range(2, 42)
+    node = Node(before=LastPeers(many), has_lease=False)
+    node.take(cluster(many[5:]), now=0.0)
+    node.take(now=1.0)
+    node.take(put(2, lease(2)), now=2.0)
+    node.take(deleted(3, lease(2).key), now=3.0)
+    assert node.withdrawal.count() == 0
+    node.reconciler.own_changed(OWN, None, 3.0)
+    node.take(*gone(4, *many[5:7]), now=4.0)
+    assert node.withdrawal.count() == 0
+    node.take(*gone(5, *many[7:9]), now=5.0)
+    assert node.held() == set(many[1:9])
 
 
 def test_only_peers_count() -> None:
