@@ -74,6 +74,7 @@ class RunConfig:
     datapath: str = "userspace"
     datapath_reason: str = "--datapath"  # what chose it
     forwarder: str = "spawn"
+    spare: bool = True
     takeover: tuple[str, ...] = ()  # flannel's devices
     ip_masq: bool = False
     masq_plain: bool = False  # source ports of masqueraded packets are not drawn at random

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two sockets of the run directory: commands to the forwarder, and the status of it all.
 
-forwarder.sock   SOCK_SEQPACKET, struct dp_msg, descriptors by SCM_RIGHTS: ForwarderClient
+forwarder.sock   SOCK_SEQPACKET, struct dp_msg, descriptors by SCM_RIGHTS: ForwarderClient (spare.sock too)
 control.sock     stream, one line of JSON each way: serve_requests() and ask()
 
 `overlayd status` runs through here, so asyncio is imported by those who serve, not by those who ask.
@@ -14,15 +14,17 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataplane import figures
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.grip import Grip
 from dataplane.message import Message
-from dataplane.native import MESSAGE_BYTES, Counters, ForwarderConfig, MessageType, read_fib
+from dataplane.native import MESSAGE_BYTES, Counters, ForwarderConfig, MessageType, State, read_fib
 from dataplane.rundir import RunDir, listen
 from dataplane.slots import SLOTS, Fd, Fds
 
@@ -41,6 +43,10 @@ FD_BYTES = struct.calcsize("i")
 
 class StaleEpoch(ControlError):
     """The forwarder obeys a newer control."""
+
+
+class Silent(ControlError):
+    """The forwarder does not answer in time: it hangs, or was stopped."""
 
 
 def peer_pid(sock: socket.socket) -> int:
@@ -98,23 +104,42 @@ class ForwarderClient:
         fds: Mapping[int, int] | None = None,
     ) -> tuple[Message, Fds]:
         """Send one message and wait for its answer; descriptors received are the caller's."""
+        self.begin(kind, config, fds)
+        return self.finish(kind)
+
+    def begin(
+        self,
+        kind: MessageType,
+        config: ForwarderConfig | None = None,
+        fds: Mapping[int, int] | None = None,
+    ) -> None:
+        """Send one message; finish() waits for its answer."""
         ordered = sorted((fds or {}).items())
         self._seq += 1
         mask = sum(1 << slot for slot, _ in ordered)
         message = Message(kind, epoch=self._epoch, seq=self._seq, fd_mask=mask, config=config)
-        try:
+        with self._closing_on_failure(kind):
             socket.send_fds(self.sock, [message.pack()], [fd for _, fd in ordered])
-            reply, received = self._receive()
-            self.is_confined = reply.is_confined
+
+    @contextmanager
+    def _closing_on_failure(self, kind: MessageType) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             self.close()
-            raise ControlError(f"forwarder (pid {self.pid}) does not answer {kind.name}") from None
+            raise Silent(f"forwarder (pid {self.pid}) does not answer {kind.name}") from None
         except OSError as err:
             self.close()
             raise ControlError(f"forwarder (pid {self.pid}) hung up on {kind.name}: {err}") from None
         except ControlError:
             self.close()
             raise
+
+    def finish(self, kind: MessageType) -> tuple[Message, Fds]:
+        """Wait for the answer to what begin() sent; descriptors received are the caller's."""
+        with self._closing_on_failure(kind):
+            reply, received = self._receive()
+            self.is_confined = reply.is_confined
         if (reply.type, reply.seq) != (kind, self._seq) or reply.error:
             for fd in received.values():
                 os.close(fd)
@@ -195,19 +220,61 @@ class ForwarderClient:
         self.close()
 
 
+def inspect(path: Path) -> Message | None:
+    """Return what a forwarder says of itself, None if there is none; what it holds is let go of."""
+    try:
+        with ForwarderClient(path) as client:
+            reply, fds = client.inspect()
+    except NotRunning:
+        return None
+    for fd in fds.values():
+        os.close(fd)
+    return reply
+
+
 def newest_epoch(run_dir: RunDir) -> int:
-    """Return the newest epoch that the forwarder met, 0 if there is none.
+    """Return the newest epoch that a forwarder met, 0 if there is none.
 
     For a new control, which owns the run directory: files may be lost, a living forwarder does not forget.
     """
+    newest = 0
+    for path in (run_dir.forwarder_socket, run_dir.spare_socket):
+        with suppress(Silent):  # then the file has to do
+            reply = inspect(path)
+            newest = max(newest, 0 if reply is None else reply.epoch)
+    return newest
+
+
+def connect_in_use(run_dir: RunDir) -> ForwarderClient:
+    """Connect to the forwarder that carries packets; NotRunning if there is none.
+
+    That is the spare, if control has died while it took the spare into use.
+    """
     try:
-        with ForwarderClient(run_dir.forwarder_socket) as client:
-            reply, fds = client.inspect()
-    except NotRunning:
-        return 0
-    for fd in fds.values():
-        os.close(fd)
-    return reply.epoch
+        return ForwarderClient(run_dir.forwarder_socket)
+    except NotRunning as err:
+        reply = inspect(run_dir.spare_socket)
+        if reply is None or reply.state == State.EMPTY:
+            raise err from None
+    return ForwarderClient(run_dir.spare_socket)
+
+
+def stop_forwarders(run_dir: RunDir, epoch: int) -> bool:
+    """End the forwarder in use and the spare; return whether there was any."""
+    has_ended = False
+    for path in (run_dir.forwarder_socket, run_dir.spare_socket):
+        with suppress(NotRunning), ForwarderClient(path, epoch) as client:
+            has_ended = True
+            grip = Grip(client.pid, client.sock)
+            try:
+                client.hello()
+                client.stop()
+            except Silent:
+                if not grip.end():
+                    raise
+            finally:
+                grip.close()
+    return has_ended
 
 
 # --- status of a running control --------------------------------------------------------------------
@@ -277,7 +344,7 @@ async def serve_requests(path: Path, answer: Callable[[Request], Awaitable[Reply
 def inspect_status(run_dir: Path) -> Reply:
     """Build the status from the forwarder's own memory; NotRunning if there is no forwarder either."""
     where = RunDir(run_dir)
-    with ForwarderClient(where.forwarder_socket) as client:
+    with connect_in_use(where) as client:
         reply, fds = client.inspect()
         pid = client.pid or reply.pid
     node = figures.Node(

@@ -20,7 +20,6 @@ from contextlib import AsyncExitStack
 from dataplane import choose, journal, subnetfile, takeover, traffic
 from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.switch import Switch
-from dataplane.config import RunConfig
 from dataplane.control import Reply, Request, StaleEpoch, serve_requests
 from dataplane.endure import RETRY_S, endure
 from dataplane.errors import ConfigError, RuntimeFailure, StoreError
@@ -52,7 +51,6 @@ from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
 from dataplane.reload import Reload
 from dataplane.report import Report
-from dataplane.rundir import RunDir
 from dataplane.settings import find_settings
 from dataplane.store import LeaseStore, Store, open_store
 from dataplane.traffic import Traffic
@@ -91,13 +89,13 @@ Input = Event | HostChanged | OwnChanged | PathsChanged | Retry | HeldBack
 class Daemon:
     """One `overlayd run`, from its first look at the host to its end."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, epoch: int, log_setting: LogSetting) -> None:
+    def __init__(self, place: Place, log_setting: LogSetting) -> None:
         """Be the control of a run directory that is locked for us."""
-        self._config = config
-        self._run_dir = run_dir
+        self._config = config = place.config
+        self._run_dir = run_dir = place.run_dir
         self._host = Host()
         self._inputs: asyncio.Queue[Input] = asyncio.Queue()
-        self._backend = self._choose_backend(Place(config, run_dir, epoch))
+        self._backend = self._choose_backend(place)
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reconciler: Reconciler | None = None
         self._released = asyncio.Event()

@@ -60,6 +60,7 @@ class Dataplane:
     state: str = "none"
     kind: str = "userspace"
     source_ports: frozenset[int] = frozenset()  # that tunnel packets leave by
+    spare_pid: int | None = None  # of the forwarder that waits to take its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None, fau
         "restarts": 0 if header is None else header.restarts,
         "state": dataplane.state,
         "faults": faults,
+        "spare": dataplane.spare_pid,
     }
 
 

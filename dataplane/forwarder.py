@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`overlayd forwarder`: gives up every privilege, listens in the run directory, and becomes C."""
+"""`overlayd forwarder`: gives up every privilege, listens in the run directory, and becomes C.
+
+If there is one already, it waits as a spare, ready but for what control gives it when the other one ends.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import NoReturn
 
-from dataplane import footing, native, privilege
-from dataplane.rundir import RunDir, listen
+from dataplane import footing, native, privilege, seats
+from dataplane.rundir import RunDir
 
 
 def run(run_dir: Path) -> NoReturn:
@@ -19,10 +21,8 @@ def run(run_dir: Path) -> NoReturn:
     privilege.drop_all()
     where = RunDir(run_dir)
     where.prepare()
-    with (
-        where.lock_forwarder(),
-        listen(where.forwarder_socket, socket.SOCK_SEQPACKET) as listener,
-    ):
+    lock, listener = seats.take(where)
+    with lock, listener:
         result = native.serve(listener.fileno(), is_confined=privilege.confine())
         if result != 0:
             os.write(2, f"overlayd: forwarder cannot serve any more: {os.strerror(-result)}\n".encode())

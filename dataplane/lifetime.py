@@ -11,6 +11,7 @@ from contextlib import suppress
 import uvloop
 
 from dataplane import choose, footing, journal, native, privilege
+from dataplane.backend import Place
 from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
 from dataplane.control import ForwarderClient, newest_epoch
@@ -18,6 +19,7 @@ from dataplane.daemon import Daemon
 from dataplane.errors import KernelError, NotRunning
 from dataplane.logsetting import LogSetting
 from dataplane.netlink import Host
+from dataplane.notify import take_kept
 from dataplane.privilege import Capability
 from dataplane.rundir import RunDir
 
@@ -28,12 +30,12 @@ KEPT = CHILDREN | {Capability.NET_BIND_SERVICE}  # a port below 1024 may be told
 GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
 
 
-async def _main(config: RunConfig, run_dir: RunDir, epoch: int) -> None:
+async def _main(config: RunConfig, run_dir: RunDir, epoch: int, kept: dict[str, int]) -> None:
     is_over = False
     log_setting = LogSetting(config, run_dir)
     log_setting.forget()
     while not is_over:
-        daemon = Daemon(await _choose(config), run_dir, epoch, log_setting)
+        daemon = Daemon(Place(await _choose(config), run_dir, epoch, kept), log_setting)
         try:
             await daemon.run()
         finally:
@@ -54,10 +56,11 @@ async def _choose(config: RunConfig) -> RunConfig:
 
 def remove_unused(run_dir: RunDir) -> None:
     """Remove the run directory of a start that failed, unless a forwarder lives in it."""
-    try:
-        ForwarderClient(run_dir.forwarder_socket).close()
-    except NotRunning:
-        run_dir.remove()
+    for path in (run_dir.forwarder_socket, run_dir.spare_socket):
+        with suppress(NotRunning):
+            ForwarderClient(path).close()
+            return
+    run_dir.remove()
 
 
 def _give_up(config: RunConfig, *, is_first: bool) -> None:
@@ -72,6 +75,7 @@ def _give_up(config: RunConfig, *, is_first: bool) -> None:
 
 def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
+    kept = take_kept(os.environ)
     journal.set_up(config.log_level, config.log_format)
     # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
     gc.set_threshold(GARBAGE_MIN)
@@ -84,5 +88,5 @@ def run(config: RunConfig) -> int:
         epoch = run_dir.next_epoch(newest)
         _give_up(config, is_first=newest == 0)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(config, run_dir, epoch))
+            runner.run(_main(config, run_dir, epoch, kept))
     return 0

@@ -60,6 +60,7 @@ def _node(status: Status) -> Iterator[Metric]:
     yield _gauge("mtu_bytes", "MTU of the overlay device", ({}, status["mtu"]))
     forwarder = status["forwarder"]
     yield _gauge("forwarder_up", "Whether there is a forwarder", ({}, forwarder["alive"]))
+    yield _gauge("forwarder_spare", "Whether another one waits", ({}, forwarder["spare"] is not None))
     yield _gauge("forwarder_uptime_seconds", "How long it has run", ({}, forwarder["uptime_s"]))
     yield _counter("forwarder_restarts", "Forwarders that were replaced", [({}, forwarder["restarts"])])
     yield _counter("forwarder_faults", "Its system calls that failed", [({}, forwarder["faults"])])

@@ -30,6 +30,8 @@ CTL_MAGIC: int = lib.DP_CTL_MAGIC
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
 TEXT_MAX: int = lib.DP_TEXT_MAX
+HEAD_BYTES: int = ffi.sizeof("struct dp_counters_header")
+THREAD_BYTES: int = ffi.sizeof("struct dp_thread_counters")  # whose heartbeat comes first
 
 
 class MessageType(IntEnum):

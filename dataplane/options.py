@@ -188,6 +188,12 @@ FLAGS = (
         read.one_of("spawn", "wait"),
     ),
     Flag(
+        *("spare", "spare", "true|false"),
+        "have a second forwarder wait, to take the place of one that ends (default: true)",
+        read.switch,
+        is_switch=True,
+    ),
+    Flag(
         *("takeover", "takeover", "NAME"),
         "take over from this device of flannel's, with its MAC address; repeatable (flannel.1)",
         read.device,

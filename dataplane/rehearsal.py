@@ -28,7 +28,7 @@ from dataplane.backend.sockets import (
 )
 from dataplane.backend.spread import find_spread
 from dataplane.config import RunConfig
-from dataplane.control import ForwarderClient
+from dataplane.control import connect_in_use
 from dataplane.errors import NotRunning, RuntimeFailure, StoreError
 from dataplane.flannel import find_port, format_key
 from dataplane.health import places
@@ -326,7 +326,7 @@ def _forwarder_config(node: _Node) -> ForwarderConfig:
 
 def _find_forwarder(config: RunConfig) -> int | None:
     try:
-        with ForwarderClient(RunDir(config.run_dir).forwarder_socket) as client:
+        with connect_in_use(RunDir(config.run_dir)) as client:
             return client.pid
     except NotRunning:
         return None

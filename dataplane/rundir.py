@@ -8,6 +8,8 @@
     control.sock    JSON status, served by `overlayd run`
     forwarder.lock, forwarder.sock, forwarder.log
                     the same of the forwarder
+    spare.lock, spare.sock
+                    of the one that waits to take its place (seats.py)
 
 Locks are flocks and not pids: two containers that share the directory do not see each other's pids.
 """
@@ -34,6 +36,8 @@ FILES = (
     "forwarder.sock",
     "forwarder.lock",
     "forwarder.log",
+    "spare.sock",
+    "spare.lock",
     "lock",
 )
 
@@ -83,11 +87,20 @@ def listen(path: Path, kind: socket.SocketKind) -> socket.socket:
     return listener
 
 
+class LockHeld(RuntimeFailure):
+    """Another process has the lock."""
+
+    def __init__(self, owner: str, pid: str, what: str) -> None:
+        """Say which `owner` it is, its pid as it sees itself, and `what` it does."""
+        super().__init__(f"another {owner} (pid {pid}) {what}")
+        self.pid = pid
+
+
 class Lock:
     """An flock on a file, released by close() or by the death of the process."""
 
     def __init__(self, path: Path, owner: str, what: str = "") -> None:
-        """Take the lock, or raise RuntimeFailure that says which `owner` has it, and does `what`."""
+        """Take the lock, or raise LockHeld that says which `owner` has it, and does `what`."""
         while True:
             try:
                 # To read: a forwarder keeps no file open that it could write to.
@@ -99,7 +112,7 @@ class Lock:
             except BlockingIOError:
                 pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 self.close()
-                raise RuntimeFailure(f"another {owner} (pid {pid}) {what or f'owns {path.parent}'}") from None
+                raise LockHeld(owner, pid, what or f"owns {path.parent}") from None
             # `overlayd down` may have removed the file between open and flock: then this is nobody's lock.
             if path.exists() and os.path.samestat(os.fstat(self._fd), path.stat()):
                 break
@@ -127,7 +140,10 @@ class RunDir:
         self.path = path.absolute()
         self.control_socket = self.path / "control.sock"
         self.forwarder_socket = self.path / "forwarder.sock"
+        self.forwarder_lock = self.path / "forwarder.lock"
         self.forwarder_log = self.path / "forwarder.log"
+        self.spare_socket = self.path / "spare.sock"
+        self.spare_lock = self.path / "spare.lock"
         limit = SOCKET_PATH_MAX - len("/.forwarder.sock.new")
         if len(os.fsencode(self.path)) > limit:
             raise ConfigError(
@@ -174,10 +190,6 @@ class RunDir:
     def lock(self, owner: str = "overlayd run") -> Lock:
         """Become the one control of this directory."""
         return Lock(self.path / "lock", owner)
-
-    def lock_forwarder(self) -> Lock:
-        """Become the one forwarder of this directory."""
-        return Lock(self.path / "forwarder.lock", "overlayd forwarder")
 
     def next_epoch(self, newest: int = 0) -> int:
         """Count up the epoch, durably, past `newest`, and return it. Only the holder of the lock may."""

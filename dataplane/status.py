@@ -64,6 +64,8 @@ def _head(status: Status) -> str:
         parts.append(f"forwarder {span(forwarder['uptime_s']) if forwarder['alive'] else 'dead'}")
     if forwarder["restarts"]:
         parts[-1] += f" ({forwarder['restarts']} restarts)"
+    if forwarder.get("spare") is not None:
+        parts[-1] += ", spare waits"
     parts.append("control dead" if control["pid"] is None else f"control {span(control['uptime_s'])}")
     if store.get("revision") is not None:
         scheme = str(store.get("url")).partition(":")[0]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from dataplane import handover, traffic
-from dataplane.control import ForwarderClient, ask, newest_epoch
+from dataplane.control import ask, connect_in_use, newest_epoch, stop_forwarders
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.handover import HandOver
 from dataplane.netlink import Host
@@ -37,20 +37,14 @@ def _stop_control(run_dir: RunDir) -> Lock:
         time.sleep(RETRY_S)
 
 
-def _find_forwarder(run_dir: RunDir, epoch: int = 0) -> ForwarderClient | None:
-    try:
-        return ForwarderClient(run_dir.forwarder_socket, epoch)
-    except NotRunning:
-        return None
-
-
 async def _plan(run_dir: RunDir, tun_name: str, names: tuple[str, ...]) -> list[HandOver]:
     """Return the kernel devices that are to carry on; raises while nothing is changed."""
     if not names:
         return []
-    client = _find_forwarder(run_dir)
-    if client is None:
-        raise RuntimeFailure("there is nothing to hand over: no forwarder is running")
+    try:
+        client = connect_in_use(run_dir)
+    except NotRunning:
+        raise RuntimeFailure("there is nothing to hand over: no forwarder is running") from None
     host = Host()
     try:
         return handover.read(client, names, tun_name, await host.facts())
@@ -64,11 +58,7 @@ async def _take_down(run_dir: RunDir, tun_name: str, plans: list[HandOver]) -> N
     host = Host()
     try:
         await handover.prepare(host, plans)
-        client = _find_forwarder(run_dir, run_dir.next_epoch(newest_epoch(run_dir)))
-        if client is not None:
-            client.hello()
-            client.stop()
-            client.close()
+        stop_forwarders(run_dir, run_dir.next_epoch(newest_epoch(run_dir)))
         await host.remove(
             tun_name, run_dir.read_networks()
         )  # first: IPv6 takes no route by way of what another one leads to

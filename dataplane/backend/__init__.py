@@ -8,7 +8,7 @@ carry(), in this order: what can be missing or taken is found out before anythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -25,6 +25,7 @@ class Place:
     config: RunConfig
     run_dir: RunDir
     epoch: int
+    kept: dict[str, int] = field(default_factory=dict)  # by a service manager, from an earlier control
 
 
 @dataclass(frozen=True, slots=True)

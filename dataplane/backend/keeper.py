@@ -1,45 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps a forwarder running: finds or starts one, gives it what there is to work with, replaces it.
 
+The spare that takes its place is told so in the very callback that hears of the end: packets wait meanwhile.
+All else, its new names and the next spare, has time.
+
 All methods run on the event loop; requests to the forwarder block a thread of the executor, one at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from dataplane.backend import Place
-from dataplane.backend.process import confinement_warnings, reap, spawn, wait_listening
-from dataplane.control import ForwarderClient, StaleEpoch
+from dataplane.backend.crashes import CRASH_WINDOW_S, CRASHES_MAX, Crashes
+from dataplane.backend.hung import LOOK_S, Pulse, find_waiting, order_end, read_beats
+from dataplane.backend.kit import Kit
+from dataplane.backend.process import Children, confinement_warnings, wait_listening
+from dataplane.backend.reserve import Reserve, Spare
+from dataplane.control import FORWARDER_TIMEOUT_S, ForwarderClient, Silent, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.grip import Grip
 from dataplane.journal import Journal, Trouble
+from dataplane.message import Message
 from dataplane.model import tier_text
-from dataplane.native import ForwarderConfig, State
-from dataplane.slots import Fd, Fds
+from dataplane.native import ForwarderConfig, MessageType, State
+from dataplane.seats import is_free
+from dataplane.slots import Fd
+from dataplane.succession import disown, put_in_use
 
 log = Journal("backend")
 
-CRASHES_MAX = 3  # within CRASH_WINDOW_S: then slowly, and with an alarm
-CRASH_WINDOW_S = 10.0
+Result = TypeVar("Result")
+
 RETRY_MIN_S, ATTACH_RETRY_MAX_S = 0.01, 0.5
-RETRY_MAX_S = 30.0
+RENAME_RETRY_S = 1.0
+GO_TIMEOUT_S = 1.0  # of a spare
 
 
-@dataclass(slots=True)
-class Kit:
-    """What a forwarder works with. Whoever opens it changes it; the keeper hands it over."""
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A spare that was told to go, and with what."""
 
-    fds: Fds = field(default_factory=dict)  # the FIB among them is the table in force, or about to be
-    config: ForwarderConfig | None = None
-    config_in_force: ForwarderConfig | None = None
-    generation: int = 0  # of the table
-    subnets: int = 0  # in it
-    is_due: bool = True  # no forwarder was given it as it is
+    spare: Spare
+    config: ForwarderConfig
+    generation: int
+
+
+async def _in_thread(call: Callable[..., Result], *args: object) -> Result:
+    """Do what blocks."""
+    return await asyncio.get_running_loop().run_in_executor(None, call, *args)
 
 
 class Keeper:
@@ -50,22 +65,31 @@ class Keeper:
         place: Place,
         kit: Kit,
         explain: Callable[[int], dict[str, str]],
+        lower: Callable[[], Awaitable[bool]],
         on_fatal: Callable[[RuntimeFailure], None],
     ) -> None:
-        """Work in `place`; `explain` says why a tier lacks something, `on_fatal` that another took over."""
+        """Work in `place`.
+
+        `explain` says why a tier lacks something; `lower` puts a lower one into the kit, if there is any;
+        `on_fatal` is told that another control took over.
+        """
         self._place = place
         self._kit = kit
         self._explain = explain
+        self._lower = lower
         self._on_fatal = on_fatal
         self.lock = asyncio.Lock()  # held by whoever changes the kit, or gives it to somebody
         self._client: ForwarderClient | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._grip: Grip | None = None  # on its process
+        self._fenced: list[ForwarderClient] = []  # who hang and cannot be ended
+        self._pulse: asyncio.Task[None] | None = None
+        self._children = Children()
+        self._reserve = Reserve(place, self._children)
         self._recovery: asyncio.Task[None] | None = None
         self._state = State.EMPTY
-        self._losses: deque[float] = deque(maxlen=CRASHES_MAX)
-        self._lost_pid: int | None = None  # whom we lost last
+        self._crashes = Crashes()
+        self._lost_pid: int | None = None  # who was lost last, and lives
         self._troubles = Trouble(log, "no forwarder")
-        self._retry_s = 0.0
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -84,13 +108,23 @@ class Keeper:
         """Its pid, if that can be seen."""
         return self._client.pid or None if self._client is not None else None
 
+    @property
+    def spare_pid(self) -> int | None:
+        """Of the one that waits; None if there is none."""
+        return self._reserve.pid
+
     def warnings(self) -> list[str]:
         """Return what the operator should know."""
         found = confinement_warnings(self._client)
-        if self._is_crash_looping() and time.monotonic() - self._losses[-1] < RETRY_MAX_S:
+        if self._crashes.is_alarm(time.monotonic()):
             found.append(
                 f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "
                 f"See {self._place.run_dir.forwarder_log}"
+            )
+        if self._fenced:
+            found.append(
+                "a forwarder hangs, was replaced, and cannot be killed from here, as it lives in another PID "
+                "namespace. End it: it does nothing any more but keep its memory"
             )
         return found
 
@@ -100,7 +134,7 @@ class Keeper:
         """Have a forwarder, which is given nothing yet; one that somebody else starts is not waited for."""
         if self._client is None and self._place.config.forwarder == "spawn":
             client = await self._find()
-            reply = await asyncio.get_running_loop().run_in_executor(None, client.hello)
+            reply = await _in_thread(client.hello)
             self.watch(client, reply.state)
 
     async def give(self, *, is_new_table: bool) -> None:
@@ -111,6 +145,14 @@ class Keeper:
             self._start_recovery()
         elif self._kit.is_due or is_new_table:
             await self._send()
+        if self._client is not None and (self._recovery is None or self._recovery.done()):
+            self._reserve.want()
+        if self._pulse is None:
+            self._pulse = asyncio.create_task(self._feel_pulse())
+
+    def begin(self) -> None:
+        """Find a forwarder for a kit that is whole, in the background."""
+        self._start_recovery()
 
     async def _send(self) -> None:
         try:
@@ -122,6 +164,8 @@ class Keeper:
                 log.info("published", generation=self._kit.generation, subnets=self._kit.subnets)
         except StaleEpoch:
             raise
+        except Silent as err:
+            self._replace(str(err))
         except ControlError as err:
             if self._client is not None and self._client.is_open:
                 raise  # it lives and said no
@@ -134,6 +178,9 @@ class Keeper:
             raise ControlError("there is nothing to go with yet")
         await self._request(lambda client: client.go(config, self._kit.fds))
         self._kit.is_due = False
+        self._note_going(config)
+
+    def _note_going(self, config: ForwarderConfig) -> None:
         self._kit.config_in_force = config
         self._state = State.RUNNING
         why = self._explain(config.tier)
@@ -153,7 +200,7 @@ class Keeper:
         # The answer is for the thread that asks, not for the watch.
         loop.remove_reader(client.sock)
         try:
-            await loop.run_in_executor(None, call, client)
+            await _in_thread(call, client)
         finally:
             if client.is_open:
                 loop.add_reader(client.sock, self._on_readable, client)
@@ -163,6 +210,7 @@ class Keeper:
     def watch(self, client: ForwarderClient, state: State) -> None:
         """Have this forwarder from now on."""
         self._client = client
+        self._grip = Grip(client.pid, client.sock)
         self._state = state
         asyncio.get_running_loop().add_reader(client.sock, self._on_readable, client)
 
@@ -173,14 +221,37 @@ class Keeper:
             self._lose()
 
     def _lose(self) -> None:
-        self._lost_pid = self.pid
+        pid = self.pid
         self._forget_client()
-        self._losses.append(time.monotonic())
-        self._start_recovery()
+        # Its lock is let go of before its connections: if it is held, the connection alone was lost.
+        if not is_free(self._place.run_dir.forwarder_lock):
+            self._lost_pid = pid
+            self._start_recovery()
+            return
+        self._lost_pid = None
+        self._crashes.note(time.monotonic())
+        # One that ends again and again is not to go on as it did.
+        self._start_recovery(None if self._crashes.is_looping else self._promote())
 
-    def _start_recovery(self) -> None:
+    def _promote(self) -> Promotion | None:
+        """Tell the spare to go, at once: nothing else counts until it does."""
+        kit, spare = self._kit, self._reserve.take()
+        if spare is None:
+            return None
+        try:
+            if kit.config is None or not kit.is_whole:
+                raise ControlError("there is nothing to go with yet")
+            spare.client.begin(MessageType.GO, kit.config, kit.fds)
+        except ControlError as err:
+            log.warning("spare forwarder not used", error=err)
+            spare.close()
+            return None
+        kit.is_due = False
+        return Promotion(spare, kit.config, kit.generation)
+
+    def _start_recovery(self, promotion: Promotion | None = None) -> None:
         if self._recovery is None or self._recovery.done():
-            self._recovery = asyncio.create_task(self._recover())
+            self._recovery = asyncio.create_task(self._recover(promotion))
             self._recovery.add_done_callback(self._check_recovery)
 
     def _check_recovery(self, task: asyncio.Task[None]) -> None:
@@ -193,63 +264,130 @@ class Keeper:
             if self._client.is_open:
                 asyncio.get_running_loop().remove_reader(self._client.sock)
             self._client.close()
-        self._client = None
+        if self._grip is not None:
+            self._grip.close()
+        self._client = self._grip = None
         self._state = State.EMPTY
 
-    def _is_crash_looping(self) -> bool:
-        recent = len(self._losses) == CRASHES_MAX
-        return recent and self._losses[-1] - self._losses[0] < CRASH_WINDOW_S
+    async def _recover(self, promotion: Promotion | None) -> None:
+        try:
+            if self._crashes.is_looping and await self._lower():
+                self._crashes.begin_anew()
+                promotion = self._promote()
+            if promotion is not None:
+                await self._finish(promotion)
+            await self._find_another()
+        except StaleEpoch as err:
+            self._on_fatal(err)
+            return
+        self._crashes.work_again()
+        self._children.reap()
+        self._reserve.want()
 
-    async def _recover(self) -> None:
+    async def _finish(self, promotion: Promotion) -> None:
+        """See that a spare goes, with all that there is by now, and under the name of the one in use."""
+        try:
+            async with self.lock:
+                await self._await_going(promotion)
+        except StaleEpoch:
+            raise
+        except ControlError as err:
+            log.error("spare forwarder does not go", error=err)
+            self._forget_client()
+            promotion.spare.client.close()
+            self._kit.is_due = True
+            await self.end_hung(promotion.spare.grip, is_spare=True)  # or it might go yet
+        else:
+            promotion.spare.grip.close()
+            await self._put_in_use()
+
+    async def _await_going(self, promotion: Promotion) -> None:
+        client, kit = promotion.spare.client, self._kit
+        client.sock.settimeout(GO_TIMEOUT_S)
+        await _in_thread(client.finish, MessageType.GO)
+        client.sock.settimeout(FORWARDER_TIMEOUT_S)
+        self.watch(client, State.RUNNING)
+        self._note_going(promotion.config)
+        if kit.is_due or kit.generation != promotion.generation:
+            await self._go()
+
+    async def _put_in_use(self) -> None:
+        """Give the spare its new name, however long somebody keeps us from it: it works without."""
+        while True:
+            try:
+                await _in_thread(put_in_use, self._place.run_dir, self._place.epoch)
+            except RuntimeFailure as err:
+                log.error("forwarder still has the name of the spare", error=err, retry_in_s=RENAME_RETRY_S)
+                await asyncio.sleep(RENAME_RETRY_S)
+            else:
+                return
+
+    async def _find_another(self) -> None:
         # A dying process may still take a connection: the first failure after a loss says nothing.
         is_first, retry_s = True, RETRY_MIN_S
         while self._client is None:
-            if self._is_crash_looping():
-                self._retry_s = min(max(2 * self._retry_s, 1.0), RETRY_MAX_S)
-                log.error("forwarder crashes again and again", retry_in_s=self._retry_s)
-                await asyncio.sleep(self._retry_s)
+            if self._crashes.is_looping:
+                pause_s = self._crashes.next_pause_s()
+                log.error("forwarder crashes again and again", retry_in_s=pause_s)
+                await asyncio.sleep(pause_s)
             client = None
             try:
                 # Found without the lock: somebody else's may not come for a long time.
                 client = await self._find()
-                async with self.lock:
-                    await self._attach(client)
-                if client.pid == self._lost_pid:  # it lives: the connection alone was lost
-                    self._losses.pop()
-                    self._lost_pid = None
-            except StaleEpoch as err:
-                self._on_fatal(err)
-                return
+                await self._try(client)
+            except StaleEpoch:
+                raise
             except RuntimeFailure as err:
                 if not is_first:
                     self._troubles.failed(str(err))
                     if client is None or client.pid != self._lost_pid:
-                        self._losses.append(time.monotonic())
+                        self._crashes.note(time.monotonic())
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, ATTACH_RETRY_MAX_S)
             is_first = False
         self._troubles.over()
-        if not self._is_crash_looping():
-            self._retry_s = 0.0
+
+    async def _try(self, client: ForwarderClient) -> None:
+        """Give all to a forwarder that was found; one that hangs is ended."""
+        grip = Grip(client.pid, client.sock)
+        try:
+            async with self.lock:
+                await self._attach(client)
+        except Silent as err:
+            log.error("forwarder hangs", because=err)
+            await self.end_hung(grip)
+        finally:
+            grip.close()
+
+    async def greet(self, client: ForwarderClient) -> Message | None:
+        """Say HELLO to the forwarder of an earlier control; one that hangs is ended, and None returned."""
+        grip = Grip(client.pid, client.sock)
+        try:
+            return await _in_thread(client.hello)
+        except Silent as err:
+            log.error("forwarder hangs: what it has is lost", because=err)
+            await self.end_hung(grip)
+            return None
+        finally:
+            grip.close()
 
     async def _find(self) -> ForwarderClient:
         run_dir, epoch = self._place.run_dir, self._place.epoch
-        try:
+        with suppress(NotRunning):
             return ForwarderClient(run_dir.forwarder_socket, epoch)
-        except NotRunning:
-            pass
-        reap(self._process)
+        with suppress(NotRunning):
+            client = ForwarderClient(run_dir.spare_socket, epoch)
+            await self._put_in_use()
+            return client
         if self._place.config.forwarder == "wait":
             log.info("waiting for a forwarder", socket=run_dir.forwarder_socket)
             return await wait_listening(run_dir, epoch, None)
-        self._process = spawn(run_dir)
-        return await wait_listening(run_dir, epoch, self._process)
+        return await wait_listening(run_dir, epoch, self._children.spawn(run_dir))
 
     async def _attach(self, client: ForwarderClient) -> None:
         """Give a forwarder what we hold; one that works with it already is left alone."""
-        loop = asyncio.get_running_loop()
         try:
-            reply = await loop.run_in_executor(None, client.hello)
+            reply = await _in_thread(client.hello)
         except BaseException:
             client.close()
             raise
@@ -263,6 +401,60 @@ class Keeper:
             self._forget_client()
             raise
 
+    # --- one that hangs ------------------------------------------------------------------------------
+
+    async def _feel_pulse(self) -> None:
+        pulse, kit = Pulse(), self._kit
+        while True:
+            await asyncio.sleep(LOOK_S)
+            config = kit.config_in_force
+            is_working = self._state == State.RUNNING and kit.is_whole and not self.lock.locked()
+            if config is None or not is_working:
+                pulse = Pulse()
+                continue
+            beats = read_beats(kit.fds[Fd.COUNTERS], config.threads)
+            if pulse.feel(find_waiting(kit.fds, config), beats):
+                self._replace("packets wait, and it carries none")
+                pulse = Pulse()
+
+    def _replace(self, why: str) -> None:
+        """Go on without a forwarder that is there and does not work."""
+        log.error("forwarder hangs", pid=self.pid, because=why)
+        grip, self._grip = self._grip, None
+        self._forget_client()
+        self._crashes.note(time.monotonic())
+        if grip is not None:
+            self._recovery = asyncio.create_task(self._recover_from(grip))
+            self._recovery.add_done_callback(self._check_recovery)
+
+    async def _recover_from(self, hung: Grip) -> None:
+        await self.end_hung(hung)
+        await self._recover(None if self._crashes.is_looping else self._promote())
+
+    async def end_hung(self, grip: Grip, *, is_spare: bool = False) -> None:
+        """See to it that a forwarder never carries a packet again: kill it, or fence it off."""
+        is_gone = await _in_thread(grip.end)
+        grip.close()
+        if is_gone:
+            return
+        run_dir = self._place.run_dir
+        path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
+        fenced = await _in_thread(order_end, path, self._place.epoch)
+        await _in_thread(partial(disown, run_dir, is_spare=is_spare))
+        async with self.lock:
+            if Fd.COUNTERS in self._kit.fds:
+                self._kit.renew_counters()
+        if fenced is not None:
+            self._fenced.append(fenced)
+            asyncio.get_running_loop().add_reader(fenced.sock, self._on_obeyed, fenced)
+        log.error("forwarder cannot be killed from here; it is to end when it wakes up", pid=grip.pid)
+
+    def _on_obeyed(self, fenced: ForwarderClient) -> None:
+        asyncio.get_running_loop().remove_reader(fenced.sock)
+        fenced.close()
+        self._fenced.remove(fenced)
+        log.info("forwarder that was to end has woken up, and ends")
+
     # --- ending --------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
@@ -271,25 +463,26 @@ class Keeper:
             return
         client = self._client
         asyncio.get_running_loop().remove_reader(client.sock)
-        await asyncio.get_running_loop().run_in_executor(None, client.stop)
+        await _in_thread(client.stop)
         self._forget_client()
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
+        self._children.wait(client.pid)
 
     async def undo(self) -> None:
         """End what we started."""
-        if self._client is not None and self._process is not None:
+        if self._client is not None and self._children.has(self._client.pid):
             try:
                 await self.stop()
             except ControlError as err:
                 log.warning("forwarder not stopped", error=err)
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._children.kill()
 
     def close(self) -> None:
         """Let go: the forwarder carries on by itself."""
-        if self._recovery is not None:
-            self._recovery.cancel()
+        for task in (self._recovery, self._pulse):
+            if task is not None:
+                task.cancel()
+        self._reserve.close()
+        for fenced in self._fenced:
+            asyncio.get_running_loop().remove_reader(fenced.sock)
+            fenced.close()
         self._forget_client()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from dataplane import entries, vxlan
 from dataplane.backend import Place, Settings
 from dataplane.backend.device import DeviceRepairs
-from dataplane.backend.process import end_forwarder
+from dataplane.backend.process import end_forwarders
 from dataplane.backend.sockets import port_taken
 from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
 from dataplane.config import RunConfig
@@ -179,7 +179,7 @@ class KernelBackend:
 
     async def set_up_host(self, plan: HostPlan) -> list[str]:
         """Give the devices addresses, set them up, and see what somebody removed; return what was changed."""
-        has_ended = await end_forwarder(self._place.run_dir, self._place.epoch)
+        has_ended = await end_forwarders(self._place.run_dir, self._place.epoch)
         changes = [*self._device.take(), *await self._host.remove_tun(plan)]
         self._has_routed |= not has_ended
         for side in self._sides.values():

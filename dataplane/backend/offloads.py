@@ -28,6 +28,17 @@ FAILURES = {
 # Those that a descriptor of the TUN has; the others can be chosen anew for every forwarder.
 OF_SOCKETS = Offload.MMSG | Offload.UDP_GSO | Offload.UDP_GRO
 
+# What is given up, step by step, where forwarders end again and again: first what joins and cuts packets.
+STEPS = (
+    Offload.TUN_TSO
+    | Offload.TUN_USO
+    | Offload.UDP_GSO
+    | Offload.UDP_GRO
+    | Offload.TUN_GRO
+    | Offload.TUN_UGRO,
+    ALL_OFFLOADS,
+)
+
 
 def _unite(offloads: Iterable[Offload]) -> Offload:
     united = Offload(0)
@@ -62,10 +73,33 @@ class Offloads:
         self._tested = Offload(0)
         self._failed: dict[Offload, str] = {}
         self._refused = Offload(0)
+        self._given_up = Offload(0)
 
     @property
     def _allowed(self) -> Offload:
-        return offloads_without(self._disabled | _unite(self._broken) | _unite(self._failed))
+        barred = self._disabled | _unite(self._broken) | _unite(self._failed) | self._given_up
+        return offloads_without(barred)
+
+    def lower(self) -> bool:
+        """Give up the next step of what is used; return whether there was anything left."""
+        step = next((step for step in STEPS if step & self._allowed), None)
+        if step is None:
+            return False
+        given_up = self._allowed & step
+        self._given_up |= given_up
+        names = ", ".join(offload.label for offload in Offload if offload & given_up)
+        log.error("forwarders end again and again: going on without offloads", without=names)
+        return True
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should know."""
+        names = ", ".join(offload.label for offload in Offload if offload & self._given_up)
+        if not names:
+            return []
+        return [
+            f"forwarders ended again and again, so there is no {names} any more. Once that is mended, "
+            "restart overlayd run"
+        ]
 
     def prove(self) -> None:
         """Use each offload once, by packets on scratch devices; do without those that fail. Blocks for 20 ms.
@@ -123,6 +157,8 @@ class Offloads:
             needed = OFFLOAD_NEEDS.get(offload)
             if offload in self._disabled:
                 reasons[offload.label] = "--disable"
+            elif offload in self._given_up:
+                reasons[offload.label] = "given up: forwarders ended again and again"
             elif offload in self._broken:
                 reasons[offload.label] = self._broken[offload]
             elif offload in self._failed:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import dataplane
-from dataplane.control import ForwarderClient
+from dataplane.control import ForwarderClient, stop_forwarders
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.journal import Journal
 from dataplane.rundir import RunDir, failure
@@ -23,6 +23,7 @@ log = Journal("backend")
 START_TIMEOUT_S = 10.0
 RETRY_S = 0.01
 RETRY_MAX_S = 0.5
+SPARE_RETRY_MAX_S = 2.0  # nobody waits for it
 
 
 def _command(run_dir: Path) -> list[str]:
@@ -43,7 +44,8 @@ def _environment() -> dict[str, str]:
 def spawn(run_dir: RunDir) -> subprocess.Popen[bytes]:
     """Start a forwarder that outlives us: its own session, no privileges, its output in a file."""
     try:
-        with run_dir.forwarder_log.open("wb") as log:
+        # Several may write there: one that is in use, and one that waits.
+        with run_dir.forwarder_log.open("ab") as log:
             return subprocess.Popen(
                 _command(run_dir.path),
                 stdin=subprocess.DEVNULL,
@@ -57,10 +59,52 @@ def spawn(run_dir: RunDir) -> subprocess.Popen[bytes]:
         raise failure("start a forwarder with", Path(sys.executable), err) from None
 
 
-def reap(process: subprocess.Popen[bytes] | None) -> None:
-    """Take note of the end of a forwarder that we started, if it has ended."""
-    if process is not None and process.poll() == -signal.SIGSYS:
-        log.error("forwarder was killed for a system call that it may not make", pid=process.pid)
+class Children:
+    """The forwarders that we started; which one is in use, and which one waits, is none of their business."""
+
+    def __init__(self) -> None:
+        """There is none yet."""
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self, run_dir: RunDir) -> subprocess.Popen[bytes]:
+        """Start another one."""
+        self.reap()
+        process = spawn(run_dir)
+        self._processes.append(process)
+        return process
+
+    def reap(self) -> None:
+        """Take note of those that have ended."""
+        for process in self._processes:
+            if process.poll() == -signal.SIGSYS:
+                log.error("forwarder was killed for a system call that it may not make", pid=process.pid)
+        self._processes = [process for process in self._processes if process.returncode is None]
+
+    def wait(self, pid: int) -> None:
+        """Wait for the end of one that has hung up, if it is ours."""
+        for process in self._processes:
+            if process.pid == pid:
+                process.wait()
+        self.reap()
+
+    def kill_one(self, pid: int) -> None:
+        """End the one with this pid, if it is ours."""
+        for process in self._processes:
+            if process.pid == pid:
+                process.kill()
+        self.wait(pid)
+
+    def kill(self) -> None:
+        """End them all."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    def has(self, pid: int) -> bool:
+        """Tell whether one of them has this pid."""
+        return any(process.pid == pid for process in self._processes)
 
 
 def confinement_warnings(client: ForwarderClient | None) -> list[str]:
@@ -82,18 +126,20 @@ def _last_words(run_dir: RunDir) -> str:
 
 
 async def wait_listening(
-    run_dir: RunDir, epoch: int, process: subprocess.Popen[bytes] | None
+    run_dir: RunDir, epoch: int, process: subprocess.Popen[bytes] | None, *, is_spare: bool = False
 ) -> ForwarderClient:
-    """Connect to the forwarder as soon as it listens.
+    """Connect to the forwarder, or to the spare, as soon as it listens.
 
     With a process that we started: raises when it ends, or takes too long. Without: waits for somebody
     else's for as long as it takes.
     """
+    path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
+    retry_max_s = SPARE_RETRY_MAX_S if is_spare else RETRY_MAX_S
     deadline_s = time.monotonic() + START_TIMEOUT_S
     retry_s = RETRY_S
     while True:
         try:
-            return ForwarderClient(run_dir.forwarder_socket, epoch)
+            return ForwarderClient(path, epoch)
         except NotRunning:
             pass
         if process is not None and process.poll() is not None:
@@ -104,20 +150,12 @@ async def wait_listening(
             raise RuntimeFailure(f"forwarder did not listen within {START_TIMEOUT_S:g} s")
         await asyncio.sleep(retry_s)
         if process is None:
-            retry_s = min(2 * retry_s, RETRY_MAX_S)
+            retry_s = min(2 * retry_s, retry_max_s)
 
 
-async def end_forwarder(run_dir: RunDir, epoch: int) -> bool:
-    """End the forwarder that an earlier datapath left here, if it did: the kernel carries the packets now."""
-    try:
-        client = ForwarderClient(run_dir.forwarder_socket, epoch)
-    except NotRunning:
-        return False
-    loop = asyncio.get_running_loop()
-    try:
-        await loop.run_in_executor(None, client.hello)
-        await loop.run_in_executor(None, client.stop)
+async def end_forwarders(run_dir: RunDir, epoch: int) -> bool:
+    """End those that an earlier datapath left here, if it did: the kernel carries the packets now."""
+    has_ended = await asyncio.get_running_loop().run_in_executor(None, stop_forwarders, run_dir, epoch)
+    if has_ended:
         log.info("forwarder ended: the kernel carries the packets now")
-    finally:
-        client.close()
-    return True
+    return has_ended

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from dataplane import entries
 from dataplane.backend import Place, Settings
-from dataplane.backend.process import end_forwarder
+from dataplane.backend.process import end_forwarders
 from dataplane.backend.telling import Side, Teller, Unreached
 from dataplane.backend.userspace import UserspaceBackend
 from dataplane.entries import Links
@@ -174,7 +174,7 @@ class RoutesBackend:
         """Have the routes; then let go of what carried packets before."""
         await self._routes.carry(table)
         if not self._is_carrying and self._plan is not None:
-            await end_forwarder(self._place.run_dir, self._place.epoch)
+            await end_forwarders(self._place.run_dir, self._place.epoch)
             for change in await self._host.remove_tun(self._plan):
                 log.info("host changed", change=change)
             for name in await self._host.own_vxlan(self._plan.tun_name):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TypeVar
 
 from dataplane import native
 from dataplane.errors import KernelError, RuntimeFailure
@@ -20,6 +21,7 @@ from dataplane.ruleset import MARK
 from dataplane.slots import BARE_MAX, EACH, Fd, Fds, role_of, slot_of
 
 BUFFER_BYTES = 8 << 20
+Name = TypeVar("Name")
 # linux/in.h, in6.h: of both families alike; Python 3.11 has no names for them.
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_DO, PMTUDISC_PROBE = 2, 3
@@ -181,7 +183,7 @@ def duplicate(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-def close_all(fds: Fds) -> None:
+def close_all(fds: dict[Name, int]) -> None:
     """Close descriptors and forget them."""
     while fds:
         os.close(fds.popitem()[1])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.kernel import KernelBackend
 from dataplane.backend.routes import RoutedUserspace, RoutesBackend
+from dataplane.backend.sockets import close_all
 from dataplane.errors import RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
@@ -52,7 +53,10 @@ class Switch:
 
     async def adopt(self) -> tuple[Peer, ...]:
         """Take over what an earlier control left running, untouched; return the peers in its table."""
-        return await self._backend.adopt()
+        try:
+            return await self._backend.adopt()
+        finally:
+            close_all(self._place.kept)  # whoever holds a queue has to read it
 
     async def warm(self, settings: Settings, plan: HostPlan) -> None:
         """Do what can be done while somebody else still carries packets."""

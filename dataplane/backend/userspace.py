@@ -15,10 +15,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from dataplane import native
-from dataplane.backend import Place, Settings
+from dataplane import native, succession
+from dataplane.backend import Place, Settings, legacy
 from dataplane.backend.device import DeviceRepairs, find_tun
-from dataplane.backend.keeper import Keeper, Kit
+from dataplane.backend.keeper import Keeper
+from dataplane.backend.kit import Kit
+from dataplane.backend.legacy import Legacy
 from dataplane.backend.offloads import OF_SOCKETS, Offloads
 from dataplane.backend.sockets import (
     Holders,
@@ -35,13 +37,13 @@ from dataplane.backend.sockets import (
 )
 from dataplane.backend.spread import open_queues, queue_warnings
 from dataplane.backend.wanted import forwarder_config
-from dataplane.control import ForwarderClient
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
 from dataplane.model import HostPlan, Peer, Table
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.netlink import Host
+from dataplane.notify import Notifier
 from dataplane.slots import Fd, Fds, role_of, slot_of
 
 log = Journal("backend")
@@ -62,46 +64,79 @@ class UserspaceBackend:
         self._keys: dict[int, Key] = {}
         self._source_ports: frozenset[int] = frozenset()
         self._offloads = Offloads(place.config.disable, os.uname().release)
-        self._keeper = Keeper(place, self._kit, self._offloads.explain, on_fatal)
+        self._keeper = Keeper(place, self._kit, self._offloads.explain, self._lower, on_fatal)
         self._tier_wanted: int | None = None
-        self._counters: Counters | None = None
         self._table: Table | None = None
         self._has_made_tun = False
         self._device = DeviceRepairs(host)
+        self._legacy = Legacy(Notifier(os.environ))
+        self._settings: Settings | None = None  # of the last prepare()
 
     # --- what an earlier control left ---------------------------------------------------------------
 
     async def adopt(self) -> tuple[Peer, ...]:
         """Take over a living forwarder with all it holds; return the peers of its table."""
         try:
-            client = ForwarderClient(self._place.run_dir.forwarder_socket, self._place.epoch)
+            client = succession.connect(self._place.run_dir, self._place.epoch)
         except NotRunning:
-            return ()
+            return self._inherit()
         try:
-            state = client.hello().state
-            if state == State.EMPTY:
-                self._keeper.watch(client, state)
+            reply = await self._keeper.greet(client)
+            if reply is None:
+                return self._inherit()
+            if reply.state == State.EMPTY and self._place.kept:
+                client.close()
+                return self._inherit()
+            if reply.state == State.EMPTY:
+                self._keeper.watch(client, reply.state)
                 return ()
+            self._legacy.forget(self._place.kept)  # who lives has it all
             config, fds = client.take()
-            if state == State.QUIESCED:  # whoever parked it is gone
+            if reply.state == State.QUIESCED:  # whoever parked it is gone
                 client.resume()
-            self._kit.generation, table = native.read_fib(fds[Fd.FIB])
+            peers = self._take_over(config, fds)
         except BaseException:
             client.close()
             raise
-        self._kit.fds = fds
-        self._kit.config = self._kit.config_in_force = config
-        self._keys = wanted_sockets(config)
-        for slot in self._keys.keys() & fds.keys():
+        self._kit.config_in_force = config
+        self._kit.is_due = False
+        self._keeper.watch(client, State.RUNNING)
+        log.info("took over forwarder", pid=client.pid, generation=self._kit.generation)
+        return peers
+
+    def _inherit(self) -> tuple[Peer, ...]:
+        """Go on with what a service manager kept of a node whose processes are all gone, if it did."""
+        kept = self._place.kept
+        if not kept:
+            return ()
+        self._legacy.forget(kept)  # it is left anew when it works
+        try:
+            config, fds = legacy.read(kept)
+            if find_tun(fds) != self._place.config.tun_name:
+                raise RuntimeFailure(f"the device that was kept is not {self._place.config.tun_name}")
+            peers = self._take_over(config, fds)
+        except RuntimeFailure as err:
+            log.warning("nothing inherited", because=err)
+            return ()
+        for name in [name for name, fd in kept.items() if fd in fds.values()]:
+            del kept[name]
+        self._keeper.begin()
+        log.info("inherited device, sockets, table and counters", generation=self._kit.generation)
+        return peers
+
+    def _take_over(self, config: ForwarderConfig, fds: Fds) -> tuple[Peer, ...]:
+        """Have what an earlier control had; return the peers of its table."""
+        generation, table = native.read_fib(fds[Fd.FIB])
+        keys = wanted_sockets(config)
+        for slot in keys.keys() & fds.keys():
             mark(slot, fds[slot])  # an earlier version of ours may not have
-        self._counters = Counters(fds[Fd.COUNTERS])
+        self._kit.counters = Counters(fds[Fd.COUNTERS])
+        self._kit.generation, self._kit.fds, self._kit.config = generation, fds, config
+        self._keys = keys
         facts = self._place.run_dir.read_facts()
         self._offloads.recall(facts.get("selftest"))
         wanted = facts.get("tier_wanted")
         self._tier_wanted = wanted if isinstance(wanted, int) else None
-        self._kit.is_due = False
-        self._keeper.watch(client, State.RUNNING)
-        log.info("took over forwarder", pid=client.pid, generation=self._kit.generation)
         return table.peers
 
     # --- opening ------------------------------------------------------------------------------------
@@ -121,6 +156,23 @@ class UserspaceBackend:
         """Open TUN, counters and sockets as far as they are missing or depend on what changed."""
         async with self._keeper.lock:
             await self._open(settings)
+            self._settings = settings
+
+    async def _lower(self) -> bool:
+        """Have the next lower tier of offloads; return whether there is one."""
+        async with self._keeper.lock:
+            if self._settings is None or not self._offloads.lower():
+                return False
+            try:
+                await self._open(self._settings)
+            except RuntimeFailure as err:
+                log.error("no other tier", error=err)
+                return False
+            # The next control is to know that this is not what it would rather have.
+            run_dir = self._place.run_dir
+            known = {"tier_wanted": self._tier_wanted, "offloads_off": self.offloads_off}
+            run_dir.write_facts({**run_dir.read_facts(), **known})
+            return True
 
     async def _open(self, settings: Settings, keys: dict[int, Key] | None = None) -> None:
         """Open what is missing; of sockets those of `keys`, or all that are wanted."""
@@ -138,7 +190,7 @@ class UserspaceBackend:
                     opened[slot] = open_socket(slot, config, settings.underlay.name, self._holders)
             if Fd.COUNTERS not in self._kit.fds:
                 opened[Fd.COUNTERS] = native.counters_create(config.threads)
-                self._counters = Counters(opened[Fd.COUNTERS])
+                self._kit.counters = Counters(opened[Fd.COUNTERS])
         except BaseException:
             close_all(opened)
             raise
@@ -151,7 +203,7 @@ class UserspaceBackend:
         return held and self._tier_wanted is not None and self._tier_wanted != self._offloads.of_tun
 
     def _open_tun(self, settings: Settings, opened: Fds) -> ForwarderConfig:
-        counters, of_sockets = self._counters, self._offloads.of_sockets()
+        counters, of_sockets = self._kit.counters, self._offloads.of_sockets()
         # Counters outlive forwarders, and have room for the threads of the first one.
         room = None if counters is None else counters.header().threads
         config = forwarder_config(self._place.config, settings, self._kit.config, room)
@@ -170,7 +222,9 @@ class UserspaceBackend:
 
     def _take_queues(self) -> Fds:
         """Let go of all queues of the TUN; they are the caller's to close."""
-        return {slot: self._kit.fds.pop(slot) for slot in list(self._kit.fds) if role_of(slot) is Fd.TUN}
+        queues = [slot for slot in self._kit.fds if role_of(slot) is Fd.TUN]
+        self._legacy.drop(queues)
+        return {slot: self._kit.fds.pop(slot) for slot in queues}
 
     def _commit(self, config: ForwarderConfig, keys: dict[int, Key], opened: Fds) -> None:
         shared = {Fd.COUNTERS, Fd.FIB, *(slot_of(Fd.TUN, index) for index in range(config.queues))}
@@ -178,6 +232,7 @@ class UserspaceBackend:
         stale |= {slot: fd for slot, fd in self._kit.fds.items() if slot not in keys and slot not in shared}
         self._kit.is_due |= bool(opened or stale) or config != self._kit.config
         self._kit.fds = {slot: fd for slot, fd in self._kit.fds.items() if slot not in stale} | opened
+        self._legacy.drop(stale)
         close_all(stale)
         if opened or stale or not self._source_ports:
             self._source_ports = source_ports(self._kit.fds)
@@ -192,12 +247,19 @@ class UserspaceBackend:
             self._refusals = asyncio.create_task(self._follow_refusals())
         async with self._keeper.lock:
             await self._keeper.give(is_new_table=self._adopt_table(table))
+            await self._leave()
 
     async def _follow_refusals(self) -> None:
         while True:
             await asyncio.sleep(REFUSALS_S)
-            if self._counters is not None:
-                self._offloads.tell_refused(self._counters.totals().refused_tier)
+            if self._kit.counters is not None:
+                self._offloads.tell_refused(self._kit.counters.totals().refused_tier)
+            async with self._keeper.lock:
+                await self._leave()
+
+    async def _leave(self) -> None:
+        """See that all survives us and the forwarder, if there is somebody who keeps it. Holds the lock."""
+        await asyncio.get_running_loop().run_in_executor(None, self._legacy.leave, self._kit)
 
     def _adopt_table(self, table: Table) -> bool:
         """Make the table our FIB; False if it says what the one in force says already."""
@@ -244,13 +306,14 @@ class UserspaceBackend:
         """Return what status shows of the forwarder."""
         keeper = self._keeper
         return Dataplane(
-            *(self._kit.config_in_force, self._counters, keeper.pid, keeper.is_alive, keeper.state),
+            *(self._kit.config_in_force, self._kit.counters, keeper.pid, keeper.is_alive, keeper.state),
             source_ports=self._source_ports,
+            spare_pid=keeper.spare_pid,
         )
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the operator should know."""
-        found = buffer_warnings(self._kit.fds) + self._keeper.warnings()
+        found = buffer_warnings(self._kit.fds) + self._keeper.warnings() + self._offloads.warnings()
         if self._kit.config is not None:
             found += queue_warnings(self._place.config, self._kit.config.queues)
         return tuple(found)
@@ -258,6 +321,7 @@ class UserspaceBackend:
     async def undo(self) -> bool:
         """Take back a start that failed."""
         await self._keeper.undo()
+        self._legacy.drop_all()
         await self.close()
         return self._has_made_tun
 
@@ -266,7 +330,7 @@ class UserspaceBackend:
         if self._refusals is not None:
             self._refusals.cancel()
         self._keeper.close()
-        if self._counters is not None:
-            self._counters.close()
-            self._counters = None
+        if self._kit.counters is not None:
+            self._kit.counters.close()
+            self._kit.counters = None
         close_all(self._kit.fds)

@@ -58,14 +58,14 @@ class Pair:
     """The drawing above: two hosts, and a daemon on each."""
 
     def __init__(self, directory: Path, flags: Sequence[str] = ()) -> None:
-        """Build the hosts and start the daemons, with these flags too."""
+        """Build the hosts and start the daemons, with these flags too, and a spare forwarder each."""
         prefix = f"two{os.getpid() % 100000}"
         self.spaces = {name: Namespace(f"{prefix}{name}") for name in NODES}
         self.daemons: dict[str, Daemon] = {}
         try:
             self._build()
             for name in NODES:
-                own = ["--public-ip", NODES[name][0], *flags]
+                own = ["--public-ip", NODES[name][0], "--spare", "true", *flags]
                 self.daemons[name] = self.make_daemon(name, directory / name, own)
                 self.daemons[name].start()
         except BaseException:

@@ -102,11 +102,14 @@ class Daemon:
     def run_command(self) -> list[str]:
         """Return the command line of `overlayd run`.
 
-        Unless flags say otherwise, it asks no peer how much its path takes: tests count each packet.
+        Unless flags say otherwise, it asks no peer how much its path takes, since tests count each packet,
+        and keeps no spare forwarder, which most tests have no use for and all would have to start.
         """
         state = ["--state-dir", str(self.directory / "state"), "--subnet-file", str(self.subnet_file)]
         if "--path-probes" not in self.flags:
             state += ["--path-probes", "false"]
+        if "--spare" not in self.flags:
+            state += ["--spare", "false"]
         return [*self.command("run", "--store", f"file://{self.peers_path}", *state), *self.flags]
 
     def environment(self) -> dict[str, str] | None:

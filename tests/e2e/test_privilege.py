@@ -216,10 +216,18 @@ def replace_forwarder(daemon: Daemon, number: signal.Signals) -> int:
     return pid
 
 
+def parent_of(pid: int) -> int:
+    """Return who started a process."""
+    return int(read_status(Path(f"/proc/{pid}/status"))["PPid"])
+
+
 def test_case_145_killed_by_the_filter_is_told(pair: Pair) -> None:
     """A forwarder killed for a system call is replaced, and the log says what it was killed for."""
     daemon = pair.daemons["b"]
-    replace_forwarder(daemon, signal.SIGKILL)  # so that the next one is surely a child of this control
+    assert daemon.process is not None
+    while parent_of(daemon.status()["forwarder"]["pid"]) != daemon.process.pid:  # an earlier control's
+        wait_for(lambda: daemon.status()["forwarder"]["spare"], "a spare", START_S)
+        replace_forwarder(daemon, signal.SIGKILL)
     pid = replace_forwarder(daemon, signal.SIGSYS)
     wait_for(lambda: f"killed for a system call that it may not make pid={pid}" in daemon.log(), "a word")
     with Load(pair) as load:

@@ -70,14 +70,28 @@ def test_broken_edit_changes_nothing(pair: Pair) -> None:
     assert daemon.counters.header().generation == generation
 
 
-def test_crash_loop_is_told_and_slowed_down(pair: Pair) -> None:
-    """A forwarder that ends again and again is an alarm; it is still started, and packets flow in the end."""
+def test_crash_loop_costs_offloads(pair: Pair) -> None:
+    """Each three forwarders that end within 10 s are an alarm and cost a tier, until control is restarted."""
     daemon = pair.daemons["a"]
-    for _ in range(3):
+    found = []
+    for _ in range(7):
         pid = daemon.status()["forwarder"]["pid"]
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda dead=pid: is_replaced(daemon, dead), "another forwarder", START_S)  # type: ignore[misc]
-    assert any("forwarder ended 3 times" in warning for warning in daemon.status()["warnings"])
+        found.append(daemon.status()["tier"])
+    single = "full but tun-tso, tun-uso, udp-gso, udp-gro, tun-gro, tun-ugro"
+    assert found == ["full", "full", single, single, single, "plain", "plain"]
+    status = daemon.status()
+    assert status["offloads"]["tun-tso"] == "off: given up: forwarders ended again and again"
+    for told in ("forwarder ended 3 times within 10 s", "forwarders ended again and again"):
+        assert sum(told in warning for warning in status["warnings"]) == 1
+    with Load(pair) as load:
+        pass
+    assert load.lost() == 0
+    daemon.stop()
+    daemon.start()
+    assert daemon.status()["tier"] == "full"
+    assert "again" not in str(daemon.status()["warnings"])
     with Load(pair) as load:
         pass
     assert load.lost() == 0

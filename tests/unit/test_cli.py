@@ -27,7 +27,7 @@ STATUS: dict[str, Any] = {
     "subnet": None,
     "underlay": None,
     "store": None,
-    "forwarder": {"alive": False, "restarts": 0},
+    "forwarder": {"alive": False, "restarts": 0, "spare": None},
     "control": {"pid": None},
     "tx": {"offered": 0, "forwarded": 0, "drops": {}, "last": {}},
     "rx": {"offered": 0, "forwarded": 0, "drops": {}, "last": {}},

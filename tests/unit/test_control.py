@@ -257,16 +257,6 @@ def test_forwarder_has_no_privileges(where: RunDir, forwarder: subprocess.Popen[
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
-def test_second_forwarder_is_refused(where: RunDir, forwarder: subprocess.Popen[bytes]) -> None:
-    """A living forwarder keeps its run directory; who comes second is told whose it is."""
-    second = start_forwarder(where.path)
-    assert second.stderr is not None
-    text = second.communicate(timeout=10)[1].decode()
-    assert second.returncode != 0
-    assert f"another overlayd forwarder (pid {forwarder.pid}) owns {where.path}" in text
-    ForwarderClient(where.forwarder_socket).close()
-
-
 def test_forwarder_replaces_a_dead_ones_socket(where: RunDir, forwarder: subprocess.Popen[bytes]) -> None:
     """After SIGKILL the socket is there and nobody answers; the next forwarder takes its place."""
     forwarder.send_signal(signal.SIGKILL)
@@ -347,6 +337,7 @@ def test_status_of_an_empty_forwarder(where: RunDir, forwarder: subprocess.Popen
         "restarts": 0,
         "state": "empty",
         "faults": 0,
+        "spare": None,
     }
 
 

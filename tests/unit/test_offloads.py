@@ -53,6 +53,22 @@ def test_runs_are_off_where_they_are_damaged() -> None:
     assert Offloads((), "7.1.5").of_sockets() & Offload.UDP_GSO
 
 
+def test_where_forwarders_end_again_and_again_less_is_used() -> None:
+    """First goes what joins and cuts packets, then the rest, then there is nothing left; status says so."""
+    offloads = Offloads((Offload.TUN_USO,), "6.1")
+    assert offloads.warnings() == []
+    assert offloads.lower()
+    assert Offload(offloads.of_tun) == Offload.TUN_VNET | Offload.TUN_CSUM
+    assert Offload(offloads.of_sockets()) == Offload.MMSG
+    assert "no tun-tso, udp-gso, udp-gro, tun-gro, tun-ugro any more" in offloads.warnings()[0]
+    assert offloads.lower()
+    assert (offloads.of_tun, offloads.of_sockets()) == (0, 0)
+    assert not offloads.lower()
+    why = offloads.explain(0)
+    assert why.pop("tun-uso") == "--disable"
+    assert set(why.values()) == {"given up: forwarders ended again and again"}
+
+
 def test_a_switch_is_the_first_reason() -> None:
     """Of what is both switched off and broken, status says that it is switched off."""
     offloads = Offloads((Offload.UDP_GSO,), "7.0.1")

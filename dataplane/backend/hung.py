@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A forwarder that hangs: how it is found out, and how it is ended so that it never carries a packet again.
+
+Nobody wakes a forwarder to prove that it lives. It hangs if a worker has packets waiting, makes no round, and
+that for a second. Then it is killed, by a descriptor of the process, so that no other can be meant; it is
+replaced when it is gone, since two that write the same counters would spoil them.
+
+One that lives in a PID namespace beside ours cannot be killed from here, and may wake up any time. It is
+fenced off: its last order is to stop, and waits for it in its socket; it keeps the old counters, of which all
+others have a copy from then on; and its names in the run directory go. What it still carries until it has
+read the order goes by the table it has: some packets at most, since each is read by only one of the two.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from dataplane import native
+from dataplane.control import ForwarderClient
+from dataplane.errors import ControlError, NotRunning
+from dataplane.native import ForwarderConfig, MessageType
+from dataplane.slots import Fd, role_of
+
+LOOK_S = 0.5
+LOOKS_MAX = 2  # more looks that find packets waiting and no round made
+
+
+class Pulse:
+    """Which workers make no progress although packets wait. Pure: whoever looks says what there is."""
+
+    def __init__(self) -> None:
+        """Nothing was seen yet."""
+        self._seen: dict[int, tuple[int, int]] = {}  # worker: rounds it had made, looks since
+
+    def feel(self, waiting: Collection[int], beats: Sequence[int]) -> bool:
+        """Take for which workers packets wait, and how many rounds each has made; tell whether one hangs."""
+        before, self._seen = self._seen, {}
+        for worker in waiting:
+            beat, looks = before.get(worker, (None, 0))
+            self._seen[worker] = beats[worker], looks + 1 if beat == beats[worker] else 0
+        return any(looks >= LOOKS_MAX for _, looks in self._seen.values())
+
+
+def worker_of(slot: int, config: ForwarderConfig) -> int | None:
+    """Return which worker reads what arrives in a slot (worker.c: add_sources()); None: nobody does."""
+    role, index = role_of(slot), slot // len(Fd)
+    if role is Fd.TUN:
+        return index % config.threads
+    if role in (Fd.UDP4, Fd.UDP6, Fd.BARE4):
+        return 0 if index == 0 else (index - 1) % config.threads
+    return 0 if role is Fd.RAW4 else None
+
+
+def find_waiting(fds: Mapping[int, int], config: ForwarderConfig) -> set[int]:
+    """Return the workers for which packets wait. Costs no more than a look, and takes none."""
+    poll = select.poll()
+    workers: dict[int, int] = {}
+    for slot, fd in fds.items():
+        if (worker := worker_of(slot, config)) is not None:
+            workers[fd] = worker
+            poll.register(fd, select.POLLIN)
+    return {workers[fd] for fd, events in poll.poll(0) if events & select.POLLIN}
+
+
+def read_beats(counters_fd: int, threads: int) -> list[int]:
+    """Return how many rounds each worker has made."""
+    places = (native.HEAD_BYTES + worker * native.THREAD_BYTES for worker in range(threads))
+    return [int.from_bytes(os.pread(counters_fd, 8, place), sys.byteorder) for place in places]
+
+
+def order_end(path: Path, epoch: int) -> ForwarderClient | None:
+    """Leave the order to stop with a forwarder that does not answer; it obeys as soon as it can.
+
+    Return where it will answer then, None if nobody is there after all.
+    """
+    try:
+        client = ForwarderClient(path, epoch)
+        client.begin(MessageType.HELLO)
+        client.begin(MessageType.STOP)
+    except (NotRunning, ControlError):
+        return None
+    return client
