@@ -13,17 +13,27 @@ read the order goes by the table it has: some packets at most, since each is rea
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dataplane import native
+from dataplane.backend import Place
+from dataplane.backend.kit import Kit
+from dataplane.backend.telling import in_thread
 from dataplane.control import ForwarderClient
 from dataplane.errors import ControlError, NotRunning
+from dataplane.grip import Grip
+from dataplane.journal import Journal
 from dataplane.native import ForwarderConfig, MessageType
 from dataplane.slots import Fd, role_of
+from dataplane.succession import disown
+
+log = Journal("backend")
 
 LOOK_S = 0.5
 LOOKS_MAX = 2  # more looks that find packets waiting and no round made
@@ -84,3 +94,54 @@ def order_end(path: Path, epoch: int) -> ForwarderClient | None:
     except (NotRunning, ControlError):
         return None
     return client
+
+
+class Fence:
+    """Ends forwarders that hang, or holds off those that cannot be ended."""
+
+    def __init__(self, place: Place, kit: Kit, lock: asyncio.Lock) -> None:
+        """Work in `place`; the lock is taken to change the kit."""
+        self._place = place
+        self._kit = kit
+        self._lock = lock
+        self._fenced: list[ForwarderClient] = []
+
+    async def end(self, grip: Grip, *, is_spare: bool = False) -> None:
+        """See to it that a forwarder never carries a packet again: kill it, or fence it off."""
+        is_gone = await in_thread(grip.end)
+        grip.close()
+        if is_gone:
+            return
+        run_dir = self._place.run_dir
+        path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
+        fenced = await in_thread(order_end, path, self._place.epoch)
+        await in_thread(partial(disown, run_dir, is_spare=is_spare))
+        async with self._lock:
+            if Fd.COUNTERS in self._kit.fds:
+                self._kit.renew_counters()
+        if fenced is not None:
+            self._fenced.append(fenced)
+            asyncio.get_running_loop().add_reader(fenced.sock, self._on_obeyed, fenced)
+        log.error("forwarder cannot be killed from here; it is to end when it wakes up", pid=grip.pid)
+
+    def _on_obeyed(self, fenced: ForwarderClient) -> None:
+        asyncio.get_running_loop().remove_reader(fenced.sock)
+        fenced.close()
+        self._fenced.remove(fenced)
+        log.info("forwarder that was to end has woken up, and ends")
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should know."""
+        if not self._fenced:
+            return []
+        return [
+            "a forwarder hangs, was replaced, and cannot be killed from here, as it lives in another PID "
+            "namespace. End it: it does nothing any more but keep its memory"
+        ]
+
+    def close(self) -> None:
+        """Watch them no more; what they were told stays told."""
+        for fenced in self._fenced:
+            asyncio.get_running_loop().remove_reader(fenced.sock)
+            fenced.close()
+        self._fenced.clear()

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 from dataplane.backend import Place
 from dataplane.backend.crashes import CRASH_WINDOW_S, CRASHES_MAX, Crashes
-from dataplane.backend.hung import LOOK_S, Pulse, find_waiting, order_end, read_beats
+from dataplane.backend.hung import LOOK_S, Fence, Pulse, find_waiting, read_beats
 from dataplane.backend.kit import Kit
 from dataplane.backend.process import Children, confinement_warnings, wait_listening
 from dataplane.backend.reserve import Reserve, Spare
+from dataplane.backend.telling import in_thread
 from dataplane.control import FORWARDER_TIMEOUT_S, ForwarderClient, Silent, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
@@ -32,15 +31,14 @@ from dataplane.model import tier_text
 from dataplane.native import ForwarderConfig, MessageType, State
 from dataplane.seats import is_free
 from dataplane.slots import Fd
-from dataplane.succession import disown, put_in_use
+from dataplane.succession import put_in_use
 
 log = Journal("backend")
-
-Result = TypeVar("Result")
 
 RETRY_MIN_S, ATTACH_RETRY_MAX_S = 0.01, 0.5
 RENAME_RETRY_S = 1.0
 GO_TIMEOUT_S = 1.0  # of a spare
+GONE_PAUSES_S = (0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +48,6 @@ class Promotion:
     spare: Spare
     config: ForwarderConfig
     generation: int
-
-
-async def _in_thread(call: Callable[..., Result], *args: object) -> Result:
-    """Do what blocks."""
-    return await asyncio.get_running_loop().run_in_executor(None, call, *args)
 
 
 class Keeper:
@@ -79,9 +72,9 @@ class Keeper:
         self._lower = lower
         self._on_fatal = on_fatal
         self.lock = asyncio.Lock()  # held by whoever changes the kit, or gives it to somebody
+        self._fence = Fence(place, kit, self.lock)
         self._client: ForwarderClient | None = None
         self._grip: Grip | None = None  # on its process
-        self._fenced: list[ForwarderClient] = []  # who hang and cannot be ended
         self._pulse: asyncio.Task[None] | None = None
         self._children = Children()
         self._reserve = Reserve(place, self._children)
@@ -121,12 +114,7 @@ class Keeper:
                 f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "
                 f"See {self._place.run_dir.forwarder_log}"
             )
-        if self._fenced:
-            found.append(
-                "a forwarder hangs, was replaced, and cannot be killed from here, as it lives in another PID "
-                "namespace. End it: it does nothing any more but keep its memory"
-            )
-        return found
+        return found + self._fence.warnings()
 
     # --- giving it what it works with ----------------------------------------------------------------
 
@@ -134,7 +122,7 @@ class Keeper:
         """Have a forwarder, which is given nothing yet; one that somebody else starts is not waited for."""
         if self._client is None and self._place.config.forwarder == "spawn":
             client = await self._find()
-            reply = await _in_thread(client.hello)
+            reply = await in_thread(client.hello)
             self.watch(client, reply.state)
 
     async def give(self, *, is_new_table: bool) -> None:
@@ -200,7 +188,7 @@ class Keeper:
         # The answer is for the thread that asks, not for the watch.
         loop.remove_reader(client.sock)
         try:
-            await _in_thread(call, client)
+            await in_thread(call, client)
         finally:
             if client.is_open:
                 loop.add_reader(client.sock, self._on_readable, client)
@@ -221,17 +209,28 @@ class Keeper:
             self._lose()
 
     def _lose(self) -> None:
-        pid = self.pid
+        self._lost_pid = self.pid
         self._forget_client()
-        # Its lock is let go of before its connections: if it is held, the connection alone was lost.
-        if not is_free(self._place.run_dir.forwarder_lock):
-            self._lost_pid = pid
-            self._start_recovery()
-            return
+        if is_free(self._place.run_dir.forwarder_lock):
+            self._start_recovery(self._succeed())
+        elif self._recovery is None or self._recovery.done():
+            self._begin_recovery(self._recover_if_gone())
+
+    async def _recover_if_gone(self) -> None:
+        """Find out whether a forwarder ended or its connection alone; its lock may go a moment later."""
+        promotion = None
+        for pause_s in GONE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if is_free(self._place.run_dir.forwarder_lock):
+                promotion = self._succeed()
+                break
+        await self._recover(promotion)
+
+    def _succeed(self) -> Promotion | None:
+        """Take that a forwarder has ended; let the spare go, unless they end again and again as they are."""
         self._lost_pid = None
         self._crashes.note(time.monotonic())
-        # One that ends again and again is not to go on as it did.
-        self._start_recovery(None if self._crashes.is_looping else self._promote())
+        return None if self._crashes.is_looping else self._promote()
 
     def _promote(self) -> Promotion | None:
         """Tell the spare to go, at once: nothing else counts until it does."""
@@ -251,8 +250,11 @@ class Keeper:
 
     def _start_recovery(self, promotion: Promotion | None = None) -> None:
         if self._recovery is None or self._recovery.done():
-            self._recovery = asyncio.create_task(self._recover(promotion))
-            self._recovery.add_done_callback(self._check_recovery)
+            self._begin_recovery(self._recover(promotion))
+
+    def _begin_recovery(self, recovery: Coroutine[None, None, None]) -> None:
+        self._recovery = asyncio.create_task(recovery)
+        self._recovery.add_done_callback(self._check_recovery)
 
     def _check_recovery(self, task: asyncio.Task[None]) -> None:
         # A bug there must not leave a node without forwarder and without a word.
@@ -296,7 +298,7 @@ class Keeper:
             self._forget_client()
             promotion.spare.client.close()
             self._kit.is_due = True
-            await self.end_hung(promotion.spare.grip, is_spare=True)  # or it might go yet
+            await self._fence.end(promotion.spare.grip, is_spare=True)  # or it might go yet
         else:
             promotion.spare.grip.close()
             await self._put_in_use()
@@ -304,7 +306,7 @@ class Keeper:
     async def _await_going(self, promotion: Promotion) -> None:
         client, kit = promotion.spare.client, self._kit
         client.sock.settimeout(GO_TIMEOUT_S)
-        await _in_thread(client.finish, MessageType.GO)
+        await in_thread(client.finish, MessageType.GO)
         client.sock.settimeout(FORWARDER_TIMEOUT_S)
         self.watch(client, State.RUNNING)
         self._note_going(promotion.config)
@@ -315,7 +317,7 @@ class Keeper:
         """Give the spare its new name, however long somebody keeps us from it: it works without."""
         while True:
             try:
-                await _in_thread(put_in_use, self._place.run_dir, self._place.epoch)
+                await in_thread(put_in_use, self._place.run_dir, self._place.epoch)
             except RuntimeFailure as err:
                 log.error("forwarder still has the name of the spare", error=err, retry_in_s=RENAME_RETRY_S)
                 await asyncio.sleep(RENAME_RETRY_S)
@@ -355,7 +357,7 @@ class Keeper:
                 await self._attach(client)
         except Silent as err:
             log.error("forwarder hangs", because=err)
-            await self.end_hung(grip)
+            await self._fence.end(grip)
         finally:
             grip.close()
 
@@ -363,10 +365,10 @@ class Keeper:
         """Say HELLO to the forwarder of an earlier control; one that hangs is ended, and None returned."""
         grip = Grip(client.pid, client.sock)
         try:
-            return await _in_thread(client.hello)
+            return await in_thread(client.hello)
         except Silent as err:
             log.error("forwarder hangs: what it has is lost", because=err)
-            await self.end_hung(grip)
+            await self._fence.end(grip)
             return None
         finally:
             grip.close()
@@ -387,7 +389,7 @@ class Keeper:
     async def _attach(self, client: ForwarderClient) -> None:
         """Give a forwarder what we hold; one that works with it already is left alone."""
         try:
-            reply = await _in_thread(client.hello)
+            reply = await in_thread(client.hello)
         except BaseException:
             client.close()
             raise
@@ -422,38 +424,12 @@ class Keeper:
         log.error("forwarder hangs", pid=self.pid, because=why)
         grip, self._grip = self._grip, None
         self._forget_client()
-        self._crashes.note(time.monotonic())
         if grip is not None:
-            self._recovery = asyncio.create_task(self._recover_from(grip))
-            self._recovery.add_done_callback(self._check_recovery)
+            self._begin_recovery(self._recover_from(grip))
 
     async def _recover_from(self, hung: Grip) -> None:
-        await self.end_hung(hung)
-        await self._recover(None if self._crashes.is_looping else self._promote())
-
-    async def end_hung(self, grip: Grip, *, is_spare: bool = False) -> None:
-        """See to it that a forwarder never carries a packet again: kill it, or fence it off."""
-        is_gone = await _in_thread(grip.end)
-        grip.close()
-        if is_gone:
-            return
-        run_dir = self._place.run_dir
-        path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
-        fenced = await _in_thread(order_end, path, self._place.epoch)
-        await _in_thread(partial(disown, run_dir, is_spare=is_spare))
-        async with self.lock:
-            if Fd.COUNTERS in self._kit.fds:
-                self._kit.renew_counters()
-        if fenced is not None:
-            self._fenced.append(fenced)
-            asyncio.get_running_loop().add_reader(fenced.sock, self._on_obeyed, fenced)
-        log.error("forwarder cannot be killed from here; it is to end when it wakes up", pid=grip.pid)
-
-    def _on_obeyed(self, fenced: ForwarderClient) -> None:
-        asyncio.get_running_loop().remove_reader(fenced.sock)
-        fenced.close()
-        self._fenced.remove(fenced)
-        log.info("forwarder that was to end has woken up, and ends")
+        await self._fence.end(hung)
+        await self._recover(self._succeed())
 
     # --- ending --------------------------------------------------------------------------------------
 
@@ -463,7 +439,7 @@ class Keeper:
             return
         client = self._client
         asyncio.get_running_loop().remove_reader(client.sock)
-        await _in_thread(client.stop)
+        await in_thread(client.stop)
         self._forget_client()
         self._children.wait(client.pid)
 
@@ -482,7 +458,5 @@ class Keeper:
             if task is not None:
                 task.cancel()
         self._reserve.close()
-        for fenced in self._fenced:
-            asyncio.get_running_loop().remove_reader(fenced.sock)
-            fenced.close()
+        self._fence.close()
         self._forget_client()
