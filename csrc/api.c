@@ -5,6 +5,10 @@
 
 #include "dp.h"
 
+#ifndef DP_BUILD /* by build_native.py: a digest of the sources */
+#define DP_BUILD 1
+#endif
+
 static const char *const drop_names[] = {
 	[DP_DROP_NONE] = "none",
 	[DP_DROP_RESTART] = "restart",
@@ -58,7 +62,9 @@ _Static_assert(sizeof(struct dp_addr) == 17, "struct dp_addr");
 _Static_assert(sizeof(struct dp_subnet) == 52, "struct dp_subnet");
 _Static_assert(sizeof(struct dp_peer) == 40, "struct dp_peer");
 _Static_assert(sizeof(struct dp_config) == 96, "struct dp_config");
-_Static_assert(sizeof(struct dp_msg) == 288, "struct dp_msg");
+_Static_assert(sizeof(struct dp_msg) == 336, "struct dp_msg");
+_Static_assert(offsetof(struct dp_msg, turn) == DP_MSG_BYTES_MIN, "what version 5 has comes first");
+_Static_assert(sizeof(struct dp_msg) <= DP_MSG_BYTES_MAX, "struct dp_msg");
 _Static_assert((int)DP_FD_COUNT *DP_FD_EACH == DP_FD_SLOTS, "slots");
 _Static_assert(DP_FD_SLOTS <= 64 * sizeof(((struct dp_msg *)0)->fd_mask) / sizeof(uint64_t), "every slot has a bit");
 _Static_assert(sizeof(struct dp_thread_counters) % 8 == 0, "struct dp_thread_counters is words");
@@ -84,4 +90,14 @@ const char *dp_drop_name(uint32_t drop)
 const char *dp_encap_name(uint32_t encap)
 {
 	return encap < DP_ENCAP_COUNT ? encap_names[encap] : NULL;
+}
+
+/**
+ * dp_build() - What tells this build from others
+ *
+ * Return: a digest of the C sources, never 0
+ */
+uint64_t dp_build(void)
+{
+	return DP_BUILD;
 }

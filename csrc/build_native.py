@@ -38,7 +38,6 @@ LINK_ARGS = ["-pthread", "-Wl,-z,relro,-z,now,-z,noexecstack"]
 if platform.machine() == "x86_64":
     # What the C library adds to each module is not marked, but keeps to it: it only calls and returns.
     LINK_ARGS.append("-Wl,-z,shstk")
-MACROS: list[tuple[str, str | None]] = [("_GNU_SOURCE", "1")]
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 # What a probe links: layers 0 to 2, and probe.c where a unit needs an adapter that cffi can call.
@@ -47,6 +46,18 @@ PROBE_UNITS = (
     *("fib", "fib_build", "counters", "sys", "probe", "probe_super", "probe_spin", "probe_table"),
 )
 GLUE_INCLUDES = ("<stdbool.h>", "<stddef.h>", "<stdint.h>")
+
+
+def read_build() -> int:
+    """Return what tells this build of the engine from others: a digest of its sources."""
+    digest = hashlib.sha256()
+    for path in sorted(CSRC.glob("*.[ch]")):
+        if not path.stem.startswith("probe"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return int.from_bytes(digest.digest()[:8], "big") | 1  # never 0
+
+
+MACROS: list[tuple[str, str | None]] = [("_GNU_SOURCE", "1"), ("DP_BUILD", f"{read_build():#x}ULL")]
 
 
 def read_types(header: str) -> str:

@@ -58,7 +58,7 @@ uint64_t counters_now_ns(void)
  */
 int dp_counters_create(uint32_t threads, uint32_t max_peers)
 {
-	struct dp_counters_header header = {.magic = COUNTERS_MAGIC, .abi = DP_ABI};
+	struct dp_counters_header header = {.magic = COUNTERS_MAGIC, .layout = DP_COUNTERS_LAYOUT};
 	int fd, err;
 
 	if (!threads || threads > DP_MAX_THREADS || !max_peers || max_peers > DP_MAX_PEERS)
@@ -116,7 +116,7 @@ int dp_counters_open(int fd, int writable, dp_counters **out)
 	counters->threads = header->threads;
 	counters->max_peers = header->max_peers;
 	err = -EPROTO;
-	if (header->magic != COUNTERS_MAGIC || header->abi != DP_ABI)
+	if (header->magic != COUNTERS_MAGIC || header->layout != DP_COUNTERS_LAYOUT)
 		goto unmap;
 	err = -EBADMSG;
 	if (!counters->threads || counters->threads > DP_MAX_THREADS || counters->max_peers > DP_MAX_PEERS ||
@@ -206,6 +206,24 @@ void counters_adopt(const struct counters *counters, uint64_t start_ns, uint64_t
 		counters_add(&header->restarts, 1);
 	counters_set(&header->forwarder_ns, start_ns);
 	counters_set(&header->forwarder_pid, pid);
+}
+
+/**
+ * counters_take_turn() - From now on let nobody else carry packets with these counters
+ * @counters:	The mapping
+ * @turn:	Take it only if it is still this one; 0: whatever it is
+ *
+ * Return: our turn, or 0 if somebody else took it
+ */
+uint64_t counters_take_turn(const struct counters *counters, uint64_t turn)
+{
+	uint64_t *word = &counters->header->turn;
+
+	if (!turn)
+		return __atomic_add_fetch(word, 1, __ATOMIC_SEQ_CST);
+	if (!__atomic_compare_exchange_n(word, &turn, turn + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		return 0;
+	return turn + 1;
 }
 
 /**

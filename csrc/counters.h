@@ -21,6 +21,7 @@ uint64_t counters_now_ns(void);
 struct dp_thread_counters *counters_thread(const struct counters *counters, uint32_t thread);
 struct dp_peer_counters *counters_peers(const struct counters *counters, uint32_t thread);
 void counters_adopt(const struct counters *counters, uint64_t start_ns, uint64_t pid);
+uint64_t counters_take_turn(const struct counters *counters, uint64_t turn);
 void counters_set_generation(const struct counters *counters, uint64_t generation);
 void counters_note_last(struct dp_last *last, uint64_t now_ns, uint8_t family, addr_t addr);
 

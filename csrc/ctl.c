@@ -6,8 +6,8 @@
  *
  * One thread serves a listening SOCK_SEQPACKET socket and a few connections;
  * the workers never wait for it. Requests are struct dp_msg (dp.h) with
- * descriptors attached. What is not exactly one well-formed message closes the
- * connection it came over and touches nothing else.
+ * descriptors attached (parcel.c). What is not exactly one well-formed message
+ * closes the connection it came over and touches nothing else.
  *
  * A control introduces itself by HELLO with its epoch, a number that grows with
  * each control that is started on the run directory. The forwarder obeys only
@@ -19,6 +19,12 @@
  *
  * A system call that fails ends a connection at most, and the thread pauses where
  * it would fail again at once. If it cannot poll for a second, the process ends.
+ *
+ * A hand-over to another forwarder: this one is told QUIESCE, the other one GO
+ * with the turn (dp.h) that this one has, this one STOP, or RESUME if the other
+ * one did not go. Whoever says so may die at any moment in between. Then this one
+ * takes its turn again and goes on, unless the other one took it, which carries,
+ * and this one ends. A GO that is read late finds its turn gone, and is refused.
  */
 #include <errno.h>
 #include <poll.h>
@@ -36,6 +42,7 @@
 #include "counters.h"
 #include "dp.h"
 #include "engine.h"
+#include "parcel.h"
 
 enum { CONNECTIONS_MAX = 8, PAUSE_MS = 10 /* after a failure */, POLL_FAILURES_MAX = 100 /* in a row */ };
 
@@ -51,143 +58,15 @@ struct forwarder {
 	int signal_fd;
 	bool is_stopping;
 	bool is_confined;
-	uint64_t epoch; /* newest met */
+	const char *version; /* of the product */
+	uint64_t epoch;      /* newest met */
 	enum dp_state state;
 	struct engine *engine; /* NULL in DP_STATE_EMPTY */
 	struct engine_identity identity;
+	const struct connection *parked_by; /* in DP_STATE_QUIESCED */
 	struct connection connections[CONNECTIONS_MAX];
 	int poll_failures; /* in a row */
 };
-
-/* A request or an answer with its descriptors, by slot; -1: none. */
-struct parcel {
-	struct dp_msg msg;
-	int fds[DP_FD_SLOTS];
-};
-
-/* Control message buffer for all descriptors a parcel can have. */
-union fd_space {
-	struct cmsghdr align;
-	uint8_t bytes[CMSG_SPACE(sizeof(int) * DP_FD_SLOTS)];
-};
-
-/* --- messages --------------------------------------------------------------- */
-
-/**
- * has_slot() - Does a message say that a descriptor came along?
- * @msg:	The message
- * @slot:	Which
- *
- * Return: true if it does
- */
-static bool has_slot(const struct dp_msg *msg, int slot)
-{
-	return msg->fd_mask[slot / 64] >> slot % 64 & 1;
-}
-
-/**
- * close_fds() - Close the descriptors of a parcel
- * @parcel:	The parcel
- */
-static void close_fds(struct parcel *parcel)
-{
-	for (int i = 0; i < DP_FD_SLOTS; i++) {
-		if (parcel->fds[i] >= 0)
-			close(parcel->fds[i]);
-		parcel->fds[i] = -1;
-	}
-}
-
-/**
- * sort_fds() - Put received descriptors where the message says they belong
- * @parcel:	Message received; descriptors are filled in
- * @hdr:	Header with control messages
- *
- * Return: true, or false if their number is not what the message says; all are closed then
- */
-static bool sort_fds(struct parcel *parcel, struct msghdr *hdr)
-{
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(hdr);
-	bool has_fds = cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS;
-	size_t count = has_fds ? (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
-	size_t used = 0;
-	bool is_whole = !(parcel->msg.fd_mask[DP_FD_SLOTS / 64] >> DP_FD_SLOTS % 64);
-
-	for (int i = 0; i < DP_FD_SLOTS && is_whole; i++) {
-		if (!has_slot(&parcel->msg, i))
-			continue;
-		is_whole = used < count;
-		if (is_whole)
-			memcpy(&parcel->fds[i], CMSG_DATA(cmsg) + used++ * sizeof(int), sizeof(int));
-	}
-	if (is_whole && used == count)
-		return true;
-	for (; used < count; used++) {
-		int fd;
-
-		memcpy(&fd, CMSG_DATA(cmsg) + used * sizeof(int), sizeof(int));
-		close(fd);
-	}
-	close_fds(parcel);
-	return false;
-}
-
-/**
- * receive() - Receive one request
- * @fd:		Connection
- * @parcel:	Filled in; its descriptors are the caller's to close
- *
- * Return: true, or false if the connection ended or broke the protocol
- */
-static bool receive(int fd, struct parcel *parcel)
-{
-	union fd_space space;
-	uint8_t surplus; /* one byte more than a message is how an oversized one shows */
-	struct iovec iov[2] = {{&parcel->msg, sizeof(parcel->msg)}, {&surplus, 1}};
-	struct msghdr hdr = {.msg_iov = iov, .msg_iovlen = 2, .msg_control = &space, .msg_controllen = sizeof(space)};
-	ssize_t n = recvmsg(fd, &hdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-
-	memset(parcel->fds, -1, sizeof(parcel->fds));
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR;
-	if (n != (ssize_t)sizeof(parcel->msg))
-		memset(parcel->msg.fd_mask, 0xff, sizeof(parcel->msg.fd_mask)); /* sort_fds() closes what came along */
-	if (!sort_fds(parcel, &hdr))
-		return false;
-	if (parcel->msg.magic != DP_CTL_MAGIC || (hdr.msg_flags & MSG_CTRUNC)) {
-		close_fds(parcel);
-		return false;
-	}
-	return true;
-}
-
-/**
- * answer() - Send an answer
- * @fd:		Connection
- * @parcel:	Message, and borrowed descriptors for the bits of its fd_mask
- *
- * Return: true, or false if the other side does not take it
- */
-static bool answer(int fd, const struct parcel *parcel)
-{
-	union fd_space space;
-	struct iovec iov = {(void *)(uintptr_t)&parcel->msg, sizeof(parcel->msg)};
-	struct msghdr hdr = {.msg_iov = &iov, .msg_iovlen = 1};
-	size_t count = 0;
-
-	memset(&space, 0, sizeof(space));
-	for (int i = 0; i < DP_FD_SLOTS; i++) {
-		if (has_slot(&parcel->msg, i))
-			memcpy(CMSG_DATA(&space.align) + count++ * sizeof(int), &parcel->fds[i], sizeof(int));
-	}
-	if (count) {
-		hdr.msg_control = &space;
-		hdr.msg_controllen = CMSG_SPACE(count * sizeof(int));
-		space.align = (struct cmsghdr){
-			.cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-	}
-	return sendmsg(fd, &hdr, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof(parcel->msg);
-}
 
 /* --- what each request does -------------------------------------------------- */
 
@@ -205,21 +84,46 @@ static int go(struct forwarder *forwarder, const struct parcel *request)
 
 	if (err)
 		return err;
+	err = engine_take_turn(next, request->msg.turn);
+	if (err) {
+		dp_engine_destroy(next);
+		return err;
+	}
 	dp_engine_destroy(forwarder->engine);
 	forwarder->engine = next;
-	dp_engine_start(next);
+	engine_go(next);
 	forwarder->state = DP_STATE_RUNNING;
 	return 0;
 }
 
 /**
+ * resume() - Let parked workers go on, if nobody else carries
+ * @forwarder:	With an engine
+ * @turn:	As in counters_take_turn()
+ *
+ * Return: 0 or -EBUSY
+ */
+static int resume(struct forwarder *forwarder, uint64_t turn)
+{
+	int err;
+
+	dp_engine_quiesce(forwarder->engine);
+	err = engine_take_turn(forwarder->engine, turn);
+	if (err)
+		return err;
+	forwarder->state = DP_STATE_RUNNING;
+	return dp_engine_resume(forwarder->engine);
+}
+
+/**
  * command() - Do what only the newest control may ask
  * @forwarder:	State
+ * @connection:	Of that control
  * @request:	The request
  *
  * Return: 0 or -errno
  */
-static int command(struct forwarder *forwarder, const struct parcel *request)
+static int command(struct forwarder *forwarder, const struct connection *connection, const struct parcel *request)
 {
 	uint16_t type = request->msg.type;
 
@@ -239,10 +143,10 @@ static int command(struct forwarder *forwarder, const struct parcel *request)
 						   : dp_engine_publish(forwarder->engine, request->fds[DP_FD_FIB]);
 	case DP_MSG_QUIESCE:
 		forwarder->state = DP_STATE_QUIESCED;
+		forwarder->parked_by = connection;
 		return dp_engine_quiesce(forwarder->engine);
 	case DP_MSG_RESUME:
-		forwarder->state = DP_STATE_RUNNING;
-		return dp_engine_resume(forwarder->engine);
+		return resume(forwarder, request->msg.turn);
 	default:
 		return -EOPNOTSUPP;
 	}
@@ -259,7 +163,7 @@ static int command(struct forwarder *forwarder, const struct parcel *request)
  */
 static int obey(struct forwarder *forwarder, struct connection *connection, const struct parcel *request)
 {
-	if (request->msg.abi != DP_ABI)
+	if (request->msg.abi < DP_ABI - 1 || request->msg.abi > DP_ABI + 1)
 		return -EPROTO;
 	if (request->msg.type == DP_MSG_INSPECT)
 		return 0;
@@ -275,7 +179,7 @@ static int obey(struct forwarder *forwarder, struct connection *connection, cons
 		return -EPERM;
 	if (connection->epoch != forwarder->epoch)
 		return -ESTALE;
-	return command(forwarder, request);
+	return command(forwarder, connection, request);
 }
 
 /**
@@ -297,6 +201,8 @@ static const char *explain(int err)
 		return "this forwarder has no descriptors yet";
 	case -EINVAL:
 		return "configuration or descriptors that cannot work";
+	case -EBUSY:
+		return "another forwarder carries by now";
 	case -EBADMSG:
 		return "damaged table or counters";
 	case -EOPNOTSUPP:
@@ -313,29 +219,39 @@ static const char *explain(int err)
  * @err:	0 or -errno of obey()
  * @reply:	Filled in; descriptors are borrowed
  */
-static void describe(const struct forwarder *forwarder, const struct dp_msg *request, int err, struct parcel *reply)
+static void describe(const struct forwarder *forwarder, const struct parcel *request, int err, struct parcel *reply)
 {
+	uint16_t type = request->msg.type;
+
 	memset(reply, 0, sizeof(*reply));
 	memset(reply->fds, -1, sizeof(reply->fds));
 	reply->msg.magic = DP_CTL_MAGIC;
-	reply->msg.abi = DP_ABI;
-	reply->msg.type = request->type;
-	reply->msg.seq = request->seq;
+	reply->msg.abi = request->msg.abi == DP_ABI - 1 ? DP_ABI - 1 : DP_ABI;
+	reply->size = request->size; /* whoever is older could not read more */
+	reply->msg.type = type;
+	reply->msg.seq = request->msg.seq;
 	reply->msg.error = err;
 	reply->msg.epoch = forwarder->epoch;
 	reply->msg.state = forwarder->state;
 	reply->msg.pid = forwarder->identity.pid;
 	reply->msg.is_confined = forwarder->is_confined;
+	reply->msg.build = dp_build();
+	reply->msg.fib_layout = DP_FIB_LAYOUT;
+	reply->msg.counters_layout = DP_COUNTERS_LAYOUT;
+	snprintf(reply->msg.version, sizeof(reply->msg.version), "%s", forwarder->version);
 	if (err)
 		snprintf(reply->msg.text, sizeof(reply->msg.text), "%s", explain(err));
 	if (!forwarder->engine)
 		return;
 	reply->msg.config = *engine_config(forwarder->engine);
 	reply->msg.generation = engine_generation(forwarder->engine);
-	if (err || (request->type != DP_MSG_TAKE && request->type != DP_MSG_INSPECT))
+	reply->msg.turn = engine_turn(forwarder->engine);
+	if (!engine_has_turn(forwarder->engine))
+		reply->msg.state = DP_STATE_QUIESCED; /* its workers found that out, or will */
+	if (err || (type != DP_MSG_TAKE && type != DP_MSG_INSPECT))
 		return;
 	for (int i = 0; i < DP_FD_SLOTS; i++) {
-		bool is_wanted = request->type == DP_MSG_TAKE || i == DP_FD_COUNTERS || i == DP_FD_FIB;
+		bool is_wanted = type == DP_MSG_TAKE || i == DP_FD_COUNTERS || i == DP_FD_FIB;
 
 		reply->fds[i] = engine_fds(forwarder->engine)[i];
 		if (is_wanted && reply->fds[i] >= 0)
@@ -360,12 +276,30 @@ static void rest(struct forwarder *forwarder, int err)
 }
 
 /**
+ * go_on_alone() - Control is gone: carry on, or end if another forwarder does
+ * @forwarder:	State
+ * @connection:	Of the control that is gone
+ */
+static void go_on_alone(struct forwarder *forwarder, const struct connection *connection)
+{
+	if (!forwarder->engine)
+		return;
+	if (!engine_has_turn(forwarder->engine))
+		forwarder->is_stopping = true;
+	else if (forwarder->state == DP_STATE_QUIESCED && forwarder->parked_by == connection)
+		forwarder->is_stopping = resume(forwarder, engine_turn(forwarder->engine)) != 0;
+}
+
+/**
  * hang_up() - End a connection
+ * @forwarder:	State
  * @connection:	The connection
  */
-static void hang_up(struct connection *connection)
+static void hang_up(struct forwarder *forwarder, struct connection *connection)
 {
 	close(connection->fd);
+	if (connection->is_known && connection->epoch == forwarder->epoch)
+		go_on_alone(forwarder, connection);
 	*connection = (struct connection){.fd = -1};
 }
 
@@ -376,21 +310,21 @@ static void hang_up(struct connection *connection)
  */
 static void serve_request(struct forwarder *forwarder, struct connection *connection)
 {
-	struct parcel request = {.msg = {.type = 0}}, reply;
-	bool is_sound = receive(connection->fd, &request);
+	struct parcel request, reply;
+	bool is_sound = parcel_receive(connection->fd, &request);
 	int err;
 
 	if (is_sound && !request.msg.magic)
 		return; /* nothing there after all */
 	if (!is_sound) {
-		hang_up(connection);
+		hang_up(forwarder, connection);
 		return;
 	}
 	err = obey(forwarder, connection, &request);
-	describe(forwarder, &request.msg, err, &reply);
-	close_fds(&request);
-	if (!answer(connection->fd, &reply) || err == -EPROTO)
-		hang_up(connection);
+	describe(forwarder, &request, err, &reply);
+	parcel_close(&request);
+	if (!parcel_send(connection->fd, &reply) || err == -EPROTO)
+		hang_up(forwarder, connection);
 }
 
 /**
@@ -468,16 +402,18 @@ static int open_signals(void)
  * dp_serve() - Be a forwarder until told to stop
  * @listen_fd:	Listening SOCK_SEQPACKET socket, still the caller's
  * @is_confined:	What answers say: dp_confine() was called
+ * @version:	What answers say: of the product
  *
  * Blocks SIGTERM and SIGINT in the calling thread and takes them as STOP.
  *
  * Return: 0 after STOP or a signal, -errno if it cannot serve
  */
-int dp_serve(int listen_fd, int is_confined)
+int dp_serve(int listen_fd, int is_confined, const char *version)
 {
 	struct forwarder forwarder = {
 		.listen_fd = listen_fd,
 		.is_confined = is_confined,
+		.version = version,
 		.identity = {.start_ns = counters_now_ns(), .pid = (uint64_t)getpid()},
 	};
 	int err = 0;
@@ -492,7 +428,7 @@ int dp_serve(int listen_fd, int is_confined)
 	dp_engine_destroy(forwarder.engine);
 	for (int i = 0; i < CONNECTIONS_MAX; i++) {
 		if (forwarder.connections[i].fd >= 0)
-			hang_up(&forwarder.connections[i]);
+			close(forwarder.connections[i].fd);
 	}
 	close(forwarder.signal_fd);
 	return err;

@@ -11,10 +11,32 @@
  * Conventions: every function returns 0 or a positive result on success and
  * -errno on failure; nothing prints, nothing exits. Integers are in host order
  * unless a name ends in _be; MAC and IP addresses are byte arrays in wire order.
+ *
+ * Versions. Control and forwarder may be of different builds, and what passes between
+ * them has numbers of its own (docs/upgrade.md says what follows from that):
+ *
+ *   DP_ABI              messages. Both sides take one number less and one more than theirs. A
+ *                       change that counts it up may add fields at the end of struct dp_msg, use
+ *                       up a pad of struct dp_config, add a type at the end, and nothing else: no
+ *                       field moves or changes its meaning, and 0 in a new one means what was
+ *                       before. An answer has the lesser of both numbers, and no more bytes than
+ *                       its request.
+ *   DP_FIB_LAYOUT       the table. Looked up without a copy, so both sides have the same, or the
+ *                       forwarder refuses it (-EPROTO) and goes on with the one it has.
+ *   DP_COUNTERS_LAYOUT  the counters. The same, or new ones are begun. Pads may be used up without
+ *                       another number; a drop reason more is another layout.
+ *
+ * Numbers of roles and slots are part of the messages, and stay. Control adapts: it is the
+ * one that asks, and learns from answers what the forwarder is (version, build, layouts).
  */
 #pragma once
 
-#define DP_ABI 5
+#define DP_ABI 6
+#define DP_MSG_BYTES_MIN 288  /* of a message of version 5, the oldest that is taken */
+#define DP_MSG_BYTES_MAX 1024 /* what a newer version may grow to */
+#define DP_FIB_LAYOUT 5
+#define DP_COUNTERS_LAYOUT 5
+#define DP_VERSION_MAX 24 /* bytes of a product version, with its NUL */
 #define DP_CTL_MAGIC 0x64706c79
 #define DP_NO_PEER 0xffffffff
 #define DP_MAX_PEERS 131072
@@ -220,7 +242,7 @@ struct dp_config {
  */
 struct dp_counters_header {
 	uint32_t magic;
-	uint32_t abi;
+	uint32_t layout; /* DP_COUNTERS_LAYOUT */
 	uint32_t threads;
 	uint32_t max_peers;
 	uint64_t size;          /* bytes of the whole memfd */
@@ -230,7 +252,8 @@ struct dp_counters_header {
 	uint64_t restarts;      /* forwarders that took over these counters */
 	uint64_t generation;    /* of the table in force */
 	uint64_t faults;        /* system calls that failed the thread which serves control */
-	uint64_t pad[7];
+	uint64_t turn;          /* grows whenever a forwarder begins to carry: no other may go on then */
+	uint64_t pad[6];
 };
 
 struct dp_last {
@@ -264,20 +287,27 @@ struct dp_peer_counters {
 };
 
 /*
- * Control messages: SOCK_SEQPACKET, every one exactly sizeof(struct dp_msg).
+ * Control messages: SOCK_SEQPACKET, each a struct dp_msg as its sender knows it.
+ * What a shorter one lacks is 0, what a longer one has more is not read.
  * A request is answered by one message of the same type and seq, with error 0
  * or a negative errno and a text for people. Descriptors ride along by
  * SCM_RIGHTS, in the order of their slots, for the bits set in fd_mask.
+ *
+ * Of several forwarders with the same counters and sockets one carries: the one
+ * whose turn it is. GO and RESUME take the turn, if it is still the one that they
+ * name (0: whatever it is); a worker that finds that it is over stands still.
+ * A forwarder whose control hangs up goes on, also one that was parked, as long as
+ * nobody else took the turn; otherwise it ends.
  */
 enum dp_msg_type {
 	DP_MSG_HELLO = 1, /* -> epoch. <- state, config, generation. Must come first on a commanding connection */
 	DP_MSG_TAKE,      /* <- config and duplicates of all descriptors */
-	DP_MSG_GO,        /* -> config and all descriptors: (re)start the workers with these */
+	DP_MSG_GO,        /* -> config, turn and all descriptors: (re)start the workers with these */
 	DP_MSG_PUBLISH,   /* -> DP_FD_FIB: put this table in force */
 	DP_MSG_QUIESCE,   /* park the workers; answered when no packet is in flight */
-	DP_MSG_RESUME,
-	DP_MSG_INSPECT, /* <- state, config, and DP_FD_COUNTERS and DP_FD_FIB; needs no HELLO */
-	DP_MSG_STOP,    /* answered, then dp_serve() returns */
+	DP_MSG_RESUME,    /* -> turn */
+	DP_MSG_INSPECT,   /* <- state, config, and DP_FD_COUNTERS and DP_FD_FIB; needs no HELLO */
+	DP_MSG_STOP,      /* answered, then dp_serve() returns */
 	DP_MSG_COUNT
 };
 
@@ -302,11 +332,18 @@ struct dp_msg {
 	struct dp_config config;
 	char text[DP_TEXT_MAX];
 	uint32_t is_confined; /* 1: a forwarder that is under its filter of system calls */
+	/* from version 6 on */
+	uint64_t turn;                /* see above */
+	uint64_t build;               /* of the forwarder: dp_build() */
+	uint32_t fib_layout;          /* that the forwarder reads; 0: as in version 5 */
+	uint32_t counters_layout;     /* the same */
+	char version[DP_VERSION_MAX]; /* of the forwarder: the product's */
 };
 
 /* names: static strings, NULL out of range */
 const char *dp_drop_name(uint32_t drop);
 const char *dp_encap_name(uint32_t encap);
+uint64_t dp_build(void);
 
 /* table (fib.c) */
 int dp_fib_create(const struct dp_table_spec *spec);
@@ -350,4 +387,4 @@ int dp_hide_memory(void);
 int dp_drop_privileges(void);
 int dp_keep_capabilities(uint64_t kept, uint64_t children);
 int dp_confine(void);
-int dp_serve(int listen_fd, int is_confined);
+int dp_serve(int listen_fd, int is_confined, const char *version);

@@ -27,6 +27,7 @@ struct engine {
 	struct fib_slot slot;
 	struct counters *counters;
 	struct rates icmp;      /* of errors to pods, by all workers */
+	uint64_t turn;          /* ours; 0: none yet */
 	uint32_t workers_count; /* started */
 	struct worker *workers;
 };
@@ -135,6 +136,8 @@ static int start_workers(struct engine *engine)
 		worker->path.peers = counters_peers(engine->counters, i);
 		worker->path.max_peers = engine->counters->max_peers;
 		worker->path.icmp = &engine->icmp;
+		worker->turn = &engine->counters->header->turn;
+		worker->our_turn = &engine->turn;
 		err = worker_init(worker, &engine->slot, i);
 		if (!err)
 			err = worker_start(worker);
@@ -207,13 +210,41 @@ int dp_engine_create(const struct dp_config *config, const int fds[DP_FD_SLOTS],
 }
 
 /**
- * engine_adopt_counters() - Take the counters over; nobody else may still write them
- * @engine:	Not running
+ * engine_take_turn() - Be the one of all engines with these counters that may carry
+ * @engine:	Parked
+ * @turn:	As in counters_take_turn()
+ *
+ * Return: 0, or -EBUSY if another one took its turn meanwhile
  */
-void engine_adopt_counters(struct engine *engine)
+int engine_take_turn(struct engine *engine, uint64_t turn)
+{
+	turn = counters_take_turn(engine->counters, turn);
+	if (!turn)
+		return -EBUSY;
+	__atomic_store_n(&engine->turn, turn, __ATOMIC_RELAXED);
+	return 0;
+}
+
+/**
+ * engine_has_turn() - May this engine carry?
+ * @engine:	In any state
+ *
+ * Return: false if another one took its turn
+ */
+bool engine_has_turn(const struct engine *engine)
+{
+	return __atomic_load_n(&engine->counters->header->turn, __ATOMIC_ACQUIRE) == engine->turn;
+}
+
+/**
+ * engine_go() - Take over the counters and carry packets; nobody else may still write them
+ * @engine:	Parked, and it is its turn
+ */
+void engine_go(struct engine *engine)
 {
 	counters_adopt(engine->counters, engine->identity.start_ns, engine->identity.pid);
 	counters_set_generation(engine->counters, engine_generation(engine));
+	dp_engine_resume(engine);
 }
 
 /**
@@ -224,8 +255,11 @@ void engine_adopt_counters(struct engine *engine)
  */
 int dp_engine_start(dp_engine *engine)
 {
-	engine_adopt_counters(engine);
-	return dp_engine_resume(engine);
+	int err = engine_take_turn(engine, 0);
+
+	if (!err)
+		engine_go(engine);
+	return err;
 }
 
 /**
@@ -348,4 +382,15 @@ const struct dp_config *engine_config(const struct engine *engine)
 uint64_t engine_generation(const struct engine *engine)
 {
 	return dp_fib_generation(engine->slot.current);
+}
+
+/**
+ * engine_turn() - Which turn is this engine's?
+ * @engine:	The engine
+ *
+ * Return: 0 before the first
+ */
+uint64_t engine_turn(const struct engine *engine)
+{
+	return engine->turn;
 }

@@ -187,7 +187,7 @@ static int check(struct fib *fib)
 {
 	const struct fib_header *header = fib->header;
 
-	if (header->magic != FIB_MAGIC || header->abi != DP_ABI)
+	if (header->magic != FIB_MAGIC || header->layout != DP_FIB_LAYOUT)
 		return -EPROTO;
 	fib->subnets = section_at(fib, header->subnets, sizeof(struct dp_subnet));
 	if (header->size != fib->size || !fib->subnets || header->subnets.count > UINT32_MAX - 1 ||

@@ -201,7 +201,7 @@ static int fill(struct build *build, const struct dp_table_spec *spec)
 {
 	struct fib_header *header = &build->header;
 
-	*header = (struct fib_header){.magic = FIB_MAGIC, .abi = DP_ABI, .generation = spec->generation};
+	*header = (struct fib_header){.magic = FIB_MAGIC, .layout = DP_FIB_LAYOUT, .generation = spec->generation};
 	put(build, header, 1, sizeof(*header));
 	header->subnets = put(build, spec->subnets, spec->subnets_count, sizeof(*spec->subnets));
 	for (int is_v6 = 0; is_v6 < 2; is_v6++) {

@@ -26,8 +26,8 @@ struct fib_section {
 
 struct fib_header {
 	uint64_t magic;
-	uint64_t abi;
-	uint64_t size; /* bytes of the whole snapshot */
+	uint64_t layout; /* DP_FIB_LAYOUT */
+	uint64_t size;   /* bytes of the whole snapshot */
 	uint64_t generation;
 	struct fib_section subnets;
 	struct fib_section starts[2][FIB_TABLE_COUNT];

@@ -207,7 +207,7 @@ static void carry_between(void *arg)
 
 /**
  * worker_init() - Prepare a worker whose path names descriptors and counters
- * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers, .icmp
+ * @worker:	Zeroed but for path.config, .fds, .counters, .peers, .max_peers, .icmp; turn, our_turn
  * @slot:	Where the table hangs, borrowed for the worker's life
  * @index:	Which of the engine's workers it is
  *
@@ -325,6 +325,17 @@ static void pause_if_vain(struct worker *worker, bool is_vain)
 }
 
 /**
+ * stand_still() - Park without an order, unless there is another one by now: another engine carries
+ * @worker:	This worker
+ */
+static void stand_still(struct worker *worker)
+{
+	int order = WORKER_RUN;
+
+	(void)atomic_compare_exchange_strong(&worker->order, &order, WORKER_PARK);
+}
+
+/**
  * round_trip() - Look for packets, and carry them
  * @worker:	This worker
  * @may_sleep:	If there are none, wait
@@ -337,6 +348,11 @@ static bool round_trip(struct worker *worker, bool may_sleep)
 	uint64_t ready = look(worker, may_sleep);
 	bool is_woken = worker->is_woken;
 
+	/* After the look, which may have taken any time: somebody took us for dead, and had others replace us. */
+	if (__atomic_load_n(worker->turn, __ATOMIC_ACQUIRE) != __atomic_load_n(worker->our_turn, __ATOMIC_RELAXED)) {
+		stand_still(worker);
+		return false;
+	}
 	worker->path.now_ns = counters_now_ns();
 	counters_add(&worker->path.counters->heartbeat, 1);
 	taken = ready ? carry(worker, ready) : 0;

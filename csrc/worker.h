@@ -30,7 +30,9 @@ struct worker {
 	struct path path;
 	struct path express; /* of those who come in between */
 	struct spin spin;
-	struct fib_slot *slot; /* the engine's */
+	struct fib_slot *slot;    /* the engine's */
+	const uint64_t *turn;     /* whose turn it is: in the counters, of all engines that share them */
+	const uint64_t *our_turn; /* the engine's */
 	pthread_t thread;
 	pthread_mutex_t lock; /* guards parked, and sleeping on changed */
 	pthread_cond_t changed;

@@ -26,7 +26,8 @@ C, csrc/ (a unit is x.c and x.h):
     L4 path tx rx                     | one batch each way, functions in the order a packet meets them
     L4 answer deliver                 | what goes to the TUN: ICMP errors, and what came by the underlay
     L5 worker engine                  | threads; start, publish, park, stop
-    L6 ctl confine privilege api      | the forwarder process, its messages and limits, the names of things
+    L6 parcel                         | messages between processes, with descriptors
+    L6 ctl confine privilege api      | the forwarder process, what it obeys, its limits, the names of things
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
     L6 probe_table                    | the same, of tables
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataplane import figures
+from dataplane import VERSION, figures, native
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
-from dataplane.message import Message
-from dataplane.native import MESSAGE_BYTES, Counters, ForwarderConfig, MessageType, State, read_fib
+from dataplane.message import BYTES_MAX, OLDEST, Message
+from dataplane.native import Counters, ForwarderConfig, MessageType, State, read_fib
 from dataplane.rundir import RunDir, listen
 from dataplane.slots import SLOTS, Fd, Fds
 
@@ -49,6 +49,10 @@ class Silent(ControlError):
     """The forwarder does not answer in time: it hangs, or was stopped."""
 
 
+class HungUp(ControlError):
+    """The forwarder closed the connection instead of answering."""
+
+
 def peer_pid(sock: socket.socket) -> int:
     """Return the pid of who listens at the other end, as seen from here; 0 if it cannot be seen."""
     creds = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -67,20 +71,26 @@ class ForwarderClient:
 
     def __init__(self, path: Path, epoch: int = 0, timeout_s: float = FORWARDER_TIMEOUT_S) -> None:
         """Connect, or raise NotRunning if nobody listens."""
+        self._path = path
         self._epoch = epoch
+        self._timeout_s = timeout_s
         self._seq = 0
+        self._abi = native.ABI
+        self.said = Message(MessageType.INSPECT)  # its latest answer
+        self._connect()
+
+    def _connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(timeout_s)
+        self.sock.settimeout(self._timeout_s)
         try:
-            self.sock.connect(os.fspath(path))
+            self.sock.connect(os.fspath(self._path))
         except (FileNotFoundError, ConnectionRefusedError):
             self.close()
-            raise NotRunning(f"no forwarder listens on {path}") from None
+            raise NotRunning(f"no forwarder listens on {self._path}") from None
         except OSError as err:
             self.close()
-            raise ControlError(f"cannot connect to {path}: {err.strerror}") from None
+            raise ControlError(f"cannot connect to {self._path}: {err.strerror}") from None
         self.pid = peer_pid(self.sock)
-        self.is_confined = False  # as its latest answer says
 
     def __enter__(self) -> ForwarderClient:
         return self
@@ -93,6 +103,16 @@ class ForwarderClient:
         self.sock.close()
 
     @property
+    def is_confined(self) -> bool:
+        """Whether it is under its filter of system calls."""
+        return self.said.is_confined
+
+    @property
+    def is_of_our_build(self) -> bool:
+        """Whether what runs there is what we would start."""
+        return (self.said.version, self.said.build) == (VERSION, native.BUILD)
+
+    @property
     def is_open(self) -> bool:
         """Whether requests may still be made."""
         return self.sock.fileno() >= 0
@@ -102,9 +122,17 @@ class ForwarderClient:
         kind: MessageType,
         config: ForwarderConfig | None = None,
         fds: Mapping[int, int] | None = None,
+        turn: int = 0,
     ) -> tuple[Message, Fds]:
         """Send one message and wait for its answer; descriptors received are the caller's."""
-        self.begin(kind, config, fds)
+        try:
+            self.begin(kind, config, fds, turn)
+            return self.finish(kind)
+        except HungUp:
+            if self._seq > 1 or self._abi < native.ABI:
+                raise
+        self._speak_older()
+        self.begin(kind, config, fds, turn)
         return self.finish(kind)
 
     def begin(
@@ -112,14 +140,15 @@ class ForwarderClient:
         kind: MessageType,
         config: ForwarderConfig | None = None,
         fds: Mapping[int, int] | None = None,
+        turn: int = 0,
     ) -> None:
         """Send one message; finish() waits for its answer."""
         ordered = sorted((fds or {}).items())
         self._seq += 1
         mask = sum(1 << slot for slot, _ in ordered)
-        message = Message(kind, epoch=self._epoch, seq=self._seq, fd_mask=mask, config=config)
+        message = Message(kind, epoch=self._epoch, seq=self._seq, fd_mask=mask, config=config, turn=turn)
         with self._closing_on_failure(kind):
-            socket.send_fds(self.sock, [message.pack()], [fd for _, fd in ordered])
+            socket.send_fds(self.sock, [message.pack(self._abi)], [fd for _, fd in ordered])
 
     @contextmanager
     def _closing_on_failure(self, kind: MessageType) -> Iterator[None]:
@@ -139,7 +168,7 @@ class ForwarderClient:
         """Wait for the answer to what begin() sent; descriptors received are the caller's."""
         with self._closing_on_failure(kind):
             reply, received = self._receive()
-            self.is_confined = reply.is_confined
+            self.said = reply
         if (reply.type, reply.seq) != (kind, self._seq) or reply.error:
             for fd in received.values():
                 os.close(fd)
@@ -150,10 +179,15 @@ class ForwarderClient:
             self._raise_refusal(kind, reply)
         return reply, received
 
+    def _speak_older(self) -> None:
+        """Begin anew in the words of version 5, which hangs up on any other."""
+        self._abi = OLDEST
+        self._connect()
+
     def _receive(self) -> tuple[Message, Fds]:
         # Not socket.recv_fds(): it ignores its flags (CPython 3.11), and children would inherit these.
         space = socket.CMSG_SPACE(len(SLOTS) * FD_BYTES)
-        data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self.sock.recvmsg(BYTES_MAX + 1, space, socket.MSG_CMSG_CLOEXEC)
         fds = [
             fd
             for level, kind, payload in ancillary
@@ -162,7 +196,7 @@ class ForwarderClient:
         ]
         try:
             if not data:
-                raise ControlError(f"forwarder (pid {self.pid}) closed the connection")
+                raise HungUp(f"forwarder (pid {self.pid}) closed the connection")
             reply = Message.unpack(data)
             slots = [slot for slot in SLOTS if reply.fd_mask & (1 << slot)]
             if flags & socket.MSG_CTRUNC or len(slots) != len(fds):
@@ -189,9 +223,9 @@ class ForwarderClient:
         assert reply.config is not None  # a message that was received has one
         return reply.config, fds
 
-    def go(self, config: ForwarderConfig, fds: Mapping[int, int]) -> None:
-        """(Re)start the workers with these."""
-        self.request(MessageType.GO, config, fds)
+    def go(self, config: ForwarderConfig, fds: Mapping[int, int], turn: int = 0) -> None:
+        """(Re)start the workers with these; if a turn is told, only if nobody took it meanwhile."""
+        self.request(MessageType.GO, config, fds, turn)
 
     def publish(self, fib_fd: int) -> None:
         """Put a table in force."""
@@ -201,9 +235,9 @@ class ForwarderClient:
         """Park the workers; answered when no packet is in flight."""
         self.request(MessageType.QUIESCE)
 
-    def resume(self) -> None:
-        """Let parked workers go on."""
-        self.request(MessageType.RESUME)
+    def resume(self, turn: int = 0) -> None:
+        """Let parked workers go on; if a turn is told, only if nobody took it meanwhile."""
+        self.request(MessageType.RESUME, turn=turn)
 
     def inspect(self) -> tuple[Message, Fds]:
         """Look at state, config, counters and table without becoming its control."""

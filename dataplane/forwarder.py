@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from dataplane import footing, native, privilege, seats
+from dataplane import VERSION, footing, native, privilege, seats
 from dataplane.rundir import RunDir
 
 
@@ -23,7 +23,7 @@ def run(run_dir: Path) -> NoReturn:
     where.prepare()
     lock, listener = seats.take(where)
     with lock, listener:
-        result = native.serve(listener.fileno(), is_confined=privilege.confine())
+        result = native.serve(listener.fileno(), VERSION, is_confined=privilege.confine())
         if result != 0:
             os.write(2, f"overlayd: forwarder cannot serve any more: {os.strerror(-result)}\n".encode())
         # Nothing else of Python's end is allowed any more.

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One control message, struct dp_msg: a value here, MESSAGE_BYTES on the wire."""
+"""One control message, struct dp_msg: a value here, MESSAGE_BYTES on the wire.
+
+A forwarder may be one version older or newer than we are. To an older one we speak as it does, which is our
+message without its end; what it leaves out in answers is 0. Of a newer one we do not read the end. The rules
+that make this work are in csrc/dp.h.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,20 @@ from dataclasses import dataclass
 
 from dataplane import native
 from dataplane.errors import ControlError
-from dataplane.native import ForwarderConfig, MessageType, State
+from dataplane.native import ForwarderConfig, MessageType, State, lib
 
 MASK_WORDS, WORD = 3, (1 << 64) - 1
+BYTES_MIN: int = lib.DP_MSG_BYTES_MIN  # of the version before ours
+BYTES_MAX: int = lib.DP_MSG_BYTES_MAX
+OLDEST, NEWEST = native.ABI - 1, native.ABI + 1
+LAYOUTS: tuple[int, int] = (lib.DP_FIB_LAYOUT, lib.DP_COUNTERS_LAYOUT)
+LAYOUTS_UNTOLD = (5, 5)  # of version 5
 
-# magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text, is_confined
-_LAYOUT = struct.Struct(f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}sI")
+# magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text, is_confined;
+# turn, build, layouts, version
+_LAYOUT = struct.Struct(
+    f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}sIQQ2I{lib.DP_VERSION_MAX}s"
+)
 
 if _LAYOUT.size != native.MESSAGE_BYTES:
     raise ImportError("struct dp_msg of csrc/dp.h is not what dataplane/message.py packs")
@@ -34,12 +47,16 @@ class Message:
     config: ForwarderConfig | None = None
     text: str = ""
     is_confined: bool = False
+    turn: int = 0
+    build: int = 0  # of the forwarder; 0: of a version that does not tell
+    layouts: tuple[int, int] = LAYOUTS_UNTOLD  # of table and counters, that the forwarder reads
+    version: str = ""
 
-    def pack(self) -> bytes:
-        """Return the MESSAGE_BYTES that cross the socket."""
-        return _LAYOUT.pack(
+    def pack(self, abi: int = native.ABI) -> bytes:
+        """Return the bytes that cross the socket to one who speaks version `abi`."""
+        data = _LAYOUT.pack(
             native.CTL_MAGIC,
-            native.ABI,
+            abi,
             self.type,
             self.epoch,
             self.seq,
@@ -51,17 +68,27 @@ class Message:
             b"" if self.config is None else native.pack_config(self.config),
             self.text.encode()[: native.TEXT_MAX - 1],
             self.is_confined,
+            self.turn,
+            self.build,
+            *self.layouts,
+            self.version.encode()[: lib.DP_VERSION_MAX - 1],
         )
+        return data if abi >= native.ABI else data[:BYTES_MIN]
 
     @classmethod
     def unpack(cls, data: bytes) -> Message:
         """Read one message, or raise ControlError for what is none of this version."""
-        if len(data) != native.MESSAGE_BYTES:
-            raise ControlError(f"control message of {len(data)} bytes, expected {native.MESSAGE_BYTES}")
-        magic, abi, kind, epoch, seq, error, generation, pid, *rest = _LAYOUT.unpack(data)
-        *words, state, config, text, is_confined = rest
-        if magic != native.CTL_MAGIC or abi != native.ABI:
-            raise ControlError(f"the forwarder speaks version {abi}, this overlayd {native.ABI}. Restart it")
+        if not BYTES_MIN <= len(data) <= BYTES_MAX:
+            raise ControlError(
+                f"control message of {len(data)} bytes, allowed are {BYTES_MIN} to {BYTES_MAX}"
+            )
+        whole = data[: _LAYOUT.size].ljust(_LAYOUT.size, b"\0")
+        magic, abi, kind, epoch, seq, error, generation, pid, *rest = _LAYOUT.unpack(whole)
+        *words, state, config, text, is_confined, turn, build, fib, counters, version = rest
+        if magic != native.CTL_MAGIC or not OLDEST <= abi <= NEWEST:
+            raise ControlError(
+                f"the forwarder speaks version {abi}, this overlayd {OLDEST} to {NEWEST}. Restart it"
+            )
         try:
             return cls(
                 MessageType(kind),
@@ -73,8 +100,16 @@ class Message:
                 generation,
                 pid,
                 native.unpack_config(config),
-                text.partition(b"\0")[0].decode(errors="replace"),
+                _read_text(text),
                 bool(is_confined),
+                turn,
+                build,
+                (fib, counters) if fib else LAYOUTS_UNTOLD,
+                _read_text(version),
             )
         except ValueError as err:
             raise ControlError(f"control message makes no sense: {err}") from None
+
+
+def _read_text(data: bytes) -> str:
+    return data.partition(b"\0")[0].decode(errors="replace")

@@ -19,13 +19,14 @@ from typing import Any
 
 from dataplane import layout
 from dataplane._native import ffi
-from dataplane._native import lib as lib  # privilege.py's, too
+from dataplane._native import lib as lib  # privilege.py's and message.py's, too
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
 from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of, sum_by_role
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
+BUILD: int = lib.dp_build()
 CTL_MAGIC: int = lib.DP_CTL_MAGIC
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
@@ -303,6 +304,7 @@ class CountersHeader:
     forwarder_pid: int
     restarts: int
     generation: int
+    turn: int
 
 
 def boottime_s() -> float:
@@ -356,6 +358,7 @@ class Counters:
             out.forwarder_pid,
             out.restarts,
             out.generation,
+            out.turn,
         )
 
     def totals(self) -> Totals:
@@ -495,6 +498,6 @@ class Engine:
 # --- the forwarder process --------------------------------------------------------------------------
 
 
-def serve(listen_fd: int, *, is_confined: bool) -> int:
+def serve(listen_fd: int, version: str, *, is_confined: bool) -> int:
     """Be a forwarder until a STOP: C from here on, Python is not entered meanwhile. Return 0 or -errno."""
-    return int(lib.dp_serve(listen_fd, is_confined))
+    return int(lib.dp_serve(listen_fd, is_confined, version.encode()))

@@ -4,9 +4,10 @@
  *
  * An input is a list of requests: a byte that says how, one with the type, one with the epoch, two with the mask
  * of descriptors, one with how many really come along, one that names a byte of the configuration to change and
- * one to change it to. ctl.c is included, to reach what serves one connection. Engines that get going are real;
- * their TUN and sockets are eventfds, on which nothing ever arrives. Their workers are threads only in few inputs,
- * which say so, since making one and waiting for it takes longer than all the rest: worker.c is included for that.
+ * one to change it to; of messages of another version or length the last byte says which. ctl.c is included, to reach
+ * what serves one connection. Engines that get going are real; their TUN and sockets are eventfds, on which nothing
+ * ever arrives. Their workers are threads only in few inputs, which say so, since making one and waiting for it takes
+ * longer than all the rest: worker.c is included for that.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -15,6 +16,7 @@
 #include "fuzz.h"
 #include "packets.h"
 #include "ctl.c"
+#include "parcel.c"
 
 static int create_perhaps(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *), void *arg);
 static int wait_perhaps(pthread_cond_t *changed, pthread_mutex_t *lock);
@@ -133,7 +135,7 @@ static uint32_t make_request(const uint8_t *op, struct parcel *request)
 
 	memset(request, 0, sizeof(*request));
 	request->msg.magic = op[0] & HOW_MAGIC ? 0x12345678 : DP_CTL_MAGIC;
-	request->msg.abi = op[0] & HOW_ABI ? DP_ABI + 1 : DP_ABI;
+	request->msg.abi = op[0] & HOW_ABI ? (uint16_t)(DP_ABI - 3 + op[7] % 7) : DP_ABI;
 	request->msg.type = op[1] % (DP_MSG_COUNT + 2);
 	request->msg.epoch = op[2];
 	request->msg.fd_mask[0] = mask & 0x7fff;
@@ -142,7 +144,7 @@ static uint32_t make_request(const uint8_t *op, struct parcel *request)
 	request->msg.config.tun_mtu = 1450;
 	((uint8_t *)&request->msg.config)[op[6] % sizeof(struct dp_config)] = op[7];
 	for (int i = 0; i < DP_FD_SLOTS; i++) {
-		if (has_slot(&request->msg, i))
+		if (parcel_has(&request->msg, i))
 			request->fds[count++] = good_fds[(i + (op[0] & HOW_WRONG_FD ? op[5] : 0)) % DP_FD_COUNT];
 	}
 	for (uint32_t i = count; i < DP_FD_SLOTS; i++)
@@ -157,18 +159,19 @@ static uint32_t make_request(const uint8_t *op, struct parcel *request)
  * @fd:		Control's end of the connection
  * @op:		REQUEST_LEN bytes
  *
- * Return: false if it must end the connection
+ * Return: bytes that its answer must have, 0 if it must end the connection
  */
-static bool send_request(int fd, const uint8_t *op)
+static size_t send_request(int fd, const uint8_t *op)
 {
 	union {
 		struct cmsghdr align;
 		uint8_t bytes[CMSG_SPACE(sizeof(int) * FDS_SENT_MAX)];
 	} space;
-	static uint8_t bytes[2 * sizeof(struct dp_msg)];
+	static uint8_t bytes[DP_MSG_BYTES_MIN + 4 * UINT8_MAX];
 	struct parcel request;
 	uint32_t count = make_request(op, &request);
 	int fds[FDS_SENT_MAX];
+	bool is_sound;
 	struct iovec iov = {bytes, sizeof(struct dp_msg)};
 	struct msghdr hdr = {.msg_iov = &iov, .msg_iovlen = 1};
 
@@ -179,7 +182,7 @@ static bool send_request(int fd, const uint8_t *op)
 	if (op[0] & HOW_SHORT)
 		iov.iov_len = op[7];
 	if (op[0] & HOW_LONG)
-		iov.iov_len = sizeof(struct dp_msg) + op[7];
+		iov.iov_len = DP_MSG_BYTES_MIN + 4U * op[7];
 	if (count) {
 		hdr.msg_control = &space;
 		hdr.msg_controllen = CMSG_SPACE(count * sizeof(int));
@@ -189,35 +192,34 @@ static bool send_request(int fd, const uint8_t *op)
 		memcpy(CMSG_DATA(&space.align), fds, count * sizeof(int));
 	}
 	CHECK(sendmsg(fd, &hdr, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)iov.iov_len);
-	return iov.iov_len == sizeof(struct dp_msg) && count <= DP_FD_SLOTS;
+	is_sound = iov.iov_len >= DP_MSG_BYTES_MIN && iov.iov_len <= DP_MSG_BYTES_MAX && count <= DP_FD_SLOTS;
+	if (iov.iov_len > sizeof(struct dp_msg))
+		iov.iov_len = sizeof(struct dp_msg);
+	return is_sound ? iov.iov_len : 0;
 }
 
 /**
  * take_answer() - Receive the answer, and check it
  * @fd:		Control's end of the connection
  * @connection:	The forwarder's end
+ * @size:	Bytes that it must have
  * @must_answer:	Silence is allowed only on a connection that was ended
  *
  * Return: true if there was one, and it said that a command was carried out
  */
-static bool take_answer(int fd, const struct connection *connection, bool must_answer)
+static bool take_answer(int fd, const struct connection *connection, size_t size, bool must_answer)
 {
-	union fd_space space;
-	struct parcel reply = {.msg = {.type = 0}};
-	struct iovec iov = {&reply.msg, sizeof(reply.msg)};
-	struct msghdr hdr = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof(space)};
-	ssize_t n = recvmsg(fd, &hdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct parcel reply;
 
-	if (n <= 0) {
+	/* As many descriptors as it says, or it is not sound. */
+	if (!parcel_receive(fd, &reply) || !reply.msg.magic) {
 		CHECK(!must_answer || connection->fd < 0);
 		return false;
 	}
-	memset(reply.fds, -1, sizeof(reply.fds));
-	CHECK(n == (ssize_t)sizeof(reply.msg) && reply.msg.magic == DP_CTL_MAGIC && reply.msg.abi == DP_ABI);
+	CHECK(reply.size == size && (reply.msg.abi == DP_ABI || reply.msg.abi == DP_ABI - 1));
 	CHECK(reply.msg.error <= 0 && (reply.msg.error == 0) == (reply.msg.text[0] == 0));
 	CHECK(memchr(reply.msg.text, 0, sizeof(reply.msg.text)));
-	CHECK(sort_fds(&reply, &hdr)); /* as many as it says */
-	close_fds(&reply);
+	parcel_close(&reply);
 	return !reply.msg.error && reply.msg.type != DP_MSG_HELLO && reply.msg.type != DP_MSG_INSPECT;
 }
 
@@ -236,18 +238,18 @@ static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
 
 	connection->fd = ends[0];
 	for (size_t at = 0; at + REQUEST_LEN <= size && at < REQUEST_LEN * REQUESTS_MAX; at += REQUEST_LEN) {
-		bool is_sound;
+		size_t answered;
 
 		if (connection->fd < 0) {
 			CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
 			*connection = (struct connection){.fd = ends[0]};
 		}
-		is_sound = send_request(ends[1], data + at);
+		answered = send_request(ends[1], data + at);
 		if (data[at] & HOW_NO_READER)
 			shutdown(ends[1], SHUT_RD);
 		serve_request(forwarder, connection);
-		CHECK((is_sound && !(data[at] & HOW_NO_READER)) || connection->fd < 0);
-		if (take_answer(ends[1], connection, !(data[at] & HOW_NO_READER)))
+		CHECK((answered && !(data[at] & HOW_NO_READER)) || connection->fd < 0);
+		if (take_answer(ends[1], connection, answered, !(data[at] & HOW_NO_READER)))
 			is_obeyed = true;
 		if (connection->fd < 0) {
 			close(ends[1]);
@@ -259,7 +261,7 @@ static bool serve(struct forwarder *forwarder, const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct forwarder forwarder = {.listen_fd = -1, .signal_fd = -1, .identity = {.pid = 1}};
+	struct forwarder forwarder = {.listen_fd = -1, .signal_fd = -1, .identity = {.pid = 1}, .version = "1"};
 	int before, kept = ends[0] < 0 ? 0 : 2;
 	static bool is_ready;
 	bool is_obeyed;

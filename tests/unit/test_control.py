@@ -23,7 +23,7 @@ from dataplane import control, native
 from dataplane.backend.process import wait_listening
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ConfigError, ControlError, NotRunning, RuntimeFailure
-from dataplane.message import Message
+from dataplane.message import BYTES_MAX, BYTES_MIN, Message
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
@@ -190,9 +190,9 @@ def test_forwarder_refuses_a_stale_epoch(where: RunDir, forwarder: subprocess.Po
 
 GOOD = Message(MessageType.HELLO, epoch=1).pack()
 MALFORMED = {
-    "short": (GOOD[:-1], 0),
+    "short": (GOOD[: BYTES_MIN - 1], 0),
     "one_byte": (b"x", 0),
-    "oversized": (GOOD + b"x", 0),
+    "oversized": (GOOD.ljust(BYTES_MAX + 1, b"x"), 0),
     "huge": (bytes(200_000), 0),
     "magic": (b"\0\0\0\0" + GOOD[4:], 0),
     "descriptor_not_announced": (GOOD, 1),

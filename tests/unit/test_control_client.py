@@ -39,18 +39,19 @@ def count_descriptors() -> int:
 
 @contextmanager
 def answering(path: Path, kind: socket.SocketKind, data: bytes, fds: list[int]) -> Iterator[None]:
-    """Answer the first request of the first who connects with this, and hang up."""
+    """Answer the first request with this, and hang up."""
     with socket.socket(socket.AF_UNIX, kind) as listener:
         listener.bind(os.fspath(path))
         listener.listen(1)
         listener.settimeout(10)
 
         def answer() -> None:
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.recv(1 << 16)
-                if data:
-                    socket.send_fds(accepted, [data], fds)
+            for _ in range(1 if data else 2):  # who gets none tries again, as with an older forwarder
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.recv(1 << 16)
+                    if data:
+                        socket.send_fds(accepted, [data], fds)
 
         thread = Thread(target=answer)
         thread.start()

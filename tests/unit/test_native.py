@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataplane import native
 from dataplane.errors import ControlError, KernelError
-from dataplane.message import Message
+from dataplane.message import BYTES_MAX, BYTES_MIN, Message
 from dataplane.model import Address, Encap, MacAddress, Peer, SubnetEntry, Table, tier_text
 from dataplane.slots import Fd
 
@@ -220,9 +220,9 @@ def test_message_text_is_cut_to_its_room() -> None:
     assert len(unpacked.text) < native.TEXT_MAX
 
 
-@pytest.mark.parametrize("size", [0, 1, native.MESSAGE_BYTES - 1, native.MESSAGE_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, BYTES_MIN - 1, BYTES_MAX + 1])
 def test_message_of_another_size_is_refused(size: int) -> None:
-    """Only exactly one whole message is read."""
+    """Only what can be one whole message of a version next to ours is read."""
     with pytest.raises(ControlError, match=f"of {size} bytes"):
         Message.unpack(bytes(size))
 
