@@ -368,6 +368,8 @@ void dp_counters_bytes(const dp_counters *counters, uint32_t count, uint64_t *tx
 int dp_tun_open(const char *name, uint32_t wanted_tier, uint32_t *tier, uint32_t *vnet_hdr_len);
 int dp_tun_prepare_steering(void);
 int dp_tun_steer(int fd);
+int dp_tun_steering(void);
+void dp_tun_adopt_steering(int fd);
 uint32_t dp_socket_tier(void);
 int dp_selftest(uint32_t wanted, struct dp_selftest *out);
 int dp_underlay_open(uint32_t slot, const struct dp_config *config, const char *device, int buffer_bytes,

@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "dp.h"
 #include "pkt.h"
 #include "wire.h"
 
@@ -108,6 +109,25 @@ int steer_load(void)
 	attr.license = (uint64_t)(uintptr_t) "";
 	program_fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
 	return program_fd < 0 ? -errno : 0;
+}
+
+/**
+ * dp_tun_steering() - The loaded program as a descriptor, which a process that is to follow this one may inherit
+ *
+ * Return: borrowed, or -1 if there is none
+ */
+int dp_tun_steering(void)
+{
+	return program_fd;
+}
+
+/**
+ * dp_tun_adopt_steering() - Use a program that this process loaded before it was what it is now
+ * @fd:	Of dp_tun_steering(), ours from now on
+ */
+void dp_tun_adopt_steering(int fd)
+{
+	program_fd = fd;
 }
 
 /**

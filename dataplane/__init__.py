@@ -75,11 +75,12 @@ Python, dataplane/ (x/ is a package, with all in it):
     P5 takeover handover              | where flannel was before us, or will be after us
     P5 hearsay                        | what the underlay says of peers, into the table
     P5 traffic                        | firewall rules and reserved ports of a node
+    P5 renewal upgrade                | how one control follows another; `upgrade`
     P5 report health metrics          | what control says of itself, to whom
     P5 reload logsetting rehearsal    | SIGHUP; what is logged; `run --dry-run`
     P5 teardown status ledger         | their end, what is shown of them; `network` and `lease`
     P5 cniconf                        | `cni-conf`
-    P6 cli __main__                   | the command line
+    P6 grammar cli __main__           | the command line
 
 No asyncio, clock, socket or randomness below P3. native.py alone imports _native, netlink.py alone pyroute2.
 csrc/dp.h is included by C and fed to cffi as it is: there is no second copy of any constant or struct.

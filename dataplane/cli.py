@@ -13,10 +13,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from dataplane import VERSION
 from dataplane.errors import ConfigError, OverlaydError, one_line
+from dataplane.grammar import Collect, Parser, list_allowed
 
 if TYPE_CHECKING:
     from dataplane.config import RunConfig
@@ -27,44 +28,6 @@ EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError that names what is allowed, instead of printing a usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse like the original, but refuse here, where it is known what is allowed, what is not known."""
-        found, unknown = super().parse_known_args(args, namespace)
-        for word in unknown:
-            if not word.startswith("-"):
-                raise ConfigError(f'"{word}" is one word too many; see {self.prog} --help')
-            name = word.partition("=")[0]
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            raise ConfigError(f"flag {name} is unknown to {self.prog}; {_list_allowed(name, flags)}")
-        return found, unknown
-
-
-def _list_allowed(text: str, allowed: Sequence[str]) -> str:
-    from dataplane.flannel import suggest
-
-    return f"allowed are {', '.join(allowed)}{suggest(text, allowed)}"
-
-
-class _Collect(argparse.Action):
-    """Collects the texts of each flag by its name, in order."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: str | None = None,
-    ) -> None:
-        namespace.given.setdefault(self.dest, []).append(values)
-
-
 # --- commands -------------------------------------------------------------------------------------------
 
 
@@ -72,16 +35,17 @@ def _run(args: argparse.Namespace) -> int:
     from dataplane import config
 
     run_config = config.parse(args.given, os.environ)
-    if run_config.version:  # as flanneld says it
-        print(f"overlayd {VERSION}", file=sys.stderr)
-        return 0
-    if run_config.dry_run:
+    if run_config.dry_run and not run_config.version:
         from dataplane import rehearsal
 
         _print(rehearsal.rehearse(run_config))
         return 0
+    # Before the version is told: `upgrade` asks for that, to find out whether all of it can be loaded.
     from dataplane import lifetime
 
+    if run_config.version:  # as flanneld says it
+        print(f"overlayd {VERSION}", file=sys.stderr)
+        return 0
     return lifetime.run(run_config)
 
 
@@ -213,6 +177,13 @@ def _lease_release(args: argparse.Namespace) -> int:
     return 0
 
 
+def _upgrade(args: argparse.Namespace) -> int:
+    from dataplane import upgrade
+
+    _print(upgrade.upgrade(args.run_dir, as_json=args.json))
+    return 0
+
+
 def _down(args: argparse.Namespace) -> int:
     from dataplane import teardown
 
@@ -267,13 +238,13 @@ _device = _read_as("tun-name")
 
 def _add_command(
     commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], int]
-) -> _Parser:
-    parser: _Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+) -> Parser:
+    parser: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(function=function)
     return parser
 
 
-def _add_run_dir(parser: _Parser) -> None:
+def _add_run_dir(parser: Parser) -> None:
     told = os.environ.get("OVERLAYD_RUN_DIR", RUN_DIR)
     if not told.startswith("/"):
         raise ConfigError(f'OVERLAYD_RUN_DIR: "{told}" is no absolute path')
@@ -281,7 +252,7 @@ def _add_run_dir(parser: _Parser) -> None:
     parser.add_argument("--run-dir", type=_path, default=Path(told), metavar="PATH", help=text)
 
 
-def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequence[str] = ()) -> None:
+def _add_flags(parser: Parser, argv: Sequence[str], command: str, names: Sequence[str] = ()) -> None:
     """Add flags of config's one table, all if none are named; other commands do not wait for its import."""
     if command not in argv:
         return
@@ -296,7 +267,7 @@ def _add_flags(parser: _Parser, argv: Sequence[str], command: str, names: Sequen
             f"--{flag.name}",
             **value,
             dest=flag.name,
-            action=_Collect,
+            action=Collect,
             default=argparse.SUPPRESS,
             metavar=flag.metavar,
             help=f"{flag.help} [{flag.variable}]",
@@ -326,7 +297,7 @@ def _add_log(commands: Any) -> None:
 
 def _add_group(commands: Any, name: str, text: str) -> Any:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    return parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+    return parser.add_subparsers(metavar="COMMAND", parser_class=Parser, required=True)
 
 
 def _add_network(commands: Any, argv: Sequence[str]) -> None:
@@ -398,15 +369,15 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two result files; nothing is measured")
 
 
-def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
+def _build_parser(argv: Sequence[str]) -> tuple[Parser, Sequence[str]]:
     """Return the parser and the names of the commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="overlayd",
         description="A userspace VXLAN and IPIP overlay dataplane for pod networks.",
         allow_abbrev=False,
     )
     parser.add_argument("-version", "--version", action="version", version=f"overlayd {VERSION}")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     run = _add_command(commands, "run", "follow the store and carry this node's pod packets", _run)
     _add_flags(run, argv, "run")
     _add_run_dir(_add_command(commands, "forwarder", "carry packets; `run` starts it by itself", _forwarder))
@@ -425,6 +396,9 @@ def _build_parser(argv: Sequence[str]) -> tuple[_Parser, Sequence[str]]:
     _add_lease(commands, argv)
     _add_cni_conf(commands, argv)
     _add_bench(commands)
+    upgrade = _add_command(commands, "upgrade", "have a running node become what is installed now", _upgrade)
+    _add_run_dir(upgrade)
+    upgrade.add_argument("--json", action="store_true", help="for programs")
     down = _add_command(commands, "down", "stop both processes and remove everything of ours", _down)
     _add_run_dir(down)
     down.add_argument(
@@ -460,10 +434,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if command == "run":
         words = _double_dashes(words)
     if command is not None and command not in commands:
-        raise ConfigError(f'command "{command}" is unknown; {_list_allowed(command, commands)}')
+        raise ConfigError(f'command "{command}" is unknown; {list_allowed(command, commands)}')
     args = parser.parse_args(words)
     if command is None:
-        raise ConfigError(f"the command is missing; {_list_allowed('', commands)}")
+        raise ConfigError(f"the command is missing; {list_allowed('', commands)}")
     return args
 
 

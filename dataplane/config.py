@@ -75,6 +75,7 @@ class RunConfig:
     datapath_reason: str = "--datapath"  # what chose it
     forwarder: str = "spawn"
     spare: bool = True
+    replace: bool = False  # a control that is there
     takeover: tuple[str, ...] = ()  # flannel's devices
     ip_masq: bool = False
     masq_plain: bool = False  # source ports of masqueraded packets are not drawn at random

@@ -385,9 +385,15 @@ def inspect_status(run_dir: Path) -> Reply:
         ready=False,
         reason="overlayd run is not running; the forwarder carries on without it",
         facts=where.read_facts(),
-        control={"pid": None, "uptime_s": None},
+        control={"pid": None, "uptime_s": None, "version": None, "build": None},
     )
-    dataplane = figures.Dataplane(pid=pid, is_alive=True, state=reply.state.name.lower())
+    dataplane = figures.Dataplane(
+        pid=pid,
+        is_alive=True,
+        state=reply.state.name.lower(),
+        version=reply.version,
+        build=reply.build,
+    )
     try:
         if Fd.COUNTERS not in fds or Fd.FIB not in fds:
             return figures.describe(replace(node, reason="overlayd run is not running"), dataplane)

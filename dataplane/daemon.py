@@ -50,6 +50,7 @@ from dataplane.probes import PathProbes
 from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
 from dataplane.reload import Reload
+from dataplane.renewal import REQUESTS, Leave, Renewal
 from dataplane.report import Report
 from dataplane.settings import find_settings
 from dataplane.store import LeaseStore, Store, open_store
@@ -123,6 +124,7 @@ class Daemon:
         self._health = Health(config, self.report)
         self._log_setting = log_setting
         self._reload: Reload | None = None
+        self.renewal = Renewal(config, self._stop)
 
     def _choose_backend(self, place: Place) -> Backend:
         return Switch(place, self._host, self._fail, lambda: self._inputs.put_nowait(HostChanged()))
@@ -204,7 +206,7 @@ class Daemon:
     def _stop(self) -> None:
         if not self._end.done():
             log.info("stopping: forwarder, TUN and routes stay")
-            self._health.stopping()
+            self._health.stopping(is_coming_back=self.renewal.leave is Leave.BECOME)
             self._end.set_result(None)
 
     def _fail(self, err: RuntimeFailure) -> None:
@@ -452,7 +454,9 @@ class Daemon:
         if request == {"cmd": "drop-held"}:
             self._inputs.put_nowait(HeldBack())
             return {"dropped": self._holding.drop()}
-        return {"error": 'allowed as "cmd" are status, log, stop, release and drop-held'}
+        if request.get("cmd") in REQUESTS:
+            return await self.renewal.answer(request)
+        return {"error": 'allowed as "cmd" are status, log, stop, release, drop-held, replace and upgrade'}
 
     async def _release(self) -> Reply:
         """Give our lease back, and end when that is done."""

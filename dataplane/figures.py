@@ -61,6 +61,9 @@ class Dataplane:
     kind: str = "userspace"
     source_ports: frozenset[int] = frozenset()  # that tunnel packets leave by
     spare_pid: int | None = None  # of the forwarder that waits to take its place
+    version: str = ""  # of the forwarder; empty: it does not tell
+    build: int = 0  # the same
+    hand_over: Status | None = None  # how the last one to it, or from it, went
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,11 @@ def _describe_peer(row: PeerRow, counters: Counters | None) -> Status:
     }
 
 
+def name_build(build: int) -> str | None:
+    """Return a build as it is shown; None: not known."""
+    return f"{build:016x}" if build else None
+
+
 def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None, faults: int) -> Status:
     uptime_s = None
     if dataplane.is_alive and header is not None and header.forwarder_s:
@@ -165,6 +173,9 @@ def _describe_forwarder(dataplane: Dataplane, header: CountersHeader | None, fau
         "state": dataplane.state,
         "faults": faults,
         "spare": dataplane.spare_pid,
+        "version": dataplane.version or None,
+        "build": name_build(dataplane.build),
+        "hand_over": dataplane.hand_over,
     }
 
 

@@ -138,6 +138,9 @@ class Health:
         if self._was_ready:
             self._notifier.ready()
 
-    def stopping(self) -> None:
-        """Say that we end."""
-        self._notifier.stopping()
+    def stopping(self, *, is_coming_back: bool = False) -> None:
+        """Say that we end, or that this process will be there again in a moment."""
+        if is_coming_back:
+            self.reloading()
+        else:
+            self._notifier.stopping()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`overlayd run` from lock to exit status: a daemon, and another one when the datapath is to change."""
+"""`overlayd run` from lock to exit status: one daemon after the other, as renewal.py says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import uvloop
 
-from dataplane import choose, footing, journal, native, privilege
+from dataplane import choose, footing, journal, native, privilege, renewal
 from dataplane.backend import Place
 from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
@@ -21,7 +21,8 @@ from dataplane.logsetting import LogSetting
 from dataplane.netlink import Host
 from dataplane.notify import take_kept
 from dataplane.privilege import Capability
-from dataplane.rundir import RunDir
+from dataplane.renewal import Leave
+from dataplane.rundir import Lock, RunDir
 
 # For devices, routes, firewall and marks; for raw and bound sockets. Children change the firewall.
 CHILDREN = frozenset({Capability.NET_ADMIN, Capability.NET_RAW})
@@ -30,18 +31,22 @@ KEPT = CHILDREN | {Capability.NET_BIND_SERVICE}  # a port below 1024 may be told
 GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
 
 
-async def _main(config: RunConfig, run_dir: RunDir, epoch: int, kept: dict[str, int]) -> None:
-    is_over = False
+async def _main(config: RunConfig, run_dir: RunDir, epoch: int, kept: dict[str, int]) -> Leave:
+    """Be control until another one follows that this process is not, or becomes only later."""
     log_setting = LogSetting(config, run_dir)
     log_setting.forget()
-    while not is_over:
+    while True:
         daemon = Daemon(Place(await _choose(config), run_dir, epoch, kept), log_setting)
         try:
             await daemon.run()
         finally:
             if not daemon.report.is_carrying:
                 remove_unused(run_dir)
-        is_over = not daemon.is_changing
+        if daemon.is_changing:
+            continue
+        if daemon.renewal.leave is not Leave.BECOME:
+            return daemon.renewal.leave
+        renewal.become_installed()
 
 
 async def _choose(config: RunConfig) -> RunConfig:
@@ -83,10 +88,17 @@ def run(config: RunConfig) -> int:
     privilege.hide_memory()  # a password may be in there
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()
-    with run_dir.lock():
-        newest = newest_epoch(run_dir)
-        epoch = run_dir.next_epoch(newest)
-        _give_up(config, is_first=newest == 0)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(config, run_dir, epoch, kept))
+    renewal.take_steering()
+    lock: Lock | None = renewal.follow(run_dir) if config.replace else run_dir.lock()
+    is_first = True
+    while lock is not None:
+        with lock:
+            newest = newest_epoch(run_dir)
+            epoch = run_dir.next_epoch(newest)
+            if is_first:
+                _give_up(config, is_first=newest == 0)
+            is_first = False
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                leave = runner.run(_main(config, run_dir, epoch, kept))
+        lock = renewal.stand_by(run_dir) if leave is Leave.STAND_BY else None
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 
 from dataplane import layout
 from dataplane._native import ffi
-from dataplane._native import lib as lib  # privilege.py's and message.py's, too
+from dataplane._native import lib as lib  # message.py's, privilege.py's and renewal.py's, too
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
 from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of, sum_by_role

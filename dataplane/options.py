@@ -194,6 +194,12 @@ FLAGS = (
         is_switch=True,
     ),
     Flag(
+        *("replace", "replace", "true|false"),
+        "take over from an overlayd run that is there, and stand by when another one does (default: false)",
+        read.switch,
+        is_switch=True,
+    ),
+    Flag(
         *("takeover", "takeover", "NAME"),
         "take over from this device of flannel's, with its MAC address; repeatable (flannel.1)",
         read.device,

@@ -7,16 +7,17 @@ import os
 import socket
 import time
 
+from dataplane import VERSION
 from dataplane.backend import Backend, Settings
 from dataplane.config import RunConfig
 from dataplane.convergence import Convergence
 from dataplane.errors import ControlError, RuntimeFailure
-from dataplane.figures import Node, PeerRow, describe
+from dataplane.figures import Node, PeerRow, describe, name_build
 from dataplane.holding import Holding
 from dataplane.journal import Journal, Trouble
 from dataplane.leasing import Leasing
 from dataplane.model import Encap, SubnetEntry
-from dataplane.native import ENCAP_NAMES
+from dataplane.native import BUILD, ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.pace import Pace
 from dataplane.pathmtu import Paths
@@ -228,7 +229,12 @@ class Report:
             lease=None if self.leasing is None else self.leasing.describe(),
             parts=self.parts(),
             convergence=self.convergence.describe(),
-            control={"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._started_s, 3)},
+            control={
+                "pid": os.getpid(),
+                "uptime_s": round(time.monotonic() - self._started_s, 3),
+                "version": VERSION,
+                "build": name_build(BUILD),
+            },
             warnings=tuple(warnings),
             rows=self._rows(),
         )

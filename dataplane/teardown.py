@@ -4,37 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
-from dataplane import handover, traffic
-from dataplane.control import ask, connect_in_use, newest_epoch, stop_forwarders
-from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane import handover, renewal, traffic
+from dataplane.control import connect_in_use, newest_epoch, stop_forwarders
+from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.handover import HandOver
 from dataplane.netlink import Host
-from dataplane.rundir import Lock, RunDir
-
-STOP_TIMEOUT_S = 10.0
-RETRY_S = 0.01
-
-
-def _stop_control(run_dir: RunDir) -> Lock:
-    """End `overlayd run` and become the owner of its directory, so that no other starts meanwhile."""
-    try:
-        # Asked and not killed: its pid means nothing here if it lives in another container.
-        ask(run_dir.path, {"cmd": "stop"})
-    except NotRunning:
-        pass
-    except ControlError as err:
-        raise RuntimeFailure(f"{err}. Kill it, then try again") from None
-    deadline_s = time.monotonic() + STOP_TIMEOUT_S
-    while True:
-        try:
-            return run_dir.lock()
-        except RuntimeFailure:
-            if time.monotonic() > deadline_s:
-                raise
-        time.sleep(RETRY_S)
+from dataplane.rundir import RunDir
 
 
 async def _plan(run_dir: RunDir, tun_name: str, names: tuple[str, ...]) -> list[HandOver]:
@@ -93,7 +70,7 @@ def down(run_dir: Path, tun_name: str, hand_over: tuple[str, ...] = ()) -> int:
     left = facts.get("tun")
     name = left if isinstance(left, str) else tun_name
     asyncio.run(_plan(where, name, hand_over))  # before anything ends
-    with _stop_control(where):
+    with renewal.follow(where, "stop"):  # so that no other starts meanwhile
         plans = asyncio.run(_plan(where, name, hand_over))  # once the table does not change any more
         asyncio.run(_take_down(where, name, plans))
         traffic.end(name, facts, is_handed_over=bool(hand_over))

@@ -82,7 +82,7 @@ RUN = ("run", "--store", "file:///x")
         pytest.param(
             ("stauts",),
             'command "stauts" is unknown; allowed are run, forwarder, status, peers, log, network, lease, '
-            "cni-conf, bench, down (did you mean status?)",
+            "cni-conf, bench, upgrade, down (did you mean status?)",
             id="unknown command",
         ),
         pytest.param(("a\nb",), r'command "a\nb" is unknown', id="newline"),

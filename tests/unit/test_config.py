@@ -76,6 +76,7 @@ VALID = (
     ("source-ports", ["3"], 3),
     ("datapath", ["kernel"], "kernel"),
     ("forwarder", ["wait"], "wait"),
+    ("replace", ["true"], True),
     ("takeover", ["flannel.1,flannel-v6.1"], ("flannel.1", "flannel-v6.1")),
     ("log-level", ["debug"], "debug"),
     ("log-format", ["json"], "json"),
