@@ -73,7 +73,7 @@ class ForwarderClient:
         """Connect, or raise NotRunning if nobody listens."""
         self._path = path
         self._epoch = epoch
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._seq = 0
         self._abi = native.ABI
         self.said = Message(MessageType.INSPECT)  # its latest answer
@@ -81,7 +81,7 @@ class ForwarderClient:
 
     def _connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(self._timeout_s)
+        self.sock.settimeout(self.timeout_s)
         try:
             self.sock.connect(os.fspath(self._path))
         except (FileNotFoundError, ConnectionRefusedError):

@@ -45,7 +45,7 @@ ASK_AGAIN_S = 0.5  # one that is just starting answers nobody yet
 STAND_BY_S = 2.0  # before the first look: who asked us to let go is to come first
 LOOK_S = 0.5
 PRIVILEGED_PORTS = 1024
-STEERING = "OVERLAYD_STEERING_FD"  # from one image of a process to the next, never told by anybody else
+STEERING = "STEERING_OF_OVERLAYD_FD"  # from one image of a process to the next, never told by anybody else
 
 
 class Leave(Enum):

@@ -20,6 +20,7 @@ from dataplane.backend.crashes import CRASH_WINDOW_S, CRASHES_MAX, Crashes
 from dataplane.backend.hung import LOOK_S, Fence, Pulse, find_waiting, read_beats
 from dataplane.backend.kit import Kit
 from dataplane.backend.process import Children, confinement_warnings, wait_listening
+from dataplane.backend.relay import Levers, Relay
 from dataplane.backend.reserve import Reserve, Spare
 from dataplane.backend.telling import in_thread
 from dataplane.control import FORWARDER_TIMEOUT_S, ForwarderClient, Silent, StaleEpoch
@@ -79,6 +80,8 @@ class Keeper:
         self._children = Children()
         self._reserve = Reserve(place, self._children)
         self._recovery: asyncio.Task[None] | None = None
+        levers = Levers(self._request, self._change_to, self._put_in_use, self._lose, on_fatal)
+        self.relay = Relay(kit, self._reserve, self.lock, levers)
         self._state = State.EMPTY
         self._crashes = Crashes()
         self._lost_pid: int | None = None  # who was lost last, and lives
@@ -102,13 +105,18 @@ class Keeper:
         return self._client.pid or None if self._client is not None else None
 
     @property
+    def said(self) -> Message | None:
+        """What it last said of itself."""
+        return None if self._client is None else self._client.said
+
+    @property
     def spare_pid(self) -> int | None:
         """Of the one that waits; None if there is none."""
         return self._reserve.pid
 
     def warnings(self) -> list[str]:
         """Return what the operator should know."""
-        found = confinement_warnings(self._client)
+        found = confinement_warnings(self._client) + self.relay.warnings(self._client)
         if self._crashes.is_alarm(time.monotonic()):
             found.append(
                 f"forwarder ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s. "
@@ -127,6 +135,8 @@ class Keeper:
 
     async def give(self, *, is_new_table: bool) -> None:
         """Give the forwarder what it has not yet; one that is not there yet gets all when it is."""
+        if self._client is not None and self._state != State.EMPTY:
+            await self.relay.run(self._client)
         if self._client is None and self._place.config.forwarder == "spawn" and self._recovery is None:
             await self._attach(await self._find())
         elif self._client is None:
@@ -179,6 +189,13 @@ class Keeper:
             generation=self._kit.generation,
             **({"because": "; ".join(f"{name}: {reason}" for name, reason in why.items())} if why else {}),
         )
+
+    def _change_to(self, client: ForwarderClient, config: ForwarderConfig) -> None:
+        """Have another forwarder, which goes with the kit; the one before has nothing to do any more."""
+        self._forget_client()
+        self.watch(client, State.RUNNING)
+        self._kit.is_due = False
+        self._note_going(config)
 
     async def _request(self, call: Callable[[ForwarderClient], None]) -> None:
         client = self._client
@@ -454,6 +471,7 @@ class Keeper:
 
     def close(self) -> None:
         """Let go: the forwarder carries on by itself."""
+        self.relay.close()
         for task in (self._recovery, self._pulse):
             if task is not None:
                 task.cancel()

@@ -23,6 +23,7 @@ log = Journal("backend")
 START_TIMEOUT_S = 10.0
 RETRY_S = 0.01
 RETRY_MAX_S = 0.5
+REAP_S = 1.0
 SPARE_RETRY_MAX_S = 2.0  # nobody waits for it
 
 
@@ -105,6 +106,16 @@ class Children:
     def has(self, pid: int) -> bool:
         """Tell whether one of them has this pid."""
         return any(process.pid == pid for process in self._processes)
+
+
+def reap(pid: int) -> None:
+    """Take note of the end of a forwarder that what this process was before has started, if it did."""
+    deadline_s = time.monotonic() + REAP_S
+    try:
+        while pid > 0 and not os.waitpid(pid, os.WNOHANG)[0] and time.monotonic() < deadline_s:
+            time.sleep(RETRY_S)
+    except ChildProcessError:
+        pass  # somebody else's
 
 
 def confinement_warnings(client: ForwarderClient | None) -> list[str]:

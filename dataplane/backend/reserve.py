@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from dataplane.backend import Place
-from dataplane.backend.process import Children, wait_listening
+from dataplane.backend.process import Children, reap, wait_listening
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
@@ -66,6 +66,43 @@ class Reserve:
         self._pause_s = PAUSE_S
         return spare
 
+    async def take_ours(self) -> Spare:
+        """Hand over a spare of our build; RuntimeFailure if none can be had.
+
+        One of another build is told to end: whoever supervises it starts one of what is installed by now.
+        """
+        spare = self.take() or await self._try_to_connect()
+        if spare is not None and not spare.client.is_of_our_build:
+            await self._end(spare.client)
+            spare.close()
+            spare = None
+        if spare is None and self._place.config.forwarder == "spawn":
+            client = await self._meet()
+            spare = Spare(client, Grip(client.pid, client.sock))
+        if spare is None:
+            raise RuntimeFailure("no forwarder of our build waits: start one beside it")
+        if not spare.client.is_of_our_build:
+            spare.close()
+            raise RuntimeFailure("what is installed by now is not what control runs: overlayd upgrade")
+        return spare
+
+    async def _try_to_connect(self) -> Spare | None:
+        try:
+            client = ForwarderClient(self._place.run_dir.spare_socket, self._place.epoch)
+        except NotRunning:
+            return None
+        await self._greet(client)
+        return Spare(client, Grip(client.pid, client.sock))
+
+    async def _end(self, client: ForwarderClient) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, client.stop)
+        await self.bury(client.pid)
+
+    async def bury(self, pid: int) -> None:
+        """Take note of the end of a forwarder that has hung up, if this process started it."""
+        self._children.wait(pid)
+        await asyncio.get_running_loop().run_in_executor(None, reap, pid)
+
     def close(self) -> None:
         """Let go of it; it waits on, for the next control."""
         if (spare := self._let_go()) is not None:
@@ -105,14 +142,20 @@ class Reserve:
             is_ours = self._place.config.forwarder == "spawn"
             process = self._children.spawn(run_dir) if is_ours else None
             client = await wait_listening(run_dir, epoch, process, is_spare=True)
+        await self._greet(client)
+        return client
+
+    async def _greet(self, client: ForwarderClient) -> None:
+        """Say HELLO, and find it waiting."""
         try:
             reply = await asyncio.get_running_loop().run_in_executor(None, client.hello)
+            if reply.state == State.QUIESCED:  # one that was to go, and did so too late
+                await self._end(client)
             if reply.state != State.EMPTY:
                 raise ControlError(f"spare forwarder (pid {client.pid}) is {reply.state.name.lower()}")
         except BaseException:
             client.close()
             raise
-        return client
 
     def _on_end(self, spare: Spare) -> None:
         # A spare says nothing unasked, so this is its end.

@@ -40,6 +40,7 @@ from dataplane.backend.wanted import forwarder_config
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.figures import Dataplane
 from dataplane.journal import Journal
+from dataplane.message import LAYOUTS
 from dataplane.model import HostPlan, Peer, Table
 from dataplane.native import Counters, ForwarderConfig, State
 from dataplane.netlink import Host
@@ -49,6 +50,14 @@ from dataplane.slots import Fd, Fds, role_of, slot_of
 log = Journal("backend")
 
 REFUSALS_S = 5.0  # between looks at what the kernel refused the forwarder
+
+
+def _leave_strange(layouts: tuple[int, int], fds: Fds) -> None:
+    """Let go of a table and of counters that are laid out as we do not know it; new ones take their places."""
+    for role, theirs, ours in zip((Fd.FIB, Fd.COUNTERS), layouts, LAYOUTS, strict=True):
+        if theirs != ours:
+            log.warning("left by another version, begun anew", what=role.name.lower())
+            os.close(fds.pop(role))
 
 
 class UserspaceBackend:
@@ -94,7 +103,9 @@ class UserspaceBackend:
             config, fds = client.take()
             if reply.state == State.QUIESCED:  # whoever parked it is gone
                 client.resume()
+            _leave_strange(client.said.layouts, fds)
             peers = self._take_over(config, fds)
+            self._kit.generation = client.said.generation
         except BaseException:
             client.close()
             raise
@@ -126,11 +137,12 @@ class UserspaceBackend:
 
     def _take_over(self, config: ForwarderConfig, fds: Fds) -> tuple[Peer, ...]:
         """Have what an earlier control had; return the peers of its table."""
-        generation, table = native.read_fib(fds[Fd.FIB])
+        generation, table = native.read_fib(fds[Fd.FIB]) if Fd.FIB in fds else (0, Table((), ()))
         keys = wanted_sockets(config)
         for slot in keys.keys() & fds.keys():
             mark(slot, fds[slot])  # an earlier version of ours may not have
-        self._kit.counters = Counters(fds[Fd.COUNTERS])
+        if Fd.COUNTERS in fds:
+            self._kit.counters = Counters(fds[Fd.COUNTERS])
         self._kit.generation, self._kit.fds, self._kit.config = generation, fds, config
         self._keys = keys
         facts = self._place.run_dir.read_facts()
@@ -309,6 +321,9 @@ class UserspaceBackend:
             *(self._kit.config_in_force, self._kit.counters, keeper.pid, keeper.is_alive, keeper.state),
             source_ports=self._source_ports,
             spare_pid=keeper.spare_pid,
+            version="" if keeper.said is None else keeper.said.version,
+            build=0 if keeper.said is None else keeper.said.build,
+            hand_over=keeper.relay.told,
         )
 
     def warnings(self) -> tuple[str, ...]:

@@ -180,6 +180,7 @@ INVALID = (
     ("source-ports", "17", '"17" is not allowed; allowed are 1 to 16 ports'),
     ("datapath", "ebpf", '"ebpf": allowed are userspace, kernel, auto'),
     ("forwarder", "SPAWN", '"SPAWN": allowed are spawn, wait (did you mean spawn?)'),
+    ("replace", "one", '"one": allowed are true, false'),
     ("takeover", "flannel/1", f'"flannel/1" {NO_NAME}'),
     ("log-level", "warn", '"warn": allowed are debug, info, warning, error (did you mean warning?)'),
     ("log-format", "xml", '"xml": allowed are text, json'),

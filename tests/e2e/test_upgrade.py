@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node becomes another version while its pods talk; drawing in pair.py, with daemons of upgraded.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.lab import wait_for
+from dataplane import VERSION, native
+from tests.e2e.numbered import Stream
+from tests.e2e.otherbuild import other_build
+from tests.e2e.pair import NODES, START_S, Pair, forget_counters
+from tests.e2e.rig import ROOT
+from tests.e2e.upgraded import Installed, Transfer
+
+NEXT = "0.2.0"
+NUMBERS = {"DP_ABI": native.ABI + 1}
+LAYOUTS = {**NUMBERS, "DP_FIB_LAYOUT": 1006, "DP_COUNTERS_LAYOUT": 1006}
+IP_A, IP_B = (f"{prefix}.0" for _, prefix in NODES.values())
+UPGRADES, UPGRADES_SOAK = 4, 20
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Yield the pair; at the end each side must have accounted for every packet."""
+    other_build(NEXT, NUMBERS)
+    with Pair(tmp_path_factory.mktemp("pair"), kind=Installed) as built:
+        yield built
+
+
+@pytest.fixture
+def daemon(pair: Pair) -> Iterator[Installed]:
+    """Yield the daemon of `a`, with this tree installed; it works and is this tree's afterwards, too."""
+    found = pair.daemons["a"]
+    assert isinstance(found, Installed)
+    yield found
+    found.install(ROOT)
+    if found.process is None:
+        found.start()
+    if found.status()["control"]["version"] != VERSION or found.status()["forwarder"]["version"] != VERSION:
+        found.upgrade()
+
+
+def streams(pair: Pair, rate_pps: int) -> list[Stream]:
+    """Return numbered streams both ways."""
+    a, b = pair.spaces["a"], pair.spaces["b"]
+    return [Stream(a, b, IP_A, IP_B, 9001, rate_pps), Stream(b, a, IP_B, IP_A, 9002, rate_pps)]
+
+
+def upgrade_again_and_again(
+    pair: Pair, daemon: Installed, times: int, other: Path, rate_pps: int
+) -> list[float]:
+    """Upgrade old -> new -> old under streams and a transfer; return how many ms packets waited each time."""
+    pauses = []
+    both = streams(pair, rate_pps)
+    a, b = pair.spaces["a"], pair.spaces["b"]
+    control_pid = daemon.status()["control"]["pid"]
+    with Transfer(b, a, (IP_B, IP_A), 9003) as transfer, both[0], both[1]:
+        for number in range(times):
+            tree, version = (ROOT, VERSION) if number % 2 else (other, NEXT)
+            before = daemon.status()["forwarder"]
+            daemon.install(tree)
+            found = daemon.upgrade()
+            after = daemon.status()
+            assert found["control"].endswith(f"-> {version}")
+            assert found["forwarder"]["dropped"] == 0
+            pauses.append(found["forwarder"]["paused_ms"])
+            assert after["forwarder"]["pid"] not in (None, before["pid"])
+            assert after["forwarder"]["version"] == after["control"]["version"] == version
+            assert after["control"]["pid"] == control_pid  # as whoever supervises it wants it
+            assert after["workers"]["queues"] == 4  # flows still have queues of their own
+            for stream in both:
+                stream.flow_on()
+    assert [stream.gaps() for stream in both] == [[], []]
+    transfer.check()
+    return pauses
+
+
+@pytest.mark.alone
+def test_case_129_case_130_upgrades_both_ways_lose_nothing(pair: Pair, daemon: Installed) -> None:
+    """Old to new and new to old, one ABI apart, under load: no packet lost, no reset, books balance."""
+    pauses = upgrade_again_and_again(pair, daemon, UPGRADES, other_build(NEXT, NUMBERS), 3000)
+    print("packets waited, ms:", pauses)
+    totals = daemon.settled()
+    assert [way.drops.get("restart", 0) for way in (totals.tx, totals.rx)] == [0, 0]
+
+
+@pytest.mark.soak
+@pytest.mark.alone
+def test_case_129_case_130_many_upgrades(pair: Pair, daemon: Installed) -> None:
+    """The same twenty times, at 10 000 packets a second each way."""
+    pauses = sorted(upgrade_again_and_again(pair, daemon, UPGRADES_SOAK, other_build(NEXT, NUMBERS), 10_000))
+    print("packets waited, ms:", pauses, "load", os.getloadavg())
+
+
+@pytest.mark.soak
+def test_other_layouts_lose_no_packet(pair: Pair, daemon: Installed) -> None:
+    """A version that lays out table and counters otherwise takes over as well; the counters begin anew."""
+    other = other_build(NEXT, LAYOUTS)
+    both = streams(pair, 2000)
+    with both[0], both[1]:
+        for tree, version in ((other, NEXT), (ROOT, VERSION)):
+            daemon.install(tree)
+            daemon.upgrade()
+            assert daemon.status()["forwarder"]["version"] == version
+            for stream in both:
+                stream.flow_on()
+    assert [stream.gaps() for stream in both] == [[], []]
+    forget_counters(daemon)
+    daemon._counters = daemon._open_counters()
+
+
+def test_what_does_not_start_is_not_put_in_force(pair: Pair, daemon: Installed, tmp_path: Path) -> None:
+    """An installed version that cannot be loaded is refused in a line; nothing ends or is changed."""
+    before = daemon.status()
+    broken = tmp_path / "broken"
+    (broken / "dataplane").mkdir(parents=True)
+    (broken / "dataplane" / "__init__.py").write_text("")
+    (broken / "dataplane" / "__main__.py").write_text("raise SystemExit('overlayd: no such thing')\n")
+    good = daemon.command("upgrade")
+    daemon.install(broken)
+    done = subprocess.run(good, cwd=ROOT, capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 1
+    assert done.stderr == "overlayd: nothing was changed: what is installed does not start: no such thing\n"
+    after = daemon.status()
+    assert [after[part]["pid"] for part in ("control", "forwarder")] == [
+        before[part]["pid"] for part in ("control", "forwarder")
+    ]
+    assert after["control"]["uptime_s"] > before["control"]["uptime_s"]
+    assert after["ready"]
+
+
+def test_restart_of_control_hands_over(pair: Pair, daemon: Installed) -> None:
+    """A control of another build that is just started replaces the forwarder, too; what is left is reaped."""
+    before = daemon.status()["forwarder"]
+    both = streams(pair, 1000)
+    with both[0], both[1]:
+        daemon.stop()
+        daemon.install(other_build(NEXT, NUMBERS))
+        daemon.start()
+        for stream in both:
+            stream.flow_on(300)
+    assert [stream.gaps() for stream in both] == [[], []]
+    after = daemon.status()["forwarder"]
+    assert (after["version"], after["hand_over"]["error"]) == (NEXT, None)
+    assert before["pid"] != after["pid"]
+    wait_for(lambda: not Path(f"/proc/{before['pid']}").exists(), "the old forwarder is gone")
