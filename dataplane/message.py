@@ -55,7 +55,7 @@ class Message:
     def pack(self, abi: int = native.ABI) -> bytes:
         """Return the bytes that cross the socket to one who speaks version `abi`."""
         data = _LAYOUT.pack(
-            native.CTL_MAGIC,
+            lib.DP_CTL_MAGIC,
             abi,
             self.type,
             self.epoch,
@@ -85,7 +85,7 @@ class Message:
         whole = data[: _LAYOUT.size].ljust(_LAYOUT.size, b"\0")
         magic, abi, kind, epoch, seq, error, generation, pid, *rest = _LAYOUT.unpack(whole)
         *words, state, config, text, is_confined, turn, build, fib, counters, version = rest
-        if magic != native.CTL_MAGIC or not OLDEST <= abi <= NEWEST:
+        if magic != lib.DP_CTL_MAGIC or not OLDEST <= abi <= NEWEST:
             raise ControlError(
                 f"the forwarder speaks version {abi}, this overlayd {OLDEST} to {NEWEST}. Restart it"
             )

@@ -27,7 +27,6 @@ from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of, sum_by_role
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
 BUILD: int = lib.dp_build()
-CTL_MAGIC: int = lib.DP_CTL_MAGIC
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
 TEXT_MAX: int = lib.DP_TEXT_MAX
