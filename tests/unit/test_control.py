@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import control, native
+from dataplane import VERSION, control, native
 from dataplane.backend.process import wait_listening
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ConfigError, ControlError, NotRunning, RuntimeFailure
@@ -338,6 +338,9 @@ def test_status_of_an_empty_forwarder(where: RunDir, forwarder: subprocess.Popen
         "state": "empty",
         "faults": 0,
         "spare": None,
+        "version": VERSION,
+        "build": f"{native.BUILD:016x}",
+        "hand_over": None,
     }
 
 
