@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from dataplane import VERSION, figures, native
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
-from dataplane.message import BYTES_MAX, OLDEST, Message
+from dataplane.message import BUILD, BYTES_MAX, OLDEST, Message
 from dataplane.native import Counters, ForwarderConfig, MessageType, State, read_fib
 from dataplane.rundir import RunDir, listen
 from dataplane.slots import SLOTS, Fd, Fds
@@ -110,7 +110,7 @@ class ForwarderClient:
     @property
     def is_of_our_build(self) -> bool:
         """Whether what runs there is what we would start."""
-        return (self.said.version, self.said.build) == (VERSION, native.BUILD)
+        return (self.said.version, self.said.build) == (VERSION, BUILD)
 
     @property
     def is_open(self) -> bool:

@@ -18,15 +18,15 @@ from dataplane.native import ForwarderConfig, MessageType, State, lib
 MASK_WORDS, WORD = 3, (1 << 64) - 1
 BYTES_MIN: int = lib.DP_MSG_BYTES_MIN  # of the version before ours
 BYTES_MAX: int = lib.DP_MSG_BYTES_MAX
+TEXT_MAX: int = lib.DP_TEXT_MAX
+BUILD: int = lib.dp_build()  # ours
 OLDEST, NEWEST = native.ABI - 1, native.ABI + 1
 LAYOUTS: tuple[int, int] = (lib.DP_FIB_LAYOUT, lib.DP_COUNTERS_LAYOUT)
 LAYOUTS_UNTOLD = (5, 5)  # of version 5
 
 # magic, abi, type, epoch, seq, error, generation, pid, fd_mask, state, config, text, is_confined;
 # turn, build, layouts, version
-_LAYOUT = struct.Struct(
-    f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{native.TEXT_MAX}sIQQ2I{lib.DP_VERSION_MAX}s"
-)
+_LAYOUT = struct.Struct(f"=IHHQIiQQ{MASK_WORDS}QI{native.CONFIG_BYTES}s{TEXT_MAX}sIQQ2I{lib.DP_VERSION_MAX}s")
 
 if _LAYOUT.size != native.MESSAGE_BYTES:
     raise ImportError("struct dp_msg of csrc/dp.h is not what dataplane/message.py packs")
@@ -66,7 +66,7 @@ class Message:
             *(self.fd_mask >> 64 * i & WORD for i in range(MASK_WORDS)),
             self.state,
             b"" if self.config is None else native.pack_config(self.config),
-            self.text.encode()[: native.TEXT_MAX - 1],
+            self.text.encode()[: TEXT_MAX - 1],
             self.is_confined,
             self.turn,
             self.build,

@@ -26,10 +26,8 @@ from dataplane.slots import BARE_MAX, SLOTS, Fd, role_of, sum_by_role
 
 MAX_PEERS: int = lib.DP_MAX_PEERS
 ABI: int = lib.DP_ABI
-BUILD: int = lib.dp_build()
 MESSAGE_BYTES: int = ffi.sizeof("struct dp_msg")
 CONFIG_BYTES: int = ffi.sizeof("struct dp_config")
-TEXT_MAX: int = lib.DP_TEXT_MAX
 HEAD_BYTES: int = ffi.sizeof("struct dp_counters_header")
 THREAD_BYTES: int = ffi.sizeof("struct dp_thread_counters")  # whose heartbeat comes first
 

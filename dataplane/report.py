@@ -16,8 +16,9 @@ from dataplane.figures import Node, PeerRow, describe, name_build
 from dataplane.holding import Holding
 from dataplane.journal import Journal, Trouble
 from dataplane.leasing import Leasing
+from dataplane.message import BUILD
 from dataplane.model import Encap, SubnetEntry
-from dataplane.native import BUILD, ENCAP_NAMES
+from dataplane.native import ENCAP_NAMES
 from dataplane.netlink import Host
 from dataplane.pace import Pace
 from dataplane.pathmtu import Paths

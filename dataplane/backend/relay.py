@@ -28,7 +28,7 @@ log = Journal("backend")
 HEIR_MIN_S, HEIR_MAX_S = 1.0, 30.0  # between looks for a successor
 FAILED_S = 60.0  # after one that failed
 RETIRE_S = 5.0  # of the one before; the rest is done behind our backs
-RUN_S = 1.0  # from GO to the first round of a worker; the queues hold as much at 10 000 packets a second
+RUN_S = 1.0  # from GO to the first round of a worker: milliseconds, unless something is wrong
 LOOK_S = 0.0005
 TAKE_BACK_TRIES = 3
 

@@ -23,7 +23,7 @@ from dataplane import VERSION, control, native
 from dataplane.backend.process import wait_listening
 from dataplane.control import ForwarderClient, StaleEpoch
 from dataplane.errors import ConfigError, ControlError, NotRunning, RuntimeFailure
-from dataplane.message import BYTES_MAX, BYTES_MIN, Message
+from dataplane.message import BUILD, BYTES_MAX, BYTES_MIN, Message
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
@@ -339,7 +339,7 @@ def test_status_of_an_empty_forwarder(where: RunDir, forwarder: subprocess.Popen
         "faults": 0,
         "spare": None,
         "version": VERSION,
-        "build": f"{native.BUILD:016x}",
+        "build": f"{BUILD:016x}",
         "hand_over": None,
     }
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataplane import native
 from dataplane.errors import ControlError, KernelError
-from dataplane.message import BYTES_MAX, BYTES_MIN, Message
+from dataplane.message import BYTES_MAX, BYTES_MIN, TEXT_MAX, Message
 from dataplane.model import Address, Encap, MacAddress, Peer, SubnetEntry, Table, tier_text
 from dataplane.slots import Fd
 
@@ -217,7 +217,7 @@ def test_message_text_is_cut_to_its_room() -> None:
     """A text that does not fit ends early and still ends with a NUL."""
     unpacked = Message.unpack(Message(native.MessageType.GO, text="x" * 500).pack())
     assert set(unpacked.text) == {"x"}
-    assert len(unpacked.text) < native.TEXT_MAX
+    assert len(unpacked.text) < TEXT_MAX
 
 
 @pytest.mark.parametrize("size", [0, 1, BYTES_MIN - 1, BYTES_MAX + 1])

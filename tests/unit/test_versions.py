@@ -18,7 +18,7 @@ import pytest
 from dataplane import VERSION, native
 from dataplane.control import ForwarderClient
 from dataplane.errors import ControlError
-from dataplane.message import BYTES_MIN, LAYOUTS, LAYOUTS_UNTOLD, NEWEST, OLDEST, Message
+from dataplane.message import BUILD, BYTES_MIN, LAYOUTS, LAYOUTS_UNTOLD, NEWEST, OLDEST, Message
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
 from tests.unit.test_control import CONFIG, fds, forwarder, where
@@ -125,7 +125,7 @@ def test_forwarder_says_what_it_is(where: RunDir, forwarder: subprocess.Popen[by
         assert not client.is_of_our_build  # nothing is known yet
         client.hello()
         assert client.is_of_our_build
-        assert (client.said.version, client.said.build) == (VERSION, native.BUILD)
+        assert (client.said.version, client.said.build) == (VERSION, BUILD)
         assert client.said.layouts == LAYOUTS
 
 
