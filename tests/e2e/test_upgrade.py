@@ -14,7 +14,7 @@ from bench.lab import wait_for
 from dataplane import VERSION, native
 from tests.e2e.numbered import Stream
 from tests.e2e.otherbuild import other_build
-from tests.e2e.pair import NODES, START_S, Pair, forget_counters
+from tests.e2e.pair import NODES, START_S, Pair, forget_counters, is_ready
 from tests.e2e.rig import ROOT
 from tests.e2e.upgraded import Installed, Transfer
 
@@ -150,3 +150,80 @@ def test_restart_of_control_hands_over(pair: Pair, daemon: Installed) -> None:
     assert (after["version"], after["hand_over"]["error"]) == (NEXT, None)
     assert before["pid"] != after["pid"]
     wait_for(lambda: not Path(f"/proc/{before['pid']}").exists(), "the old forwarder is gone")
+
+
+# --- as two pods of a DaemonSet, of which one follows the other ----------------------------------------
+
+
+class Pods:
+    """Control and forwarder of two builds that share a run directory, as pods with a surge do."""
+
+    def __init__(self, daemon: Installed) -> None:
+        """Start nothing yet."""
+        self._daemon = daemon
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, tree: Path, *command: str) -> None:
+        """Start one container of one build."""
+        self._daemon.install(tree)
+        words = self._daemon.run_command() if command[0] == "run" else self._daemon.command(*command)
+        extra = ("--forwarder", "wait", "--replace", *command[1:]) if command[0] == "run" else ()
+        self.processes[name] = self._daemon.begin([*words, *extra])
+
+    def close(self) -> None:
+        """End them all."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def pods(daemon: Installed) -> Iterator[Pods]:
+    """Yield a node whose daemon was taken down; afterwards it is back."""
+    daemon.stop()
+    assert daemon.say("down").returncode == 0
+    forget_counters(daemon)
+    built = Pods(daemon)
+    try:
+        yield built
+    finally:
+        built.close()
+        daemon.install(ROOT)
+        subprocess.run(daemon.command("down"), cwd=ROOT, check=True, timeout=START_S)
+        daemon.start()
+
+
+def is_served_by(daemon: Installed, control: str, forwarder: str) -> bool:
+    """Tell whether the node is ready, with control and forwarder of these versions."""
+    if not is_ready(daemon):
+        return False
+    status = daemon.status()
+    return (status["control"]["version"], status["forwarder"]["version"]) == (control, forwarder)
+
+
+def test_case_130_pod_follows_pod(pair: Pair, daemon: Installed, pods: Pods) -> None:
+    """A pod of another build takes over from one that runs; the old one stands by, and comes back."""
+    pods.start("old forwarder", other_build(NEXT, NUMBERS), "forwarder")
+    pods.start("old control", other_build(NEXT, NUMBERS), "run", "--healthz-port", "18080")
+    wait_for(lambda: is_served_by(daemon, NEXT, NEXT), "the old pod", START_S)
+    both = streams(pair, 1000)
+    with both[0], both[1]:
+        pods.start("new forwarder", ROOT, "forwarder")
+        wait_for((daemon.run_dir / "spare.sock").exists, "the new forwarder waits", START_S)
+        pods.start("new control", ROOT, "run", "--healthz-port", "18080")
+        wait_for(lambda: is_served_by(daemon, VERSION, VERSION), "the new pod", START_S)
+        assert pods.processes["old forwarder"].wait(START_S) == 0
+        assert pods.processes["old control"].poll() is None
+        for stream in both:
+            stream.flow_on(300)
+        pods.processes["new control"].kill()
+        pods.processes["new control"].wait()
+        wait_for(lambda: is_served_by(daemon, NEXT, VERSION), "the old control takes over again", START_S)
+        for stream in both:
+            stream.flow_on(300)
+    assert [stream.gaps() for stream in both] == [[], []]
+    pods.start("new control", ROOT, "run", "--healthz-port", "18080")
+    wait_for(lambda: is_served_by(daemon, VERSION, VERSION), "the new pod again", START_S)
+    pods.processes["old control"].terminate()
+    assert pods.processes["old control"].wait(START_S) == 0
+    assert is_served_by(daemon, VERSION, VERSION)
