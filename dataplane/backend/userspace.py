@@ -53,7 +53,7 @@ REFUSALS_S = 5.0  # between looks at what the kernel refused the forwarder
 
 
 def _leave_strange(layouts: tuple[int, int], fds: Fds) -> None:
-    """Let go of a table and of counters that are laid out as we do not know it; new ones take their places."""
+    """Let go of a table and of counters that are laid out as we do not know it."""
     for role, theirs, ours in zip((Fd.FIB, Fd.COUNTERS), layouts, LAYOUTS, strict=True):
         if theirs != ours:
             log.warning("left by another version, begun anew", what=role.name.lower())

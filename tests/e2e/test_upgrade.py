@@ -12,9 +12,10 @@ import pytest
 
 from bench.lab import wait_for
 from dataplane import VERSION, native
-from tests.e2e.numbered import Stream
+from dataplane.errors import RuntimeFailure
+from tests.e2e.numbered import Numbered
 from tests.e2e.otherbuild import other_build
-from tests.e2e.pair import NODES, START_S, Pair, forget_counters, is_ready
+from tests.e2e.pair import NODES, START_S, Pair, forget_counters, peers_file
 from tests.e2e.rig import ROOT
 from tests.e2e.upgraded import Installed, Transfer
 
@@ -25,11 +26,19 @@ IP_A, IP_B = (f"{prefix}.0" for _, prefix in NODES.values())
 UPGRADES, UPGRADES_SOAK = 4, 20
 
 
+class InstalledPair(Pair):
+    """The pair, with daemons of which other builds can be installed."""
+
+    def make_daemon(self, name: str, directory: Path, flags: list[str]) -> Installed:
+        """Return the daemon of a host, not started yet."""
+        return Installed(self.spaces[name], directory, peers_file(), flags)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Yield the pair; at the end each side must have accounted for every packet."""
     other_build(NEXT, NUMBERS)
-    with Pair(tmp_path_factory.mktemp("pair"), kind=Installed) as built:
+    with InstalledPair(tmp_path_factory.mktemp("pair")) as built:
         yield built
 
 
@@ -46,10 +55,9 @@ def daemon(pair: Pair) -> Iterator[Installed]:
         found.upgrade()
 
 
-def streams(pair: Pair, rate_pps: int) -> list[Stream]:
-    """Return numbered streams both ways."""
-    a, b = pair.spaces["a"], pair.spaces["b"]
-    return [Stream(a, b, IP_A, IP_B, 9001, rate_pps), Stream(b, a, IP_B, IP_A, 9002, rate_pps)]
+def numbered(pair: Pair, rate_pps: int) -> Numbered:
+    """Return a numbered stream both ways."""
+    return Numbered((pair.spaces["a"], IP_A), (pair.spaces["b"], IP_B), rate_pps=rate_pps)
 
 
 def upgrade_again_and_again(
@@ -57,10 +65,9 @@ def upgrade_again_and_again(
 ) -> list[float]:
     """Upgrade old -> new -> old under streams and a transfer; return how many ms packets waited each time."""
     pauses = []
-    both = streams(pair, rate_pps)
     a, b = pair.spaces["a"], pair.spaces["b"]
     control_pid = daemon.status()["control"]["pid"]
-    with Transfer(b, a, (IP_B, IP_A), 9003) as transfer, both[0], both[1]:
+    with Transfer(b, a, (IP_B, IP_A), 9003) as transfer, numbered(pair, rate_pps) as load:
         for number in range(times):
             tree, version = (ROOT, VERSION) if number % 2 else (other, NEXT)
             before = daemon.status()["forwarder"]
@@ -74,9 +81,8 @@ def upgrade_again_and_again(
             assert after["forwarder"]["version"] == after["control"]["version"] == version
             assert after["control"]["pid"] == control_pid  # as whoever supervises it wants it
             assert after["workers"]["queues"] == 4  # flows still have queues of their own
-            for stream in both:
-                stream.flow_on()
-    assert [stream.gaps() for stream in both] == [[], []]
+            load.flow_on(300)
+    assert load.wrong == []
     transfer.check()
     return pauses
 
@@ -102,15 +108,13 @@ def test_case_129_case_130_many_upgrades(pair: Pair, daemon: Installed) -> None:
 def test_other_layouts_lose_no_packet(pair: Pair, daemon: Installed) -> None:
     """A version that lays out table and counters otherwise takes over as well; the counters begin anew."""
     other = other_build(NEXT, LAYOUTS)
-    both = streams(pair, 2000)
-    with both[0], both[1]:
+    with numbered(pair, 2000) as load:
         for tree, version in ((other, NEXT), (ROOT, VERSION)):
             daemon.install(tree)
             daemon.upgrade()
             assert daemon.status()["forwarder"]["version"] == version
-            for stream in both:
-                stream.flow_on()
-    assert [stream.gaps() for stream in both] == [[], []]
+            load.flow_on(300)
+    assert load.wrong == []
     forget_counters(daemon)
     daemon._counters = daemon._open_counters()
 
@@ -138,14 +142,12 @@ def test_what_does_not_start_is_not_put_in_force(pair: Pair, daemon: Installed, 
 def test_restart_of_control_hands_over(pair: Pair, daemon: Installed) -> None:
     """A control of another build that is just started replaces the forwarder, too; what is left is reaped."""
     before = daemon.status()["forwarder"]
-    both = streams(pair, 1000)
-    with both[0], both[1]:
+    with numbered(pair, 1000) as load:
         daemon.stop()
         daemon.install(other_build(NEXT, NUMBERS))
         daemon.start()
-        for stream in both:
-            stream.flow_on(300)
-    assert [stream.gaps() for stream in both] == [[], []]
+        load.flow_on(300)
+    assert load.wrong == []
     after = daemon.status()["forwarder"]
     assert (after["version"], after["hand_over"]["error"]) == (NEXT, None)
     assert before["pid"] != after["pid"]
@@ -195,10 +197,12 @@ def pods(daemon: Installed) -> Iterator[Pods]:
 
 def is_served_by(daemon: Installed, control: str, forwarder: str) -> bool:
     """Tell whether the node is ready, with control and forwarder of these versions."""
-    if not is_ready(daemon):
+    try:
+        status = daemon.status()
+    except RuntimeFailure:  # one lets go, and the other is not there yet
         return False
-    status = daemon.status()
-    return (status["control"]["version"], status["forwarder"]["version"]) == (control, forwarder)
+    versions = (status["control"]["version"], status["forwarder"]["version"])
+    return (status["ready"], *versions) == (True, control, forwarder)
 
 
 def test_case_130_pod_follows_pod(pair: Pair, daemon: Installed, pods: Pods) -> None:
@@ -206,22 +210,19 @@ def test_case_130_pod_follows_pod(pair: Pair, daemon: Installed, pods: Pods) -> 
     pods.start("old forwarder", other_build(NEXT, NUMBERS), "forwarder")
     pods.start("old control", other_build(NEXT, NUMBERS), "run", "--healthz-port", "18080")
     wait_for(lambda: is_served_by(daemon, NEXT, NEXT), "the old pod", START_S)
-    both = streams(pair, 1000)
-    with both[0], both[1]:
+    with numbered(pair, 1000) as load:
         pods.start("new forwarder", ROOT, "forwarder")
         wait_for((daemon.run_dir / "spare.sock").exists, "the new forwarder waits", START_S)
         pods.start("new control", ROOT, "run", "--healthz-port", "18080")
         wait_for(lambda: is_served_by(daemon, VERSION, VERSION), "the new pod", START_S)
         assert pods.processes["old forwarder"].wait(START_S) == 0
         assert pods.processes["old control"].poll() is None
-        for stream in both:
-            stream.flow_on(300)
+        load.flow_on(300)
         pods.processes["new control"].kill()
         pods.processes["new control"].wait()
         wait_for(lambda: is_served_by(daemon, NEXT, VERSION), "the old control takes over again", START_S)
-        for stream in both:
-            stream.flow_on(300)
-    assert [stream.gaps() for stream in both] == [[], []]
+        load.flow_on(300)
+    assert load.wrong == []
     pods.start("new control", ROOT, "run", "--healthz-port", "18080")
     wait_for(lambda: is_served_by(daemon, VERSION, VERSION), "the new pod again", START_S)
     pods.processes["old control"].terminate()

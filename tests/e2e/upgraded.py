@@ -37,15 +37,14 @@ class Installed(Daemon):
         draft.symlink_to(tree)
         draft.replace(self.link)
 
-    @property
     def environment(self) -> dict[str, str]:
-        """What makes a program take the package from there."""
+        """Return what makes a program take the package from there."""
         return {**os.environ, "PYTHONPATH": str(self.link)}
 
     def begin(self, command: list[str], log: str = "log") -> subprocess.Popen[bytes]:
         """Start a program of what is installed; it writes into a file of ours."""
         with (self.directory / log).open("ab") as out:
-            return subprocess.Popen(command, stdout=out, stderr=out, cwd="/", env=self.environment)
+            return subprocess.Popen(command, stdout=out, stderr=out, cwd="/", env=self.environment())
 
     def launch(self) -> None:
         """Start it."""
@@ -56,7 +55,7 @@ class Installed(Daemon):
         return subprocess.run(
             *(self.command(*args),),
             cwd="/",
-            env=self.environment,
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=UPGRADE_S,
