@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from bench.lab import wait_for
 from dataplane.errors import NotRunning
 from dataplane.store.database import Database
 from dataplane.store.keyvalue import Record
-from tests.e2e import frames
+from tests.e2e import frames, warm
 from tests.e2e.frames import DUAL, FOUR, US
-from tests.e2e.rig import OVERLAYD, ROOT, Daemon, Rig
+from tests.e2e.rig import OVERLAYD, Daemon, Rig
 
 FLAGS = ("--public-ip", str(US.ip))
 NETWORK: dict[str, Any] = {
@@ -155,7 +154,7 @@ class LeasedDaemon(Daemon):
         return self._say(self.namespace.command(*OVERLAYD, *args, *self.store_flags()))
 
     def _say(self, command: list[str]) -> str:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        done = warm.run(self.namespace, command, 20.0)
         return done.stdout + done.stderr
 
     def start_from_nothing(self) -> float:

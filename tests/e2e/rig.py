@@ -32,9 +32,10 @@ from bench.lab import Namespace, wait_for
 from dataplane import control, native
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.slots import Fd
-from tests.e2e import frames
+from tests.e2e import frames, warm
 from tests.e2e.frames import DUAL, US
 from tests.e2e.tap import Frame, Tap
+from tests.e2e.warm import Forked
 
 OVERLAYD = [sys.executable, "-m", "dataplane"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ class Daemon:
         self.log_path = directory / "log"
         self.subnet_file = directory / "subnet.env"
         self.flags = list(flags)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | subprocess.Popen[bytes] | None = None
         self._counters: tuple[native.Counters, int] | None = None
         directory.mkdir(parents=True)
         self.write_peers(peers)
@@ -118,10 +119,7 @@ class Daemon:
 
     def launch(self) -> None:
         """Start it."""
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.run_command(), stdout=log, stderr=log, cwd=ROOT, env=self.environment()
-            )
+        self.process = warm.start(self.namespace, self.run_command(), self.log_path, self.environment())
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
@@ -226,7 +224,7 @@ class Daemon:
         """End everything and take all of it down."""
         try:
             self.stop()
-            subprocess.run(self.command("down"), cwd=ROOT, check=True, capture_output=True, timeout=START_S)
+            warm.run(self.namespace, self.command("down"), START_S).check_returncode()
         finally:
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,7 +28,8 @@ from typing import Any, Self
 
 from bench.lab import Namespace, remove_lab, skip_dad, wait_for
 from dataplane.native import Totals
-from tests.e2e.rig import ROOT, START_S, Daemon, hasten
+from tests.e2e import warm
+from tests.e2e.rig import START_S, Daemon, hasten
 from tests.etcd import Etcd, Seat
 from tests.pki import Authority
 
@@ -73,11 +73,6 @@ class SiteDaemon(Daemon):
         command[place : place + 2] = [*self._site.access, "--etcd-prefix", self.overlay.prefix]
         return [*command, "--tun-name", self.overlay.tun]
 
-    def spawn(self) -> None:
-        """Start it without waiting for anything."""
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.run_command(), stdout=log, stderr=log, cwd=ROOT)
-
     def wait_ready(self) -> None:
         """Wait until it is ready, however it was started."""
         wait_for(self._is_ready, f"overlayd run of {self.directory} ready: {self.log()[-2000:]}", START_S)
@@ -96,7 +91,7 @@ class SiteDaemon(Daemon):
 
     def down(self) -> None:
         """Take it down, and see that this is done without a word."""
-        done = subprocess.run(self.command("down"), cwd=ROOT, capture_output=True, text=True, timeout=START_S)
+        done = warm.run(self.namespace, self.command("down"), START_S)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
         if self._counters is not None:
             self._counters[0].close()
@@ -251,7 +246,7 @@ class Running:
                     daemon = SiteDaemon(self.site, host, overlay)
                     stack.callback(daemon.close)
                     self.members[overlay.name, host] = Member(self.site.hosts[host], daemon, pod)
-                    daemon.spawn()
+                    daemon.launch()
             for member in self.members.values():
                 member.daemon.wait_ready()
                 member.join_pod()

@@ -14,6 +14,7 @@ from bench.lab import Namespace, wait_for
 
 TIMEOUT_S = 20.0
 PIECE = 32 << 10
+PAUSE_S = 0.005  # between rounds: more than enough rounds, and hardly any processor time
 
 
 class Stream:
@@ -30,7 +31,7 @@ class Stream:
             self._near.connect(listener.getsockname())
             self._far, _ = listener.accept()
         self._far.settimeout(TIMEOUT_S)
-        self._is_ending = False
+        self._is_ending = threading.Event()
         self._trouble: str | None = None
         self._rounds = 0
         self._longest_s = 0.0
@@ -47,7 +48,7 @@ class Stream:
 
     def _talk(self) -> None:
         try:
-            while not self._is_ending:
+            while not self._is_ending.wait(PAUSE_S):
                 self._talk_once()
         except OSError as err:
             self._trouble = self._trouble or f"the near end: {err}"
@@ -81,7 +82,7 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._is_ending = True
+        self._is_ending.set()
         self._threads[1].join(TIMEOUT_S)
         self._near.close()
         self._threads[0].join(TIMEOUT_S)

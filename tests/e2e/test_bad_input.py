@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 import pytest
 
 from bench.lab import Namespace, wait_for
-from tests.e2e import frames
+from tests.e2e import frames, warm
 from tests.e2e.frames import DUAL, US, from_peer, inner4, vxlan
 from tests.e2e.hoststate import look
-from tests.e2e.rig import ROOT, START_S, Daemon, Rig
+from tests.e2e.rig import START_S, Daemon, Rig
 
 FLAGS = ("--public-ip", str(US.ip))
 
@@ -45,14 +44,7 @@ class Refusal:
     def __init__(self, daemon: Daemon, command: list[str], environment: dict[str, str] | None = None) -> None:
         """Run it to its end."""
         self.daemon = daemon
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=START_S,
-        )
+        result = warm.run(daemon.namespace, command, START_S, environment)
         self.code, self.line, self.output = result.returncode, result.stderr, result.stdout
 
     def expect(self, code: int, *parts: str) -> None:

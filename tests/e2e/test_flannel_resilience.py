@@ -111,7 +111,7 @@ def test_case_116_etcd_outage(site: Site, running: Running) -> None:
         for node in (near, far):
             wait_for(lambda d=node.daemon: d.status()["store"]["error"], "the node says so", START_S)  # type: ignore[misc]
         near.daemon.stop()
-        near.daemon.spawn()
+        near.daemon.launch()
         assert stream.longest_s() < STILL_S
         five_pings(running)
         member.start()

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from bench.lab import Namespace, wait_for
+from tests.e2e import warm
 
 PLAN = """HostPlan(
     "overlay0",
@@ -75,7 +76,7 @@ def tun(space: Namespace) -> Namespace:
 
 def do(space: Namespace, *steps: str) -> Any:
     """Let a Host do this in a namespace; return what each step returned, or the error."""
-    done = space.run(sys.executable, "-W", "error", "-c", SCRIPT.format(steps=", ".join(steps)))
+    done = warm.python(space, SCRIPT.format(steps=", ".join(steps)))
     assert done.stderr == ""
     return json.loads(done.stdout)
 
@@ -451,7 +452,7 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main(sys.argv[1] == "True
 def watch(space: Namespace, lines: list[str], *, is_expected: bool) -> list[bool]:
     """Change a host while changes() is watched; return whether it told, and if expected, whether again."""
     settle(space)
-    done = space.run(sys.executable, "-W", "error", "-c", CHANGES, str(is_expected), *lines)
+    done = warm.python(space, CHANGES, str(is_expected), *lines)
     assert done.stderr == ""
     told: list[bool] = json.loads(done.stdout.lower())
     return told

@@ -226,6 +226,7 @@ class World:
         self.nodes: dict[int, Node] = {}
         self.memory: dict[int, SubnetKey] = {}  # each node's subnet.env
         self.vteps = nodes
+        self.checked = 0  # revision
 
     # --- what may happen
 
@@ -254,7 +255,7 @@ class World:
             self.compact,
         )
         self.chance.choices(events, weights)[0]()
-        self.check()
+        self.check(number)
 
     def leave(self, node: Node) -> None:
         """A node wants to give its lease back."""
@@ -288,15 +289,18 @@ class World:
 
     # --- what must hold
 
-    def check(self) -> None:
-        """No two leases share a subnet, or a node."""
+    def check(self, *numbers: int) -> None:
+        """No two leases share a subnet, or a node; of these nodes, note the subnet."""
+        for number in numbers:
+            if number in self.nodes and (key := self.nodes[number].key) is not None:
+                self.memory[number] = key
+        if self.checked == self.shop.revision:  # it tells of every change
+            return
+        self.checked = self.shop.revision
         subnets = [net for row in self.shop.rows.values() for net in row.lease.key.subnets()]
         assert len(subnets) == len(set(subnets))
         owners = [row.lease.public_ip for row in self.shop.rows.values()]
         assert len(owners) == len(set(owners)), "a node has two leases"
-        for number, node in self.nodes.items():
-            if node.key is not None:
-                self.memory[number] = node.key
 
     def calm_down(self) -> None:
         """Everything works again, until nobody wants anything."""

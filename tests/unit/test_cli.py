@@ -135,9 +135,15 @@ RUN = ("run", "--store", "file:///x")
         ),
     ],
 )
-def test_wrong_command_line(args: tuple[str, ...], text: str) -> None:
+def test_wrong_command_line(
+    args: tuple[str, ...], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A wrong command line is one line on standard error that says what is wrong, and exit status 2."""
-    check_one_line(overlayd(*args), text, 2)
+    for name in os.environ.keys() - clean_environment().keys():
+        monkeypatch.delenv(name)
+    code = cli.main(args)
+    told = capsys.readouterr()
+    check_one_line(subprocess.CompletedProcess(args, code, told.out, told.err), text, 2)
 
 
 @pytest.mark.parametrize(
