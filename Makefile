@@ -30,9 +30,9 @@ demo-down: setup ## take down what KEEP=1 left
 ifeq ($(ARGS),)
 test: build ## every test; root, in network namespaces
 	@status=0; \
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not soak and not alone" || status=1; \
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak and not alone" || status=1; \
 	echo "tests that measure time, one after the other"; \
-	$(PYTHON) -m pytest -m "alone and not soak" || status=1; \
+	$(PYTHON) -m pytest -m "alone and not soak" tests/e2e || status=1; \
 	exit $$status
 else
 test: build

@@ -22,8 +22,6 @@ from bench.lab import NETNS, wait_for
 from bench.matrix import QUICK
 from bench.systems import PREFIX, remove_labs
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = [sys.executable, "-m", "dataplane", "bench"]
 
@@ -69,6 +67,7 @@ def read_rows(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_quick_bench_takes_every_sample_and_leaves_nothing(tmp_path: Path) -> None:
     """Every load has one good sample of every system, with its devices; files are there, namespaces gone."""
     with running("--quick", "--repetitions", "1", "--output", str(tmp_path)) as process:

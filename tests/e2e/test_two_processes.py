@@ -161,7 +161,6 @@ def test_control_that_was_replaced_gives_up(pair: Pair) -> None:
 # --- the forwarder dies -----------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_kill_of_forwarder_loses_one_batch_at_most(pair: Pair, side: str) -> None:
     """SIGKILL of a forwarder at 10 kpps costs what it had in hand; the next has the same sockets."""

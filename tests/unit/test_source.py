@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import order
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "dataplane"
@@ -378,3 +380,14 @@ def test_tests_say_what_must_hold(path: Path) -> None:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     sleeps = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "sleep"]
     assert [call for call in sleeps if ast.unparse(call.func) in {"time.sleep", "asyncio.sleep"}] == []
+
+
+def test_long_files_are_known() -> None:
+    """The files that begin first exist, and what runs alone is where `make test` looks for it."""
+    assert [name for name in order.LONGEST if not (ROOT / name).is_file()] == []
+    assert len(set(order.LONGEST)) == len(order.LONGEST)
+    mark = "pytest.mark." + "alone"
+    found = {
+        path.parent for path in (ROOT / "tests").rglob("*.py") if mark in path.read_text(encoding="utf-8")
+    }
+    assert found == {ROOT / "tests" / "e2e"}
