@@ -195,6 +195,8 @@ def shared() -> Warm:
 
 def is_overlayd(namespace: Namespace, command: Sequence[str]) -> bool:
     """Tell whether a command line is overlayd's in a namespace, with nothing around it."""
+    if type(namespace) is not Namespace:  # one of another kind, entered in another way
+        return False
     start = namespace.command(*OVERLAYD)
     return list(command[: len(start)]) == start
 
