@@ -145,8 +145,8 @@ class Load:
 
     def _send(self) -> None:
         start_s = time.monotonic()
-        while not self._is_over.is_set():
-            due = int((time.monotonic() - start_s) * RATE_PPS)
+        while self.sent < self.LIMIT and not self._is_over.is_set():
+            due = min(self.LIMIT, int((time.monotonic() - start_s) * RATE_PPS))
             # What is lost for good takes from the window: with more than that, nothing flows on.
             while self.sent < min(due, len(self.received) + WINDOW):
                 self._out.send(self.sent.to_bytes(4, "big"))

@@ -209,7 +209,7 @@ def words_of(namespace: Namespace, command: Sequence[str]) -> list[str]:
 def start(
     namespace: Namespace, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Forked | subprocess.Popen[bytes]:
-    """Run a command line, forked if it is overlayd's in our environment; what it says is appended to the log."""
+    """Run a command line, forked if it is overlayd's in our environment; the log gets what it says."""
     if environment is None and is_overlayd(namespace, command):
         return shared().start(namespace.name, order(words_of(namespace, command), log, log))
     with log.open("ab") as out:
