@@ -13,8 +13,8 @@ from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.rundir import RunDir
 
 CHECK_TIMEOUT_S = 30.0  # the running control tries what is installed before it answers
-READY_TIMEOUT_S = 60.0
-GONE_S = 15.0  # without any control: then none comes any more
+READY_TIMEOUT_S = 120.0
+GONE_S = 15.0  # without any control, and its process is not there: then none comes any more
 RETRY_S = 0.05
 
 
@@ -22,8 +22,8 @@ def upgrade(run_dir: Path, *, as_json: bool) -> str:
     """Do it; return what happened. RuntimeFailure if the node is not, in the end, what is installed."""
     before = ask(run_dir, {"cmd": "status"})
     started_s = time.monotonic()
-    wanted = _request(run_dir)
-    after = _wait(run_dir, started_s, wanted)
+    told = _request(run_dir)
+    after = _wait(run_dir, started_s, told)
     found = _compare(before, after, round(time.monotonic() - started_s, 3))
     if not found["is_whole"]:
         raise RuntimeFailure(
@@ -33,10 +33,10 @@ def upgrade(run_dir: Path, *, as_json: bool) -> str:
     return json.dumps(found, indent=2) if as_json else _tell(found)
 
 
-def _request(run_dir: Path) -> str:
-    """Have control begin; return the version that it becomes."""
+def _request(run_dir: Path) -> Reply:
+    """Have control begin; return the version that it becomes, and its pid."""
     try:
-        return str(ask(run_dir, {"cmd": "upgrade"}, CHECK_TIMEOUT_S)["version"])
+        return ask(run_dir, {"cmd": "upgrade"}, CHECK_TIMEOUT_S)
     except ControlError as err:
         if 'allowed as "cmd"' in str(err):
             raise RuntimeFailure(
@@ -45,9 +45,10 @@ def _request(run_dir: Path) -> str:
         raise RuntimeFailure(f"nothing was changed: {err}") from None
 
 
-def _wait(run_dir: Path, started_s: float, wanted: str) -> Reply:
+def _wait(run_dir: Path, started_s: float, told: Reply) -> Reply:
     """Wait for the control that follows to be ready; return its status."""
-    seen_s, reason = time.monotonic(), "no overlayd run answers"
+    seen_s, reason, wanted = time.monotonic(), "no overlayd run answers", told["version"]
+    process = Path(f"/proc/{told['pid']}")
     while time.monotonic() < started_s + READY_TIMEOUT_S:
         try:
             status: dict[str, Any] = ask(run_dir, {"cmd": "status"})
@@ -59,7 +60,8 @@ def _wait(run_dir: Path, started_s: float, wanted: str) -> Reply:
                     return status
                 reason = str(status["reason"])
         except (NotRunning, ControlError):
-            if time.monotonic() > seen_s + GONE_S and _is_free(RunDir(run_dir)):
+            is_quiet = time.monotonic() > seen_s + GONE_S
+            if is_quiet and not process.exists() and _is_free(RunDir(run_dir)):
                 break
         time.sleep(RETRY_S)
     raise RuntimeFailure(

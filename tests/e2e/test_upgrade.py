@@ -98,6 +98,7 @@ def test_case_129_case_130_upgrades_both_ways_lose_nothing(pair: Pair, daemon: I
 
 @pytest.mark.soak
 @pytest.mark.alone
+@pytest.mark.timeout(1200)
 def test_case_129_case_130_many_upgrades(pair: Pair, daemon: Installed) -> None:
     """The same twenty times, at 10 000 packets a second each way."""
     pauses = sorted(upgrade_again_and_again(pair, daemon, UPGRADES_SOAK, other_build(NEXT, NUMBERS), 10_000))

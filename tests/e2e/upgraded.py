@@ -17,7 +17,7 @@ from typing import Any
 from bench.lab import Namespace
 from tests.e2e.rig import ROOT, Daemon
 
-UPGRADE_S = 60.0
+UPGRADE_S = 150.0
 
 
 class Installed(Daemon):
