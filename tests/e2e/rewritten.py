@@ -113,11 +113,16 @@ class Rewritten(Pair):
         return self.spaces["a"]
 
     def _favour_forwarders(self) -> None:
-        """Let forwarders wait for nobody: what others of this machine do is not what is looked at."""
-        for daemon in self.daemons.values():
-            if pid := daemon.forwarder_pid():
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    os.setpriority(os.PRIO_PROCESS, int(task.name), -20)
+        """Let forwarders wait for nobody: what others of this machine do is not what is looked at.
+
+        Where each session has its share of the processors (autogroups), a forwarder has a session of its own.
+        """
+        for pid in filter(None, (daemon.forwarder_pid() for daemon in self.daemons.values())):
+            share = Path(f"/proc/{pid}/autogroup")
+            if share.exists():
+                share.write_text("-20", encoding="ascii")
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(task.name), -20)
 
     def dropped(self) -> dict[str, int]:
         """Return how many packets the kernel had no room for so far, by place: where to look after a loss."""
