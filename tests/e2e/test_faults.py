@@ -9,7 +9,9 @@ is a slice of that, and what fails by itself: links, disks, queues of the kernel
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from bench.lab import Namespace, stopped, wait_for
+from dataplane.errors import RuntimeFailure
 from dataplane.footing import STRAYS
 from tests.e2e.faulted import ERRNOS, SLACK_S, FaultedRig, share_of
 from tests.e2e.leased import value
@@ -194,6 +197,29 @@ def test_disk_of_the_subnet_file(rig: FaultedRig, state: str) -> None:
 
 
 # --- limits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_control_without_memory(rig: FaultedRig) -> None:
+    """Control that gets no more memory may end, and packets pass; the next one finds all as it must be."""
+    assert rig.daemon.process is not None
+    pid, forwarder = rig.daemon.process.pid, rig.daemon.pids()["forwarder"]
+    limit = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0]
+    size = int(limit) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+    for number in range(3):
+        with contextlib.suppress(RuntimeFailure):
+            rig.stir(number)
+        rig.passes()
+    ended = rig.daemon.process.poll()
+    print("control lives" if ended is None else f"control ended with {ended}: {rig.daemon.log()[-1000:]}")
+    rig.daemon.process.kill()
+    rig.daemon.process.wait()
+    rig.daemon.process = None
+    rig.daemon.start()
+    rig.wait_in_order()
+    rig.passes()
+    assert rig.daemon.pids()["forwarder"] == forwarder
 
 
 @pytest.fixture

@@ -370,6 +370,13 @@ def test_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     assert told[-1] == "ZeroDivisionError: a bug"
 
 
+def test_out_of_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """That there is no memory is no bug of ours: one line, exit status 1."""
+    show(monkeypatch, MemoryError())
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err == "overlayd: out of memory\n"
+
+
 @pytest.mark.parametrize("warnings", [1, 10_000], ids=["short", "long"])
 def test_nobody_reads(warnings: int) -> None:
     """When who reads the output goes away, the command ends without a word, however much there was to say."""
