@@ -186,14 +186,14 @@ TARGETS = {
         check_network,
         (
             json.dumps(NETWORK),
-            '{"Network":"10.1.0.0/16"}',
+            '{"Network":"10.1.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan"}}',
             '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}',
         ),
         ('"ipip"', '"udp"', '"host-gw"', '"Learning"', '"GBP"', '"EnableIPv4"', '"IPv6SubnetLen"', '"Extra"'),
     ),
     "peers_json": Target(
         check_peers,
-        (peers_text(), SHORT_PEERS, '{"network":{"Network":"10.1.0.0/16"}}'),
+        (peers_text(), SHORT_PEERS, '{"network":{"Network":"10.1.0.0/16","Backend":{"Type":"alloc"}}}'),
         ('"10.244.9.0/24"',),
     ),
     "store_keys": Target(
