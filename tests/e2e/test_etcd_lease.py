@@ -84,6 +84,11 @@ def own(daemon: CutDaemon) -> Record | None:
     return daemon.find(OWN_KEY)
 
 
+def held(daemon: CutDaemon) -> set[str]:
+    """Return the subnets of peers that are held."""
+    return {subnet for subnet, peer in daemon.peers().items() if peer["held_for_s"] is not None}
+
+
 def taken_back(daemon: CutDaemon) -> bool:
     """Tell whether our lease says what it said."""
     found = own(daemon)
@@ -113,15 +118,13 @@ def test_case_118_many_leases_run_out(rig: LeasedRig, daemon: CutDaemon) -> None
         daemon.put(subnet, value(ip, mac), ttl_s=TTL_S)
     wait_for(lambda: daemon.peers().keys() >= MANY.keys(), "they are peers")
     wait_for(lambda: len(daemon.records()) == 4, "their leases run out", LATE_S)
-    wait_for(
-        lambda: all(daemon.peers()[subnet]["held_for_s"] is not None for subnet in MANY), "they are held"
-    )
+    wait_for(lambda: held(daemon) == MANY.keys(), "they are held")
     for subnet, way in MANY.items():
         assert rig.route_of(subnet.replace(".0/24", ".5")) == way
     for subnet, (ip, mac) in MANY.items():
         daemon.put(subnet, value(ip, mac))
     daemon.sync()
-    assert not [peer for peer in daemon.peers().values() if peer["held_for_s"] is not None]
+    assert held(daemon) == set()
 
 
 def test_case_122_another_owner(rig: LeasedRig, daemon: CutDaemon) -> None:
