@@ -298,6 +298,7 @@ def test_hung_spare_is_not_waited_for(pair: Pair) -> None:
     daemon.settled()
 
 
+@pytest.mark.soak
 def test_control_replaces_a_forwarder_that_hangs_when_it_starts(pair: Pair) -> None:
     """A control that finds one that does not answer ends it and starts over, and packets flow."""
     daemon = pair.daemons["a"]
@@ -363,6 +364,7 @@ def test_forwarder_that_cannot_be_killed_is_fenced_off(pair: Pair, containers: d
 # --- both processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_all_are_killed(pair: Pair) -> None:
     """Without any of our processes device, addresses and routes stay, nothing leaks, and a start mends it."""
     daemon, space = pair.daemons["a"], pair.spaces["a"]

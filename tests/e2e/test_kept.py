@@ -24,7 +24,7 @@ from tests.e2e.rig import ROOT, Daemon
 from tests.e2e.stamped import Stream
 from tests.e2e.test_forwarder_killed import host_of, is_gone, wait_spare
 
-PORT, RATE_PPS = 9997, 1000  # the queue of the TUN holds the stream for some seconds
+PORT, RATE_PPS = 9997, 200  # the queue of the TUN holds the stream for twenty seconds
 MESSAGE_MAX, FDS_MAX = 4096, 8
 # Puts what it is given where it belongs, says whose it is, and becomes the program.
 HAND_DOWN = """
@@ -124,10 +124,10 @@ class KeptPair(Pair):
         return KeptDaemon(self.spaces[name], directory, peers_file(), flags)
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Yield the pair; at the end both must have accounted for every packet."""
-    with KeptPair(tmp_path / "kept") as built:
+    with KeptPair(tmp_path_factory.mktemp("kept")) as built:
         yield built
 
 
@@ -154,7 +154,7 @@ def test_what_was_kept_carries_on(pair: Pair) -> None:
         wait_for(lambda: is_gone(before["pid"]) and is_gone(before["spare"]), "their end", START_S)
         assert "LOWER_UP" in json.loads(space.run("ip", "-j", "link", "show", "overlay0").stdout)[0]["flags"]
         daemon.start()
-        flow.flow_on(500)
+        flow.flow_on(100)
     lost = sum(count for _, count in flow.gaps())
     waited_ms = max(came - sent for _, sent, came in flow.came) / 1e6
     print(f"{lost} lost, longest wait {waited_ms:.0f} ms, load {os.getloadavg()[0]:.1f}")
