@@ -78,6 +78,7 @@ NOT_TRIED: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     (frozenset({"execve", "vfork", "clone", "clone3", "fork"}), ALL - {"EAGAIN", "ENOMEM"}, ARGUMENTS),
 )
 BUSY = ("EAGAIN", "EINTR")
+REPEATED = ("control accept4", "control epoll_ctl")
 # Where control's libraries are the reason, and the forwarder has none.
 OF_LIBRARIES = frozenset({"epoll_wait", *ON_FILES})
 FILE = re.compile(r"^(?:\d+ +)?(\w+)\(\d+<(/[^>]+)>")
@@ -104,8 +105,8 @@ class Cell:
         """Yield what is not as it must be of a cell."""
         if self.has_ended:
             yield "the process ended"
-        # Who is told to try again does, and libuv if it cannot accept: a kernel does not say so for long.
-        if self.share > CPU_SHARE and not name.endswith(BUSY) and "control accept4" not in name:
+        # Who is told to try again does, and so does libuv at some calls: a kernel does not say so for long.
+        if self.share > CPU_SHARE and not name.endswith(BUSY) and not name.startswith(REPEATED):
             yield f"{100 * self.share:.0f} % of a core"
 
 
