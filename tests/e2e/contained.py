@@ -242,8 +242,17 @@ class Pod:
         """Return what all wrote."""
         return "".join(f"{name}: {container.log()}" for name, container in self.containers.items())
 
+    def stop(self) -> None:
+        """End all that still run as a kubelet does, and whatever stays at once."""
+        try:
+            for container in self.containers.values():
+                if container.process is not None and container.process.poll() is None:
+                    container.stop()
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """End all that still run."""
+        """End all that still run, at once."""
         for container in self.containers.values():
             container.close()
 

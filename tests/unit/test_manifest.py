@@ -70,7 +70,7 @@ def test_flags_are_those_of_run() -> None:
     assert all(isinstance(value, str) for value in variables.values())
     assert set(told()) <= {flag.name for flag in FLAGS}
     found = config.parse(told(), variables)
-    assert found.forwarder == "wait"
+    assert (found.forwarder, found.replace) == ("wait", True)
     assert found.etcd is not None
     assert FORWARDER["args"] == ["forwarder"]
     assert CNI["args"] == ["cni-conf", "--follow"]
