@@ -35,22 +35,24 @@ WATCHDOG_S = 2.0
 
 
 class Manager:
-    """A service manager that listens."""
+    """A service manager that reads at once, as systemd does: few messages fit into its socket."""
 
     def __init__(self, host: Namespace) -> None:
         """Listen at an abstract address, which is one of a network namespace."""
         self.told = f"@{host.name}"
-        self._sock = host.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sock = host.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(f"\0{host.name}")
         self._heard: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while text := self._sock.recv(4096):  # descriptors beside it are not taken
+            self._heard.append(text.decode())
 
     def heard(self) -> list[str]:
         """Return all that was said so far."""
-        while True:
-            try:
-                self._heard.append(self._sock.recv(4096).decode())
-            except BlockingIOError:
-                return self._heard
+        return list(self._heard)
 
     def count(self, start: str) -> int:
         """Return how many messages begin like this."""
@@ -58,6 +60,8 @@ class Manager:
 
     def close(self) -> None:
         """Listen no more."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
         self._sock.close()
 
 
