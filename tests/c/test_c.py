@@ -89,6 +89,7 @@ BUILT = {
     "plain": ["worker_calls", "confine"],
 }
 DEADLINE_S = 60
+PROBE_S = 180  # thousands of tests in Python
 
 
 def link(flavour: str, name: str) -> Path:
@@ -120,7 +121,7 @@ def program() -> Callable[[str, str], Path]:
     return cache(link)
 
 
-def run(*command: str | Path, **environment: str) -> str:
+def run(*command: str | Path, deadline_s: float = DEADLINE_S, **environment: str) -> str:
     """Run a program to its end; return what it printed."""
     done = subprocess.run(
         command,
@@ -128,7 +129,7 @@ def run(*command: str | Path, **environment: str) -> str:
         env={**os.environ, **ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=deadline_s,
         check=False,
     )
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}\n{done.stdout}{done.stderr}"
@@ -313,6 +314,7 @@ PROBED = [
 ]
 
 
+@pytest.mark.timeout(PROBE_S + 120)
 def test_probe_under_sanitizers() -> None:
     """The tests in Python find the same with the units compiled with sanitizers: nothing."""
     command = [sys.executable, "csrc/build_native.py", "--probe", "--sanitize=address"]
@@ -325,6 +327,7 @@ def test_probe_under_sanitizers() -> None:
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
         *(f"tests/unit/test_{name}.py" for name in PROBED),
         *(f"tests/property/test_{name}.py" for name in ("csum", "lpm", "parse", "encap", "fib")),
+        deadline_s=PROBE_S,
         LD_PRELOAD=library,
         ASAN_OPTIONS="detect_leaks=0",
         PROBE="tests._probe_address",

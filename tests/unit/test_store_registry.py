@@ -259,20 +259,20 @@ def test_case_108_useless_lists() -> None:
     run(scenario)
 
 
-PUTS = 10_000
-WRITER = f"""
+WRITER = """
 import random, sys
 from pathlib import Path
 from dataplane.store.database import Database
 db, rng, changed = Database(Path(sys.argv[1])), random.Random(109), dict()
-for n in range(1, {PUTS} + 1):
-    key = f"subnets/10.244.{{rng.randrange(200)}}.0-24"
-    value = f'{{{{"PublicIP":"192.0.{{n // 250}}.{{n % 250 + 1}}","BackendType":"vxlan"}}}}'
+for n in range(1, int(sys.argv[2]) + 1):
+    key = f"subnets/10.244.{rng.randrange(200)}.0-24"
+    value = f'{{"PublicIP":"192.0.{n // 250}.{n % 250 + 1}","BackendType":"vxlan"}}'
     changed[key] = db.put(key, value, None, changed.get(key, 0)).changed
 """
 
 
-def test_case_109_no_event_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("puts", [4000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_case_109_no_event_is_lost(tmp_path: Path, puts: int) -> None:
     """However often a watch is torn down, all that another process writes is told, in order and once."""
     path, rng = tmp_path / "store.db", random.Random(109)
     leases: dict[str, Lease | None] = {}
@@ -281,7 +281,7 @@ def test_case_109_no_event_is_lost(tmp_path: Path) -> None:
 
     async def follow(registry: Registry, count: int) -> None:
         async with aclosing(cast(AsyncGenerator[Told, None], registry.events())) as events:
-            while count and (not told or told[-1] < PUTS):
+            while count and (not told or told[-1] < puts):
                 event = await anext(events)
                 assert isinstance(event, LeasePut | Heard if told else Listed)
                 if isinstance(event, LeasePut):
@@ -293,12 +293,12 @@ def test_case_109_no_event_is_lost(tmp_path: Path) -> None:
     async def scenario() -> None:
         registry = Registry(SqliteKeyValue(path))
         await follow(registry, 1)
-        command = [sys.executable, "-c", WRITER, str(path)]
+        command = [sys.executable, "-c", WRITER, str(path), str(puts)]
         writer = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
-        async with asyncio.timeout(30):
-            while told[-1] < PUTS:
+        async with asyncio.timeout(120):
+            while told[-1] < puts:
                 is_whole = rng.random() < 0.5
-                task = asyncio.create_task(follow(registry, rng.randrange(1, 100) if is_whole else PUTS))
+                task = asyncio.create_task(follow(registry, rng.randrange(1, 100) if is_whole else puts))
                 await asyncio.wait({task}, timeout=None if is_whole else rng.uniform(0, 0.02))
                 kinds.append("cancelled" if task.cancel() else "left")
                 (result,) = await asyncio.gather(task, return_exceptions=True)
@@ -309,7 +309,7 @@ def test_case_109_no_event_is_lost(tmp_path: Path) -> None:
         await registry.close()
 
     asyncio.run(scenario())
-    assert told == list(range(PUTS + 1))
+    assert told == list(range(puts + 1))
     assert None not in leases.values()
     assert min(kinds.count("left"), kinds.count("cancelled")) >= 10
 
