@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dataplane.backend.kit import Kit
@@ -62,6 +63,8 @@ def hand_over(
                 successor.close()  # afterwards: if it went, it ends now that its turn is over
             raise
         paused_s = time.monotonic() - begun_s
+        with suppress(ControlError):
+            old.stop()  # while parked: one with other counters than these does not see whose turn it is
         successor.sock.settimeout(old.timeout_s)
     return paused_s
 

@@ -21,7 +21,7 @@ from tests.unit.test_control import CONFIG
 from tests.unit.test_turns import Bench
 
 RUN_S = 0.3  # how long a successor may take here
-MESSAGES = 4  # of a hand-over: two HELLO, QUIESCE, GO
+MESSAGES = 5  # of a hand-over: two HELLO, QUIESCE, GO, STOP
 
 
 @pytest.fixture
