@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,11 +99,12 @@ class Pair:
             self.close()
 
     def close(self) -> None:
-        """Take all of it down."""
-        for daemon in self.daemons.values():
-            daemon.close()
-        for space in self.spaces.values():
-            space.close()
+        """Take all of it down, whatever of it says that something is wrong."""
+        with ExitStack() as stack:
+            for space in self.spaces.values():
+                stack.callback(space.close)
+            for daemon in self.daemons.values():
+                stack.callback(daemon.close)
 
 
 class Load:
