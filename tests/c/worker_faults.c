@@ -155,10 +155,12 @@ static const struct sys calls = {
  */
 static void open_worker(void)
 {
+	static const uint64_t turn = 1;
 	static struct fib_slot slot;
 	dp_fib *none;
 
 	memset(&worker, 0, sizeof(worker));
+	worker.turn = worker.our_turn = &turn;
 	memset(&fault, 0, sizeof(fault));
 	paths_open(TIER, 0);
 	sys = &calls;

@@ -119,6 +119,7 @@ def test_case_118_many_leases_run_out(rig: LeasedRig, daemon: CutDaemon) -> None
     wait_for(lambda: daemon.peers().keys() >= MANY.keys(), "they are peers")
     wait_for(lambda: len(daemon.records()) == 4, "their leases run out", LATE_S)
     wait_for(lambda: held(daemon) == MANY.keys(), "they are held")
+    daemon.sync()  # and the table says so
     for subnet, way in MANY.items():
         assert rig.route_of(subnet.replace(".0/24", ".5")) == way
     for subnet, (ip, mac) in MANY.items():

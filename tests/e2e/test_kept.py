@@ -31,6 +31,8 @@ HAND_DOWN = """
 import fcntl, os, sys
 count = int(sys.argv[1])
 safe = [fcntl.fcntl(int(text), fcntl.F_DUPFD, 1000) for text in sys.argv[2 : 2 + count]]
+for text in sys.argv[2 : 2 + count]:
+    os.close(int(text))
 for number, fd in enumerate(safe):
     os.dup2(fd, 3 + number)
     os.close(fd)
