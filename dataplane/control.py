@@ -366,6 +366,8 @@ async def serve_requests(path: Path, answer: Callable[[Request], Awaitable[Reply
                 await writer.drain()
         except (OSError, TimeoutError):
             pass  # who asked went away
+        except asyncio.CancelledError:
+            pass  # we end; if it were passed on, asyncio would log a traceback (CPython 3.11)
         finally:
             writer.close()
 
