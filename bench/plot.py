@@ -138,6 +138,28 @@ def latency(title: str, lines: list[tuple[str, dict[str, float]]]) -> str:
     return _document(parts, TOP + PLOT + 36)
 
 
+def curves(title: str, unit: str, lines: list[tuple[str, list[tuple[float, float]]]]) -> str:
+    """Draw figures over time, both axes from 0; one line each."""
+    points = [point for _, line in lines for point in line]
+    right, top = (_ceiling(max((point[axis] for point in points), default=1.0)) for axis in (0, 1))
+    across = WIDTH - LEFT - RIGHT
+    parts = [_text(LEFT, 22, f"{title} ({unit})", "start", 16), *_legend([name for name, _ in lines], 44)]
+    for quarter in range(5):
+        x, y = LEFT + across * quarter / 4, TOP + PLOT * (1 - quarter / 4)
+        parts += [
+            _line(LEFT, y, WIDTH - RIGHT, y),
+            _text(LEFT - 6, y + 4, f"{top * quarter / 4:g}", "end"),
+            _text(x, TOP + PLOT + 18, f"{right * quarter / 4:g}"),
+        ]
+    for index, (name, line) in enumerate(lines):
+        shown = " ".join(f"{LEFT + across * x / right:.1f},{TOP + PLOT * (1 - y / top):.1f}" for x, y in line)
+        parts.append(
+            f'<polyline class="line" points="{shown}" fill="none" stroke-width="2"'
+            f' stroke="{COLOURS[index % len(COLOURS)]}"><title>{escape(name)}</title></polyline>'
+        )
+    return _document(parts, TOP + PLOT + 36)
+
+
 def _bars_of(result: Result, condition: str, load: str, figure: Figure) -> list[Bar]:
     found = []
     for row in result.rows:
