@@ -19,6 +19,7 @@ from tests.soak.verdict import Gap, Window
 
 CHANGES_PER_S = 10
 LOOK_S = 0.25  # whether all is well again
+PATIENCE_S = 60.0  # with a busy machine, where a short run is too short
 WARM_UP_S, WARM_UP_SHARE = 120.0, 0.25  # the lesser of both counts for nothing
 
 
@@ -109,6 +110,10 @@ class Troubles:
         self._events[kind] += 1
         return pause_s
 
+    def is_through(self) -> bool:
+        """Tell whether everything has happened at least once."""
+        return all(self._events[kind] for kind in self._kinds)
+
     def end(self) -> None:
         """Leave nothing stopped."""
         if self._is_stopped:
@@ -134,14 +139,15 @@ class Soak:
         self._file.close()
 
     def run(self) -> None:
-        """Go on for as long as was asked for; then let all be well again."""
+        """Go on for as long as was asked for, and until everything has happened; then let all be well."""
         clocks = [
             Clock(self._change, 1 / CHANGES_PER_S, self.begun_s),
             Clock(self.sample, self._plan.every_s, self.begun_s),
             Clock(self._troubles.next, self._plan.pause_s, self.begun_s + self._plan.pause_s / 2),
         ]
         end_s = self.begun_s + 60 * self._plan.minutes
-        while (now_s := time.monotonic()) < end_s:
+        late_s = end_s + PATIENCE_S
+        while (now_s := time.monotonic()) < end_s or (not self._troubles.is_through() and now_s < late_s):
             for clock in clocks:
                 clock.tick(now_s)
             time.sleep(max(0.0, min(clock.due_s for clock in clocks) - time.monotonic()))

@@ -111,11 +111,13 @@ def judge_memory(name: str, mib: Points) -> Finding:
 
 
 def judge_flat(name: str, points: Points) -> Finding:
-    """Judge a number of things that a process holds: at the end no more than at the begin, at rest."""
-    found = [figure for _, figure in blocks_of(points)]
-    third = max(len(found) // 3, 1)
-    first, last = (min(part, default=0.0) for part in (found[:third], found[-third:]))
-    return Finding(name, bool(found) and last <= first, f"{first:g} at first, {last:g} at last")
+    """Judge a number of things that a process holds: the least at last is no more than the most at first."""
+    figures = [figure for _, figure in points]
+    third = len(figures) // 3
+    if not third:
+        return Finding(name, False, "too few samples to tell")
+    most, least = max(figures[:third]), min(figures[-third:])
+    return Finding(name, least <= most, f"at most {most:g} at first, at least {least:g} at last")
 
 
 def sort_gaps(gaps: Iterable[Gap], windows: Sequence[Window]) -> tuple[list[Gap], dict[Window, list[Gap]]]:
