@@ -18,7 +18,6 @@ from tests.conftest import COLLECTED
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "standards.md").read_text(encoding="utf-8")
 # Of a tunnel endpoint, of tables and leases, of store and processes that fail, of faults, of load.
-# Of a tunnel endpoint, of tables and leases, of store and processes that fail, of faults, of load.
 WANTED = {*range(1, 148), *range(149, 151)}
 ROWS = re.findall(r"^\| (\d+)(?: to (\d+))? \| [^|]+ \| ([^|]+) \|$", TEXT, re.MULTILINE)
 
