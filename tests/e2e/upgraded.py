@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ class Transfer:
                 self._out.sendall(chunk)
                 self.digests[0].update(chunk)
                 number += 1
-                time.sleep(self.PAUSE_S)
+                self._is_over.wait(self.PAUSE_S)
             self._out.shutdown(socket.SHUT_WR)
         except OSError as err:
             self.errors.append(err)
