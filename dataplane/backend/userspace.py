@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -49,6 +50,7 @@ from dataplane.slots import Fd, Fds, role_of, slot_of
 
 log = Journal("backend")
 
+LET_GO_S, LET_GO_PAUSE_S = 1.0, 0.01  # for a process to end
 REFUSALS_S = 5.0  # between looks at what the kernel refused the forwarder
 
 
@@ -176,7 +178,7 @@ class UserspaceBackend:
             if self._settings is None or not self._offloads.lower():
                 return False
             try:
-                await self._open(self._settings)
+                await self._open_when_let_go(self._settings)
             except RuntimeFailure as err:
                 log.error("no other tier", error=err)
                 return False
@@ -185,6 +187,17 @@ class UserspaceBackend:
             known = {"tier_wanted": self._tier_wanted, "offloads_off": self.offloads_off}
             run_dir.write_facts({**run_dir.read_facts(), **known})
             return True
+
+    async def _open_when_let_go(self, settings: Settings) -> None:
+        """Open what is missing; the forwarder that has just ended may hold the TUN a moment longer."""
+        deadline_s = time.monotonic() + LET_GO_S
+        while True:
+            try:
+                return await self._open(settings)
+            except RuntimeFailure:
+                if time.monotonic() > deadline_s:
+                    raise
+            await asyncio.sleep(LET_GO_PAUSE_S)
 
     async def _open(self, settings: Settings, keys: dict[int, Key] | None = None) -> None:
         """Open what is missing; of sockets those of `keys`, or all that are wanted."""
