@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from bench import cpu, iperf, sockperf
-from bench.lab import NETNS, ROOT, Node
+from bench import cgroup, cpu, iperf, sockperf
+from bench.lab import NETNS, ROOT, Node, wait_for
 from bench.matrix import Plan
 from bench.search import Found, Trial, find_rate
 from bench.systems import System
@@ -48,6 +50,19 @@ def build_loadgen() -> None:
 def _note_if(notes: list[str], holds: bool, text: str) -> None:
     if holds:
         notes.append(text)
+
+
+@contextlib.contextmanager
+def _last_of_all(pid: int) -> Iterator[None]:
+    """See that the burners of a process take nothing from anybody, whatever session he is of."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == len(os.sched_getaffinity(0)), "the burners")
+    parent = cgroup.cpu_controller()
+    if parent is None:
+        yield
+        return
+    with cgroup.leftovers(parent, [int(child) for child in children.read_text().split()]):
+        yield
 
 
 def inodes(system: System) -> set[int]:
@@ -182,7 +197,8 @@ class Loads:
         assert system.lab is not None
         burners = system.lab.router.spawn(str(LOADGEN), "awake", str(self._plan.seconds + 30))
         try:
-            return self._latency_idle(system)
+            with _last_of_all(burners.pid):
+                return self._latency_idle(system)
         finally:
             burners.kill()
             burners.wait()

@@ -9,12 +9,11 @@ Both stand all the time, and only one has traffic; each is drawn in full at the 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +24,6 @@ PORT = 7000
 VOLLEY = 10  # exchanges that follow each other at once: then looking pays
 GROUP, MOMENT_S = 20, 30e-6  # datagrams, and how soon they follow each other
 TIMEOUT_S = 5.0
-PERIOD_US = 100_000
 
 
 def pass_time(until_s: float) -> None:
@@ -158,46 +156,3 @@ def volleys(system: Priced, rate_pps: float, seconds: float) -> list[float]:
 
     _paced(volley, rate_pps / 2 / VOLLEY, seconds)
     return took_s
-
-
-# --- quotas -----------------------------------------------------------------------------------------
-
-
-def cpu_controller() -> Path | None:
-    """Return our own group of the CPU controller of either version; None if there is none to be had."""
-    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount, kind, options, *_ = line.split()
-        for number, controllers, path in groups:
-            own = Path(mount) / path.lstrip("/")
-            if kind == "cgroup" and "cpu" in controllers.split(",") and "cpu" in options.split(","):
-                return own
-            subtree = own / "cgroup.subtree_control"
-            if (
-                kind == "cgroup2"
-                and number == "0"
-                and subtree.exists()
-                and "cpu" in subtree.read_text().split()
-            ):
-                return own
-    return None
-
-
-@contextlib.contextmanager
-def quota(parent: Path, pid: int, share: float) -> Iterator[None]:
-    """Let a process have that share of one CPU while the block lasts."""
-    group = parent / f"overlayd-test-{os.getpid()}-{pid}"
-    group.mkdir()
-    try:
-        allowed_us = round(share * PERIOD_US)
-        if (group / "cpu.max").exists():
-            (group / "cpu.max").write_text(f"{allowed_us} {PERIOD_US}")
-        else:
-            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (group / "cpu.cfs_quota_us").write_text(str(allowed_us))
-        (group / "cgroup.procs").write_text(str(pid))
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            (parent / "cgroup.procs").write_text(str(pid))
-        group.rmdir()

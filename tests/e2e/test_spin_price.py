@@ -15,6 +15,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from bench import cgroup
 from tests.e2e import priced
 from tests.e2e.priced import Priced
 
@@ -124,7 +125,7 @@ def test_price_over_longer(pair: Pair, load: str, rate_pps: int, bound: float) -
 @pytest.mark.parametrize("load", ["requests", "volleys"])
 def test_quota_does_not_hurt(pair: Pair, load: str) -> None:
     """Within a quota of 20 % of a CPU, p99 of 500 requests/s is at most twice that of `--spin-us 0`."""
-    parent = priced.cpu_controller()
+    parent = cgroup.cpu_controller()
     if parent is None:
         pytest.skip("there is no CPU controller for control groups here")
 
@@ -139,7 +140,7 @@ def test_quota_does_not_hurt(pair: Pair, load: str) -> None:
     with ExitStack() as stack:
         for pid in (pid for system in pair for pid in system.forwarders):
             try:
-                stack.enter_context(priced.quota(parent, pid, QUOTA))
+                stack.enter_context(cgroup.quota(parent, pid, QUOTA))
             except OSError as err:
                 pytest.skip(f"cannot make a control group with a quota: {err}")
         figures = within(P99_FACTOR, ratio)
