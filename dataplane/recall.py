@@ -32,7 +32,8 @@ from dataplane.status import span
 PATIENCE_S = 0.2  # for the store, before its stand-in is taken
 WRITE_S = 1.0  # after a change: so many changes are one write
 REST = 50  # times as long as it took to write, nothing is written
-RETRY_S = 60.0  # after one that failed
+REST_MAX_S = 60.0
+RETRY_S = 3.0  # after one that failed, at least
 AGAIN_S = 24 * 3600.0  # nothing changed, but it is still so
 
 log = Journal("recall")
@@ -99,6 +100,7 @@ class Recall:
         self._peers: Callable[[], dict[str, Entry]] = dict
         self._changed = asyncio.Event()
         self._trouble = Trouble(log, "the last state is not written")
+        self._problem: str | None = None  # why it is not
 
     # --- a start ------------------------------------------------------------------------------------
 
@@ -177,6 +179,10 @@ class Recall:
             return None
         return f"running on {_describe(self._state)}, store not reached"
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what keeps a start without the store from what we know now."""
+        return () if self._problem is None else (f"the last state is not written: {self._problem}",)
+
     def hear(self, events: Iterable[Event]) -> None:
         """Take what the store says: from its first list on nothing is recalled any more."""
         for event in events:
@@ -214,15 +220,22 @@ class Recall:
             begun_s = time.monotonic()
             if (state := self._collect()) is None:
                 continue
-            try:
-                await asyncio.to_thread(laststate.save, self._path, *state)
-                rest_s = min(REST * (time.monotonic() - begun_s), RETRY_S)
-                self._trouble.over()
-            except RuntimeFailure as err:
-                self._written = None
-                self._trouble.failed(str(err))
-                await asyncio.sleep(RETRY_S)
-                self._changed.set()
+            is_written = await self._save(*state)
+            rest_s = REST * (time.monotonic() - begun_s)
+            rest_s = min(rest_s if is_written else max(rest_s, RETRY_S), REST_MAX_S)
+
+    async def _save(self, state: LastState, clocks: Clocks) -> bool:
+        try:
+            await asyncio.to_thread(laststate.save, self._path, state, clocks)
+        except RuntimeFailure as err:
+            self._problem = str(err)
+            self._trouble.failed(self._problem)
+            self._written = None
+            self._changed.set()
+            return False
+        self._problem = None
+        self._trouble.over()
+        return True
 
     def finish(self) -> None:
         """Write what is not written yet."""
@@ -232,7 +245,7 @@ class Recall:
             if (state := self._collect()) is not None:
                 laststate.save(self._path, *state)
         except RuntimeFailure as err:
-            log.warning("the last state is not written", error=err)
+            self._trouble.failed(str(err))
 
     def forget(self) -> None:
         """Remove the file, and write none: our lease was given back."""

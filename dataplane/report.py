@@ -221,6 +221,8 @@ class Report:
                 warnings.insert(0, f"store: {problem}")
         if self.unwritten is not None:
             warnings.insert(0, self.unwritten)
+        if self.recall is not None:
+            warnings[:0] = self.recall.warnings()
         if (note := self._stand_in()) is not None:
             warnings.insert(0, note)
         node = Node(
