@@ -68,7 +68,7 @@ class PathLab:
                 stack.callback(daemon.close)
                 daemon.launch()
             for daemon in self.daemons.values():  # they start at once, on few processors
-                wait_for(daemon._is_ready, f"{daemon.directory} ready: {daemon.log()}", 60.0)
+                wait_for(daemon._is_ready, f"{daemon.directory} ready", 60.0)
                 daemon.start()
             self._stack = stack.pop_all()
 
@@ -145,12 +145,7 @@ class PathLab:
     def forge(self, name: str, family: int, mtu: int) -> None:
         """Let a stranger tell a that the path to a node takes so much, about a packet that there was."""
         self._narrowed.add(name)
-        tap = Tap(self.router, f"r{name}", outgoing=True)
-        self.ping(f"a{name}", 4, 100)
-        there = ip_address(self.node_of(name, family)).packed
-        quote = next(frame[14:142] for frame in tap.take() if there in frame[14:54])
-        tap.close()
-        to = self.node_of("a", family)
+        to, quote = self.node_of("a", family), self._packet_to(name, family)[:128]
         if family == 4:
             forged = IP(src="203.0.113.9", dst=to) / ICMP(type=3, code=4, nexthopmtu=mtu) / quote
         else:
@@ -158,6 +153,23 @@ class PathLab:
         kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         with self.router.socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
             sock.sendto(bytes(forged), (to, 0))
+
+    def _packet_to(self, name: str, family: int) -> bytes:
+        """Return a packet that a sent to a node; routers speak to it, too, and ask whether it is there."""
+        both = b"".join(ip_address(self.node_of(node, family)).packed for node in ("a", name))
+        found: list[bytes] = []
+        tap = Tap(self.router, f"r{name}", outgoing=True)
+
+        def is_seen() -> bool:
+            self.ping(f"a{name}", 4, 100)
+            found.extend(frame[14:] for frame in tap.take() if both in frame[14:54])
+            return bool(found)
+
+        try:
+            wait_for(is_seen, "a packet to quote", SAID_S)
+        finally:
+            tap.close()
+        return found[0]
 
     # --- what overlayd says ---------------------------------------------------------------------------
 
@@ -189,6 +201,18 @@ class PathLab:
     def passes(self, way: str, family: int, size: int) -> bool:
         """Tell whether one packet of a size crosses in one piece, and its answer."""
         return " 0% packet loss" in self.ping(way, family, size)
+
+    def wait_passes(self, way: str, family: int, size: int) -> None:
+        """Wait until packets of a size cross in one piece."""
+        wait_for(lambda: self.passes(way, family, size), f"{size} bytes pass {way}", 2 * SAID_S)
+
+    def wait_told(self, way: str, family: int, size: int, mtu: int) -> None:
+        """Wait until the sender of packets of a size is told what is passed on; a busy machine takes time."""
+        wait_for(
+            lambda: self.ping(way, family, size) and self.told(way, family) == mtu,
+            f"pods are told {mtu}",
+            SAID_S,
+        )
 
     def told(self, way: str, family: int) -> int:
         """Return what MTU the pod's kernel has for another pod; 0: that of its link."""

@@ -27,7 +27,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PathLab]:
     try:
         for way in ("ab", "ac", "ak"):
             for family in (4, 6):
-                wait_for(lambda w=way, f=family: built.passes(w, f, MTU), f"pods {way} talk", 20.0)  # type: ignore[misc]
+                built.wait_passes(way, family, MTU)
         yield built
     finally:
         built.close()
@@ -147,12 +147,13 @@ def test_case_101_forged(
     assert f"is {believed}, a router says" in warning
     assert "somebody forges it" in warning
     assert daemon.log().count(f"path MTU of {paths.node_of(peer, family)} is ") == 1
-    assert all(paths.passes(way, other, size) for other, size in least.items())
-    assert f"mtu={least[family]}" in paths.ping(way, family, MTU).replace(" ", "")
+    for other, size in least.items():
+        paths.wait_passes(way, other, size)
+    paths.wait_told(way, family, MTU, least[family])
     paths.forget()
-    assert paths.passes(way, family, MTU)
+    paths.wait_passes(way, family, MTU)
     paths.narrow(peer, 1400)  # the kernel is believed again
-    assert f"mtu={1400 - OVERHEAD[peer]}" in paths.ping(way, family, MTU, *THRICE).replace(" ", "")
+    paths.wait_told(way, family, MTU, 1400 - OVERHEAD[peer])
 
 
 def test_kernel_datapath_by_itself(paths: PathLab) -> None:
@@ -193,7 +194,7 @@ def test_case_102_underlay_changes(paths: PathLab) -> None:
     paths.forget()
     for way in ("ab", "ac"):
         for family in (4, 6):
-            wait_for(lambda w=way, f=family: paths.passes(w, f, 1330), "whole packets pass", SAID_S)  # type: ignore[misc]
+            paths.wait_passes(way, family, 1330)
     for name in ("a", "b", "c"):
         paths.set_link(name, 1500)
 
@@ -203,7 +204,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PathLab]:
     """Yield nodes that talk IPIP."""
     built = PathLab(tmp_path_factory.mktemp("plain"), {"Type": "ipip"}, {"a": (), "c": ()}, 1480)
     try:
-        wait_for(lambda: built.passes("ac", 4, 1480), "pods talk", 20.0)
+        built.wait_passes("ac", 4, 1480)
         yield built
     finally:
         built.close()

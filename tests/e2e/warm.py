@@ -211,6 +211,7 @@ def start(
 ) -> Forked | subprocess.Popen[bytes]:
     """Run a command line, forked if it is overlayd's in our environment; the log gets what it says."""
     if environment is None and is_overlayd(namespace, command):
+        log.touch()  # whoever reads it at once finds nothing, as of any other process
         return shared().start(namespace.name, order(words_of(namespace, command), log, log))
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=environment)
