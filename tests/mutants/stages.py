@@ -37,6 +37,8 @@ TX = "encap checks ipip conservation rare_drops flannel_udp kernel_peer"
 STORE = "store_database store_sqlite store_registry leasing"
 LEASE = "lessee lease leasing_told leasing_undo leasing"
 PEERS = "gate in_order reconcile_peers peers reconcile"
+FORWARDERS = "hung seats turns relay legacy control versions"
+KILLED = "forwarder_killed kept upgrade"
 PLACES = (
     Place("csrc/rx.c", "^(?!rx_run)", "", f"{RX} exact_count integrity", JOINED),
     Place("csrc/deliver.c", "", "", f"{RX} conservation integrity", JOINED),
@@ -47,11 +49,18 @@ PLACES = (
     Place("dataplane/gate.py", "", PEERS),
     Place("dataplane/store/database.py", "", STORE, "lease_life lease_race"),
     Place("dataplane/pace.py", "", "pace peers reconcile_peers", "lease_flood"),
-    Place("csrc/ctl.c", "", "control_refusals control native", "two_processes start_fails"),
+    Place("csrc/ctl.c", "", "control_refusals control native turns versions", "two_processes start_fails"),
+    Place("csrc/parcel.c", "", "control_refusals control versions native", "two_processes"),
+    Place("csrc/worker.c", "^(round_trip|stand_still)$", "turns", "two_processes", "address-engine_threads"),
     Place("dataplane/store/sqlite.py", "", STORE, "lease_life"),
     Place("dataplane/store/registry.py", "", STORE, "lease_life"),
-    Place("dataplane/message.py", "", "control native layout"),
-    Place("dataplane/control.py", "", "control_client control status", "two_processes"),
+    Place("dataplane/message.py", "", "control native layout versions"),
+    Place(
+        "dataplane/control.py",
+        "",
+        "control_client control versions control_ends seats turns status",
+        "two_processes",
+    ),
     Place(
         "csrc/split.c",
         "",
@@ -88,24 +97,51 @@ PLACES = (
     Place("dataplane/hearing.py", "", "hearing icmp_heard paths"),
     Place(
         "csrc/engine.c",
-        "check_config|has_all|engine_create|publish",
-        "engine_create native",
+        "check_config|has_all|engine_create|publish|turn|engine_(go|start)",
+        "engine_create native turns",
         "two_processes",
         "address-engine_threads",
     ),
     Place(
         "csrc/counters.c",
-        "dp_counters_(open|create|peer)",
-        "counters_open engine_create native",
+        "dp_counters_(open|create|peer)|take_turn",
+        "counters_open engine_create native turns",
         "two_processes",
     ),
+    Place("dataplane/withdrawal.py", "", "withdrawal", "withdrawal"),
+    Place("dataplane/holding.py", "", "withdrawal", "withdrawal"),
+    Place("dataplane/laststate.py", "", "laststate recall", "cold_start"),
+    Place("dataplane/recall.py", "", "recall laststate", "cold_start withdrawal"),
+    Place("dataplane/seats.py", "", "seats turns", KILLED),
+    Place("dataplane/succession.py", "", "seats turns", KILLED),
+    Place("dataplane/grip.py", "", "hung relay", KILLED),
+    Place("dataplane/backend/hung.py", "", "hung", KILLED),
+    Place("dataplane/backend/crashes.py", "", "hung", KILLED),
+    Place("dataplane/backend/keeper.py", "", FORWARDERS, f"{KILLED} two_processes"),
+    Place("dataplane/backend/reserve.py", "", FORWARDERS, KILLED),
+    Place("dataplane/backend/relay.py", "", "relay turns", "upgrade"),
+    Place("dataplane/backend/legacy.py", "", "legacy notify", "kept"),
+    Place("dataplane/backend/kit.py", "", FORWARDERS, KILLED),
+    Place("dataplane/backend/process.py", "", "seats control turns", f"{KILLED} two_processes"),
+    Place("dataplane/renewal.py", "", "report", "upgrade"),
+    Place("dataplane/upgrade.py", "", "", "upgrade"),
     Place("csrc/lpm.c", "valid|is_behind", "lpm fib_behind fib", "", "fib_damage"),
     Place("csrc/fib_build.c", "", "fib_behind fib native", "", "fib_damage"),
     Place("csrc/encap.c", "", "encap parse", RX, DECAP),
     Place("csrc/parse.c", "^(?!parse_is_bare_ack)", "parse encap icmp offload merge", RX, "address-parse"),
 )
 # Checks that no pattern finds: (file, function, text, what is made of it).
-BY_HAND = (("dataplane/store/etcd.py", "EtcdKeyValue._transact", "compare=[compare]", "compare=[]"),)
+BY_HAND = (
+    ("dataplane/store/etcd.py", "EtcdKeyValue._transact", "compare=[compare]", "compare=[]"),
+    (
+        "csrc/counters.c",
+        "counters_take_turn",
+        "!__atomic_compare_exchange_n(word, &turn, turn + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)",
+        "(__atomic_store_n(word, turn + 1, __ATOMIC_SEQ_CST), 0)",
+    ),
+    ("dataplane/succession.py", "put_in_use", "run_dir.spare_socket.exists()", "False"),
+    ("dataplane/succession.py", "connect", "reply.state != State.EMPTY", "True"),
+)
 
 
 def _existing(directories: tuple[str, ...], names: str) -> list[str]:

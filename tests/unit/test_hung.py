@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from dataplane import grip as grip_module
 from dataplane import native
 from dataplane.backend.crashes import CRASH_WINDOW_S, PAUSE_MAX_S, Crashes
 from dataplane.backend.hung import Pulse, find_waiting, read_beats, worker_of
@@ -142,6 +144,21 @@ def test_grip_ends_who_was_meant(fd_pair: tuple[socket.socket, socket.socket]) -
         grip.close()
 
 
+def test_who_does_not_go_is_not_gone(
+    fd_pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is there when the time is over is not said to have ended."""
+    monkeypatch.setattr(grip_module, "END_TIMEOUT_S", 0.01)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        grip = Grip(process.pid, fd_pair[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", lambda *_: None)
+            assert not grip.end()
+        monkeypatch.undo()
+        assert grip.end()
+        grip.close()
+
+
 @pytest.mark.parametrize("how", ["unseen", "hung_up"])
 def test_grip_ends_nobody_else(fd_pair: tuple[socket.socket, socket.socket], how: str) -> None:
     """Who cannot be seen, or may have left his pid to another, is not killed."""
@@ -162,6 +179,7 @@ def test_grip_ends_nobody_else(fd_pair: tuple[socket.socket, socket.socket], how
 def test_three_ends_within_the_window_are_a_loop() -> None:
     """Two ends are none, three within ten seconds are, three that take longer are none."""
     crashes = Crashes()
+    assert not crashes.is_alarm(0.0)
     for now in (0.0, 1.0):
         crashes.note(now)
         assert not crashes.is_looping

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dataplane import flannel
+from dataplane import flannel, laststate
 from dataplane.config import RunConfig
 from dataplane.errors import RuntimeFailure
 from dataplane.flannel import format_key
@@ -185,6 +185,7 @@ HOSTILE = {
     "peers": (changed(peers={}), "expected a list"),
     "peer": (changed(peers=[["10.244.2.0-24"]]), "a lease is none"),
     "name": (changed(peers=[["x\ny", *OWN[1:]]]), "is no subnet"),
+    "nameless": (changed(peers=[[[], *OWN[1:]]]), "a lease is none"),
     "twice": (changed(peers=[OWN]), "twice"),
     "loopback": (
         changed(peers=[["10.244.2.0-24", OWN[1].replace("192.0.2.1", "127.0.0.1"), 1, 1, None]]),
@@ -196,7 +197,13 @@ HOSTILE = {
     "end": (changed(peers=[["10.244.2.0-24", OWN[1], 1, 1, "soon"]]), "a time is none"),
     "endless": (changed(own=[*OWN[:4], 1e300]), "a time is none"),
     "written": (changed(written=None), "a time is none"),
+    "written true": (changed(written=True), "a time is none"),
+    "written before": (changed(written=-1), "a time is none"),
+    "written never": (changed(written=math.nan), "a time is none"),
     "store": (changed(store="etcd"), "expected places"),
+    "no store": (changed(store=None), "expected places"),
+    "store of three": (changed(store=[[], "", ""]), "expected places"),
+    "places": (changed(store=["x", ""]), "expected places"),
     "place": (changed(store=[[1], ""]), "expected a string"),
     "identity": (changed(identity=[]), "expected a string"),
 }
@@ -229,6 +236,22 @@ def test_odd_files(tmp_path: Path) -> None:
     os.truncate(path, 100)
     with pytest.raises(RuntimeFailure, match=f"^{path}: it is "):
         load(path, CLOCKS)
+
+
+def test_somebody_elses_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that belongs to another user, or is larger than any state, is refused; then ours is read."""
+    path = tmp_path / "last-state"
+    save(path, STATE, CLOCKS)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        with pytest.raises(RuntimeFailure, match="can be written to by others"):
+            load(path, CLOCKS)
+    with monkeypatch.context() as patch:
+        patch.setattr(laststate, "BYTES_MAX", path.stat().st_size - 1)
+        with pytest.raises(RuntimeFailure, match="is larger than"):
+            load(path, CLOCKS)
+    monkeypatch.setattr(laststate, "BYTES_MAX", path.stat().st_size)
+    assert load(path, CLOCKS) == STATE
 
 
 # --- which store ------------------------------------------------------------------------------------------

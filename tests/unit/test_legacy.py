@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import notify
+from dataplane import native, notify
 from dataplane.backend import legacy
 from dataplane.backend.kit import Kit
 from dataplane.backend.legacy import Legacy
@@ -168,10 +168,11 @@ def test_nobody_listens(kit: Kit) -> None:
         ("overlayd-config", None, "says what for"),
         ("overlayd-0", None, "a part is missing"),
         ("overlayd-config", b"overlayd 0\n" + bytes(200), "another version"),
+        ("overlayd-config", b"overlayd 0\n" + bytes(native.CONFIG_BYTES), "another version"),
         ("overlayd-config", b"", "another version"),
         ("overlayd-config", legacy.HEAD, "another version"),
     ],
-    ids=["no_config", "no_device", "version", "empty", "short"],
+    ids=["no_config", "no_device", "version", "version_alone", "empty", "short"],
 )
 def test_what_makes_no_sense_is_refused(
     manager: Manager, kit: Kit, name: str, text: bytes | None, why: str
@@ -211,3 +212,24 @@ def test_what_is_handed_down(pid: str, count: str, names: str, kept: str) -> Non
 def test_nothing_is_handed_down() -> None:
     """A start by hand has nothing to take."""
     assert take_kept({}) == {}
+
+
+def test_nothing_is_left_before_a_forwarder_works(manager: Manager, kit: Kit) -> None:
+    """What no forwarder was told yet is left by nobody; it is as soon as one works with it."""
+    kit.config_in_force = None
+    left = Legacy(manager.notifier)
+    left.leave(kit)
+    assert manager.hear() == []
+    kit.config_in_force = CONFIG
+    left.leave(kit)
+    manager.hear()
+    assert legacy.read(manager.kept)[0] == CONFIG
+
+
+@pytest.mark.parametrize("missing", [Fd.TUN, Fd.COUNTERS, Fd.FIB, None])
+def test_kit_is_whole(kit: Kit, missing: int | None) -> None:
+    """A forwarder can work with a config and the three descriptors, and with nothing less."""
+    assert kit.is_whole
+    part = Kit(fds={slot: fd for slot, fd in kit.fds.items() if slot != missing}, config=CONFIG)
+    assert part.is_whole == (missing is None)
+    assert not replace(part, config=None).is_whole

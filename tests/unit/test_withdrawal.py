@@ -327,3 +327,28 @@ def test_switched_off() -> None:
     events = [*gone(2, *PEERS), Rejected(3, "x")]
     assert node.take(*events, now=1.0) == events
     assert node.peers() == set()
+
+
+def test_who_follows_prolongs_nothing() -> None:
+    """Those that are held are held from when they left, whoever is held with them later."""
+    node = running()
+    node.take(*gone(2, *PEERS[:5]), now=0.0)
+    node.take(*gone(3, PEERS[5]), now=5.0)
+    assert node.withdrawal.held_for_s(entry(lease(PEERS[0])).name, 7.0) == 7.0
+    assert node.withdrawal.held_for_s(entry(lease(PEERS[5])).name, 7.0) == 2.0
+
+
+def test_a_store_that_has_lost_all_after_a_restart() -> None:
+    """Before any network is known, peers of the last run are held as they were."""
+    node = Node(before=LastPeers(PEERS))
+    node.take(Listed(1, None, (), "no network"), now=0.0)
+    assert node.withdrawal.count() == len(PEERS)
+
+
+def test_one_that_is_deleted_twice() -> None:
+    """That a lease which is held is gone is no news: it stays what it is, and in force."""
+    node = running()
+    node.take(*gone(2, *PEERS[:5]), now=0.0)
+    assert node.take(*gone(3, PEERS[0]), now=5.0) == []
+    assert node.held() == set(PEERS[:5])
+    assert node.peers() == set(PEERS)
