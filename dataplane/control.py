@@ -129,7 +129,7 @@ class ForwarderClient:
             self.begin(kind, config, fds, turn)
             return self.finish(kind)
         except HungUp:
-            if self._seq > 1 or self._abi < native.ABI:
+            if self._seq > 1:  # it has understood us before
                 raise
         self._speak_older()
         self.begin(kind, config, fds, turn)

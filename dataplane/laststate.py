@@ -130,8 +130,8 @@ def _write_lease(lease: Lease) -> str:
 
 def parse_state(raw: bytes, clocks: Clocks) -> LastState:
     """Read a state; ValueError says what is wrong with it."""
-    head, newline, text = raw.partition(b"\n")
-    if not newline or not head.startswith(MAGIC.encode()):
+    head, _, text = raw.partition(b"\n")
+    if not head.startswith(MAGIC.encode()):
         raise ValueError("it is no state of overlayd")
     if head.split(b" ")[1:2] != [str(FORMAT).encode()]:
         raise ValueError(f"it is of another format; this overlayd knows {FORMAT}")

@@ -186,7 +186,7 @@ class Withdrawal:
 
     def _hold(self, peers: InForce, now: float) -> list[str]:
         """Hold all who left lately if they are too many; return who was not held until now."""
-        if len(self._left) < self._limits.count or self._left.keys() <= self._held.keys():
+        if len(self._left) < self._limits.count:
             return []
         there = {name for name, entry in peers.in_force().items() if not entry.is_held} or self._first
         if len(self._left) <= self._limits.share * len(there | self._left.keys()):

@@ -37,7 +37,7 @@ TX = "encap checks ipip conservation rare_drops flannel_udp kernel_peer"
 STORE = "store_database store_sqlite store_registry leasing"
 LEASE = "lessee lease leasing_told leasing_undo leasing"
 PEERS = "gate in_order reconcile_peers peers reconcile"
-FORWARDERS = "hung seats turns relay legacy control versions"
+FORWARDERS = "keeper hung seats turns relay legacy control versions"
 KILLED = "forwarder_killed kept upgrade"
 PLACES = (
     Place("csrc/rx.c", "^(?!rx_run)", "", f"{RX} exact_count integrity", JOINED),
@@ -52,13 +52,13 @@ PLACES = (
     Place("csrc/ctl.c", "", "control_refusals control native turns versions", "two_processes start_fails"),
     Place("csrc/parcel.c", "", "control_refusals control versions native", "two_processes"),
     Place("csrc/worker.c", "^(round_trip|stand_still)$", "turns", "two_processes", "address-engine_threads"),
-    Place("dataplane/store/sqlite.py", "", STORE, "lease_life"),
+    Place("dataplane/store/sqlite.py", "", f"{STORE} sqlite_follow", "lease_life"),
     Place("dataplane/store/registry.py", "", STORE, "lease_life"),
     Place("dataplane/message.py", "", "control native layout versions"),
     Place(
         "dataplane/control.py",
         "",
-        "control_client control versions control_ends seats turns status",
+        "control_client control versions seats control_ends turns status",
         "two_processes",
     ),
     Place(
@@ -84,10 +84,15 @@ PLACES = (
         "fib_damage",
     ),
     Place("dataplane/peerids.py", "", PEERS),
-    Place("dataplane/peers.py", "", PEERS, "lease_table"),
+    Place("dataplane/peers.py", "", f"peers_waiting {PEERS} withdrawal", "lease_table"),
     Place("dataplane/lease.py", "", LEASE, "lease_life lease_race"),
     Place("dataplane/leasing.py", "", LEASE, "lease_life start_fails"),
-    Place("dataplane/store/etcd.py", "", "leasing store_registry", "etcd_store etcd_watch etcd_access"),
+    Place(
+        "dataplane/store/etcd.py",
+        "",
+        "etcd_prolong leasing store_registry",
+        "etcd_store etcd_watch etcd_access",
+    ),
     Place("dataplane/known.py", "", f"known {LEASE}"),
     Place("dataplane/alloc.py", "", f"alloc {LEASE} {PEERS}"),
     Place("dataplane/moving.py", "", "moving"),
@@ -109,9 +114,9 @@ PLACES = (
         "two_processes",
     ),
     Place("dataplane/withdrawal.py", "", "withdrawal", "withdrawal"),
-    Place("dataplane/holding.py", "", "withdrawal", "withdrawal"),
+    Place("dataplane/holding.py", "", "holding withdrawal", "withdrawal"),
     Place("dataplane/laststate.py", "", "laststate recall", "cold_start"),
-    Place("dataplane/recall.py", "", "recall laststate", "cold_start withdrawal"),
+    Place("dataplane/recall.py", "", "recall recall_write laststate", "cold_start withdrawal"),
     Place("dataplane/seats.py", "", "seats turns", KILLED),
     Place("dataplane/succession.py", "", "seats turns", KILLED),
     Place("dataplane/grip.py", "", "hung relay", KILLED),
@@ -119,12 +124,12 @@ PLACES = (
     Place("dataplane/backend/crashes.py", "", "hung", KILLED),
     Place("dataplane/backend/keeper.py", "", FORWARDERS, f"{KILLED} two_processes"),
     Place("dataplane/backend/reserve.py", "", FORWARDERS, KILLED),
-    Place("dataplane/backend/relay.py", "", "relay turns", "upgrade"),
+    Place("dataplane/backend/relay.py", "", "keeper relay turns", "upgrade"),
     Place("dataplane/backend/legacy.py", "", "legacy notify", "kept"),
-    Place("dataplane/backend/kit.py", "", FORWARDERS, KILLED),
-    Place("dataplane/backend/process.py", "", "seats control turns", f"{KILLED} two_processes"),
-    Place("dataplane/renewal.py", "", "report", "upgrade"),
-    Place("dataplane/upgrade.py", "", "", "upgrade"),
+    Place("dataplane/backend/kit.py", "", f"legacy {FORWARDERS}", KILLED),
+    Place("dataplane/backend/process.py", "", "children seats control turns", f"{KILLED} two_processes"),
+    Place("dataplane/renewal.py", "", "renewal", "upgrade"),
+    Place("dataplane/upgrade.py", "", "upgrade_told", "upgrade"),
     Place("csrc/lpm.c", "valid|is_behind", "lpm fib_behind fib", "", "fib_damage"),
     Place("csrc/fib_build.c", "", "fib_behind fib native", "", "fib_damage"),
     Place("csrc/encap.c", "", "encap parse", RX, DECAP),

@@ -7,13 +7,14 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from dataplane import control, native
-from dataplane.control import ForwarderClient
+from dataplane.control import ForwarderClient, Silent
 from dataplane.errors import ControlError
 from dataplane.message import Message
 from dataplane.model import Table
@@ -109,3 +110,64 @@ def test_answer_that_is_no_object_is_nonsense(where: RunDir, line: str) -> None:
         pytest.raises(ControlError, match="answered nonsense"),
     ):
         control.ask(where.path, {"cmd": "status"})
+
+
+@pytest.mark.parametrize("is_confined", [True, False])
+def test_whether_a_forwarder_is_confined(where: RunDir, is_confined: bool) -> None:
+    """What a forwarder says of its filter of system calls is what is believed."""
+    reply = Message(MessageType.HELLO, seq=1, is_confined=is_confined)
+    with forwarder(where, reply, []), ForwarderClient(where.forwarder_socket) as client:
+        assert not client.is_confined
+        client.hello()
+        assert client.is_confined is is_confined
+
+
+def test_who_hangs_up_later_is_no_older_forwarder(where: RunDir) -> None:
+    """Only the first request is made again in older words: who has answered before has understood."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.fspath(where.forwarder_socket))
+        listener.listen(2)
+        listener.setblocking(False)
+
+        def hang_up(far: socket.socket) -> None:
+            with far:
+                assert far.recv(1 << 16)
+
+        with ForwarderClient(where.forwarder_socket) as client:
+            far, _ = listener.accept()
+            far.send(Message(MessageType.HELLO, seq=1).pack())
+            client.hello()
+            assert far.recv(1 << 16)
+            thread = Thread(target=hang_up, args=(far,))
+            thread.start()
+            with pytest.raises(ControlError, match="closed the connection"):
+                client.quiesce()
+            thread.join()
+        with pytest.raises(BlockingIOError):  # nobody has connected anew
+            listener.accept()
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_who_does_not_answer_is_ended(where: RunDir, monkeypatch: pytest.MonkeyPatch, is_ended: bool) -> None:
+    """A forwarder that hangs is killed when all are to end; if it cannot be, that is told."""
+
+    class FakeGrip:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def end(self) -> bool:
+            return is_ended
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(control, "Grip", FakeGrip)
+    monkeypatch.setattr(control, "ForwarderClient", partial(ForwarderClient, timeout_s=0.05))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.fspath(where.forwarder_socket))
+        listener.listen(1)
+        if is_ended:
+            assert control.stop_forwarders(where, 1)
+        else:
+            with pytest.raises(Silent):
+                control.stop_forwarders(where, 1)

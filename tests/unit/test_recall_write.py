@@ -15,6 +15,7 @@ import pytest
 
 from dataplane import laststate, recall
 from dataplane.config import RunConfig
+from dataplane.errors import StoreError
 from dataplane.model import Entry, Listed, Table
 from dataplane.recall import Recall, _InForce
 from tests.leases import NET, entry, lease
@@ -139,3 +140,49 @@ def test_written_again_while_it_is_still_so(
         writer.cancel()
 
     asyncio.run(scenario())
+
+
+class Counting:
+    """A lease that counts how often it is recalled, beside what has our address."""
+
+    def __init__(self) -> None:
+        self.recalled = 0
+        self.network = NET
+
+    def recall(self, _: Entry) -> None:
+        """Take what was."""
+        self.recalled += 1
+
+    def own(self) -> Any:
+        """Return it."""
+        return OWN.lease
+
+    def reason(self) -> None:
+        """Nothing is wrong with it."""
+
+    def has_address(self, _: object) -> bool:
+        """Have any."""
+        return True
+
+    def apply(self, *_: object) -> list[Any]:
+        """Do nothing."""
+        return []
+
+    own_changed = apply
+
+
+def test_recalled_once(kept: Recall, tmp_path: Path) -> None:
+    """What stands in for the store is put in force once, however often that is asked."""
+    kept.keep(in_force(), leasing(OWN), TABLE)
+    kept.finish()
+    again = Recall(RunConfig(store="etcd", state_dir=tmp_path), lambda: None)
+    fake: Any = Counting()
+
+    async def begin() -> None:
+        again.begin(is_cold=True)
+
+    asyncio.run(begin())
+    assert again.stands_in(StoreError("etcd is out of reach"))
+    for _ in range(3):
+        assert again.stand_in(fake, fake) == []
+    assert fake.recalled == 1

@@ -150,3 +150,25 @@ def test_directory_that_is_held_is_given_up(where: RunDir, monkeypatch: pytest.M
     finally:
         os.close(directory)
     succession.put_in_use(where, 1)
+
+
+def test_lock_that_somebody_removed(where: RunDir, start: Start) -> None:
+    """Who removes the lock of the one in use does not make the spare lose its own: each has its names."""
+    first, second = start(), start()
+    where.forwarder_lock.unlink()
+    seats.mend(where)
+    assert where.spare_lock.exists()
+    assert not where.forwarder_lock.exists()
+    assert pids(where) == (first.pid, second.pid)
+
+
+def test_lock_that_a_spare_left(where: RunDir, start: Start) -> None:
+    """The lock of the one in use stays its own, whatever a spare that is gone has left behind."""
+    first = start()
+    where.spare_lock.touch()
+    held = where.forwarder_lock.stat().st_ino
+    seats.mend(where)
+    assert where.forwarder_lock.stat().st_ino == held
+    assert not seats.is_free(where.forwarder_lock)
+    second = start()
+    assert pids(where) == (first.pid, second.pid)

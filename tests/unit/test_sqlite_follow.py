@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded store is followed by what the kernel tells of its file, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from dataplane.errors import StoreError
+from dataplane.store import sqlite
+from dataplane.store.sqlite import SqliteKeyValue
+from dataplane.store.watch import PathWatch
+
+
+def test_watch_that_failed_is_no_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If what happened to the file cannot be read, the store is not followed, and that is said."""
+    monkeypatch.setattr(sqlite, "LOOK_S", 0.01)
+    monkeypatch.setattr(PathWatch, "follow", lambda watch: setattr(watch, "has_failed", True))
+
+    async def scenario() -> None:
+        store = SqliteKeyValue(tmp_path / "store.db")
+        try:
+            found = await store.snapshot()
+            with pytest.raises(StoreError, match=r"cannot watch .*: reading what happened failed"):
+                async with asyncio.timeout(20):
+                    await anext(store.watch(found.revision))
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
