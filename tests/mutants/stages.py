@@ -120,7 +120,7 @@ PLACES = (
     Place("dataplane/seats.py", "", "seats turns", KILLED),
     Place("dataplane/succession.py", "", "seats turns", KILLED),
     Place("dataplane/grip.py", "", "hung relay", KILLED),
-    Place("dataplane/backend/hung.py", "", "hung", KILLED),
+    Place("dataplane/backend/hung.py", "", "hung fence", KILLED),
     Place("dataplane/backend/crashes.py", "", "hung", KILLED),
     Place("dataplane/backend/keeper.py", "", FORWARDERS, f"{KILLED} two_processes"),
     Place("dataplane/backend/reserve.py", "", FORWARDERS, KILLED),
