@@ -207,6 +207,49 @@ def test_nothing_to_go_with(place: Place, kit: Kit) -> None:
     play(place, kit, scenario)
 
 
+@pytest.mark.parametrize("forwarder", ["wait", "spawn"])
+def test_who_starts_it(place: Place, kit: Kit, monkeypatch: pytest.MonkeyPatch, forwarder: str) -> None:
+    """Where somebody else starts forwarders control starts none, and waits for as long as it takes."""
+    told: list[object] = []
+
+    async def wait_listening(_: RunDir, __: int, process: object) -> ForwarderClient:
+        told.append(process)
+        return client_of(FakeClient())
+
+    monkeypatch.setattr(keeper, "wait_listening", wait_listening)
+    monkeypatch.setattr(Children, "spawn", lambda *_: "started")
+    config = RunConfig(store="file:///x", forwarder=cast(Any, forwarder))
+
+    async def scenario(made: Keeper) -> None:
+        await made._find()
+        assert told == [None if forwarder == "wait" else "started"]
+
+    play(Place(config, place.run_dir, 1), kit, scenario)
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_connection_that_is_lost(
+    place: Place, kit: Kit, monkeypatch: pytest.MonkeyPatch, has_ended: bool
+) -> None:
+    """A spare goes as soon as the lock shows that the one before has ended; while it lives, it is sought."""
+    locks = iter([False, has_ended, False])
+    recovered: list[object] = []
+    monkeypatch.setattr(keeper, "GONE_PAUSES_S", (0.0,) * 3)
+    monkeypatch.setattr(keeper, "is_free", lambda _: next(locks))
+
+    async def recover(promotion: object) -> None:
+        recovered.append(promotion)
+
+    async def scenario(made: Keeper) -> None:
+        monkeypatch.setattr(made, "_succeed", lambda: "promotion")
+        monkeypatch.setattr(made, "_recover", recover)
+        await made._recover_if_gone()
+        assert recovered == ["promotion" if has_ended else None]
+        assert len(list(locks)) == has_ended
+
+    play(place, kit, scenario)
+
+
 def test_pulse_of_who_works_alone(place: Place, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's pulse is felt who was told nothing yet, who is parked, or whose kit is being changed."""
     looked: list[int] = []
