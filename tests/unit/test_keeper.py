@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from dataplane import native
-from dataplane.backend import Place, keeper
+from dataplane.backend import Place, keeper, relay
 from dataplane.backend.keeper import Keeper
 from dataplane.backend.kit import Kit
 from dataplane.backend.process import Children
@@ -416,3 +416,26 @@ def test_who_is_replaced(kit: Kit, is_ours: bool, missing: str | None, asked: in
 
     asyncio.run(main())
     kit.fds[Fd.FIB] = fib
+
+
+@pytest.mark.parametrize(
+    ("is_open", "tries", "why"),
+    [(False, 1, "it hangs; and then: it is gone"), (True, 3, "it hangs; and the one before does not resume")],
+)
+def test_old_one_that_does_not_resume(is_open: bool, tries: int, why: str) -> None:
+    """Who is gone is not told to resume again, and that is said; who lives and refuses is, thrice."""
+    fake, told = FakeClient(State.QUIESCED), []
+
+    def resume(turn: int) -> None:
+        told.append(turn)
+        if not is_open:
+            fake.close()
+        raise ControlError("it is gone")
+
+    fake.resume = resume  # type: ignore[attr-defined]
+    counters: Any = SimpleNamespace(header=lambda: SimpleNamespace(turn=8))
+    with pytest.raises(ControlError) as caught:
+        relay._take_back(client_of(fake), counters, ControlError("it hangs"))
+    assert str(caught.value) == why
+    assert told == [8] * tries
+    assert not fake.is_open
