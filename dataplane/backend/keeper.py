@@ -396,6 +396,7 @@ class Keeper:
             return ForwarderClient(run_dir.forwarder_socket, epoch)
         with suppress(NotRunning):
             client = ForwarderClient(run_dir.spare_socket, epoch)
+            self._reserve.close()  # it is no spare any more
             await self._put_in_use()
             return client
         if self._place.config.forwarder == "wait":

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A keeper with real forwarders: who is in use and who waits, whatever happens while it recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from dataplane.backend import Place, crashes
+from dataplane.backend.keeper import Keeper
+from dataplane.backend.kit import Kit
+from dataplane.config import RunConfig
+from dataplane.errors import RuntimeFailure
+from dataplane.native import Counters
+from dataplane.rundir import RunDir
+from dataplane.slots import Fd
+from tests.unit.test_control import CONFIG, fds, where
+from tests.unit.test_seats import Start, pids, start
+
+__all__ = ["fds", "start", "where"]  # fixtures
+
+WAIT_S = 20.0
+
+
+@dataclass(slots=True)
+class Kept:
+    """A keeper, and what it works with."""
+
+    keeper: Keeper
+    kit: Kit
+    fatal: list[RuntimeFailure] = field(default_factory=list)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for it."""
+        async with asyncio.timeout(WAIT_S):
+            while not is_so():
+                await asyncio.sleep(0.01)
+        assert not self.fatal
+
+    async def give(self) -> None:
+        """Give a forwarder all there is, as a backend does."""
+        async with self.keeper.lock:
+            await self.keeper.give(is_new_table=False)
+
+
+@asynccontextmanager
+async def keeping(where: RunDir, fds: dict[int, int]) -> AsyncIterator[Kept]:
+    """Keep forwarders that somebody else starts."""
+    kit = Kit(fds=dict(fds), config=CONFIG, counters=Counters(fds[Fd.COUNTERS]), generation=5)
+
+    async def no_lower() -> bool:
+        return False
+
+    place = Place(RunConfig(store="etcd", run_dir=where.path, forwarder="wait"), where, 1)
+    kept = Kept(Keeper(place, kit, lambda _: {}, no_lower, lambda err: kept.fatal.append(err)), kit)
+    try:
+        yield kept
+    finally:
+        kept.keeper.close()
+        assert kit.counters is not None
+        kit.counters.close()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Have it gone."""
+    process.kill()
+    process.wait()
+
+
+def test_spare_that_comes_into_use_is_no_spare(
+    where: RunDir, start: Start, fds: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where forwarders end again and again, the spare is found as any other: then another one is to wait."""
+    monkeypatch.setattr(crashes, "CRASHES_MAX", 1)
+    monkeypatch.setattr(crashes, "PAUSE_MIN_S", 0.01)
+    first, second = start(), start()
+
+    async def main() -> None:
+        async with keeping(where, fds) as kept:
+            await kept.give()
+            await kept.until(lambda: kept.keeper.spare_pid == second.pid)
+            kill(first)
+            await kept.until(lambda: kept.keeper.pid == second.pid)
+            assert kept.keeper.spare_pid is None
+            third = await asyncio.to_thread(start)
+            await kept.until(lambda: kept.keeper.spare_pid == third.pid)
+            assert pids(where) == (second.pid, third.pid)
+
+    asyncio.run(main())
