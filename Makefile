@@ -9,7 +9,7 @@ C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-down test lint format fuzz mutants coverage soak bench bench-micro bench-callgrind wheel clean
+.PHONY: help setup build demo demo-down test lint format fuzz mutants coverage soak scorecard bench bench-micro bench-callgrind wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ mutants: build ## disables one check of the source after the other: a test must 
 
 soak: build ## traffic, changes, restarts and kills; memory, losses and books (MINUTES=5, ARGS=--kill-forwarders)
 	@$(PYTHON) -m tests.soak.run --minutes $(or $(MINUTES),5) $(ARGS)
+
+scorecard: build ## kills, outages, upgrades, floods in figures beside marks (ARGS=--quick, ARGS='--only 13,14')
+	@$(PYTHON) -m tests.scorecard.run $(ARGS)
 
 bench: build ## overlayd beside kernel VXLAN and no overlay (ARGS=--quick: within 90 s)
 	@$(PYTHON) -m dataplane bench $(ARGS)

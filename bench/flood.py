@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import iperf
+from bench.figures import figure
 from bench.lab import ROOT, Node
 from bench.loads import LOADGEN, build_loadgen
 from bench.matrix import Condition
@@ -62,7 +63,8 @@ class Outcome:
 
     system: System
     stranger: Node
-    beside_hog: list[float] = field(default_factory=list)  # Gbit/s
+    quiet: list[float] = field(default_factory=list)  # Gbit/s
+    beside_hog: list[float] = field(default_factory=list)
     beside_flood: list[float] = field(default_factory=list)
     kpps: list[float] = field(default_factory=list)
     memory_kib: list[int] = field(default_factory=list)  # of the forwarder, after each flood
@@ -105,9 +107,10 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def measure(outcome: Outcome, seconds: int) -> None:
-    """Take one sample beside the loop, and one beside the flood."""
+    """Take one sample with nothing beside it, one beside the loop, and one beside the flood."""
     a, b = outcome.system.hosts
     target = outcome.system.target
+    outcome.quiet.append(iperf.tcp_gbit_s(iperf.run_iperf(a, b, target, seconds)))
     with running([sys.executable, "-S", "-c", HOG]):
         outcome.beside_hog.append(iperf.tcp_gbit_s(iperf.run_iperf(a, b, target, seconds)))
     words = [b.address, str(PORT), str(SIZE), "0", str(seconds + 2 * LATE_S)]
@@ -132,17 +135,36 @@ def refused(outcome: Outcome) -> str:
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield the lines of the table."""
-    yield f"{'':<24}{'beside a loop':>14} {'a flood':>9} {'left':>6} {'least':>6} {'flood':>10} {'grown':>9}"
+    yield (
+        f"{'':<24}{'quiet':>7} {'beside a loop':>14} {'a flood':>9} {'left':>6} {'least':>6} {'flood':>10} "
+        f"{'grown':>9}"
+    )
     for found in outcomes:
-        hog, flood = (statistics.median(values) for values in (found.beside_hog, found.beside_flood))
+        goodputs = (found.quiet, found.beside_hog, found.beside_flood)
+        quiet, hog, flood = (number(statistics.median(values)) for values in goodputs)
         shares, kpps = found.shares(), statistics.median(found.kpps)
         left, grown_kib = statistics.median(shares), found.memory_kib[-1] - found.memory_kib[0]
         yield (
-            f"{found.system.name:<24}{number(hog):>7} Gbit/s {number(flood):>9} {left:>6.2f} "
+            f"{found.system.name:<24}{quiet:>7} {hog:>7} Gbit/s {flood:>9} {left:>6.2f} "
             f"{min(shares):>6.2f} {kpps:>5.0f} kpps {grown_kib:>5} KiB"
         )
     for found in outcomes:
         yield f"{found.system.name:<24}{refused(found)}"
+
+
+def tell(outcome: Outcome) -> None:
+    """Tell all samples of one system."""
+    name = outcome.system.name
+    figure("quiet goodput", outcome.quiet, "Gbit/s", name)
+    figure("goodput beside a loop", outcome.beside_hog, "Gbit/s", name)
+    figure("goodput beside the flood", outcome.beside_flood, "Gbit/s", name)
+    of_quiet = zip(outcome.beside_flood, outcome.quiet, strict=True)
+    figure("left of quiet goodput", [flood / quiet for flood, quiet in of_quiet], "", name)
+    figure("left of goodput beside a loop", outcome.shares(), "", name)
+    figure("flood", outcome.kpps, "kpps", name)
+    if outcome.memory_kib[0]:
+        grown = [kib - outcome.memory_kib[0] for kib in outcome.memory_kib[1:]]
+        figure("grown", grown or [0], "KiB", name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
                 for outcome in outcomes:
                     measure(outcome, told.seconds)
             say("\n".join(rows(outcomes)))
+            for outcome in outcomes:
+                tell(outcome)
     except OverlaydError as err:
         print(f"bench.flood: {err}", file=sys.stderr)
         return err.exit_code

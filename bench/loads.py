@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def _note_if(notes: list[str], holds: bool, text: str) -> None:
         notes.append(text)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _last_of_all(pid: int) -> Iterator[None]:
     """See that the burners of a process take nothing from anybody, whatever session he is of."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -68,6 +68,42 @@ def _last_of_all(pid: int) -> Iterator[None]:
 def inodes(system: System) -> set[int]:
     """Return the inodes of a lab's namespaces."""
     return {(NETNS / space.name).stat().st_ino for space in system.spaces()}
+
+
+def run_loadgen(node: Node, *words: str) -> dict[str, Any]:
+    """Run the generator in a pod; return what it says."""
+    found = node.pod.run(str(LOADGEN), *words, check=False, timeout_s=60)
+    if found.returncode != 0:
+        raise AssertionError(found.stderr.strip())
+    said: dict[str, Any] = json.loads(found.stdout)
+    return said
+
+
+Send = Callable[[float], Trial]
+
+
+@contextmanager
+def sending(
+    system: System, size: int, trial_s: float, segments: int = 0
+) -> Iterator[tuple[Send, dict[str, int]]]:
+    """Yield what sends numbered packets at a rate from pod to pod, and counts of what came otherwise."""
+    a, b = system.hosts
+    wrong = {"doubled": 0, "reordered": 0, "changed": 0}
+
+    def send(rate_pps: float) -> Trial:
+        words = [str(size), f"{rate_pps:.0f}", str(trial_s), *([str(segments)] * bool(segments))]
+        said = run_loadgen(a, "send", system.target, str(PORT), *words)
+        for name in wrong:
+            wrong[name] += said[name]
+        return Trial(rate_pps, said["sent"], said["received"], said["seconds"])
+
+    listener = b.pod.spawn(str(LOADGEN), "receive", str(PORT))
+    try:
+        iperf.wait_bound(b, PORT, "-u")
+        yield send, wrong
+    finally:
+        listener.kill()
+        listener.wait()
 
 
 class Loads:
@@ -125,33 +161,13 @@ class Loads:
     # --- UDP ---
 
     def _udp(self, system: System, load: str, size: int, segments: int = 0) -> Sample:
-        a, b = system.hosts
         key = (system.condition.name, load, system.name)
         start_pps = self._last_pps.get(key, START_PPS)
-        listener = b.pod.spawn(str(LOADGEN), "receive", str(PORT))
-        wrong = {"doubled": 0, "reordered": 0, "changed": 0}
-
-        def send(rate_pps: float) -> Trial:
-            words = [
-                str(size),
-                f"{rate_pps:.0f}",
-                str(self._plan.trial_s),
-                *([str(segments)] * bool(segments)),
-            ]
-            said = self._loadgen(a, "send", system.target, str(PORT), *words)
-            for name in wrong:
-                wrong[name] += said[name]
-            return Trial(rate_pps, said["sent"], said["received"], said["seconds"])
-
-        try:
-            iperf.wait_bound(b, PORT, "-u")
+        with sending(system, size, self._plan.trial_s, segments) as (send, wrong):
             found = find_rate(send, start_pps)
-        finally:
-            listener.kill()
-            listener.wait()
         if found.best:
             self._last_pps[key] = AGAIN * found.best.asked_pps
-        return self._udp_sample(found, wrong, self._alone(a, size, segments))
+        return self._udp_sample(found, wrong, self._alone(system.hosts[0], size, segments))
 
     @staticmethod
     def _udp_sample(found: Found, wrong: dict[str, int], alone_kpps: float) -> Sample:
@@ -172,17 +188,9 @@ class Loads:
         key = (size, segments)
         if key not in self._alone_kpps:
             words = [str(size), "0", str(ALONE_S), *([str(segments)] * bool(segments))]
-            tries = [self._loadgen(node, "alone", *words) for _ in range(3)]
+            tries = [run_loadgen(node, "alone", *words) for _ in range(3)]
             self._alone_kpps[key] = max(said["sent"] / said["seconds"] for said in tries) / 1e3
         return self._alone_kpps[key]
-
-    @staticmethod
-    def _loadgen(node: Node, *words: str) -> dict[str, Any]:
-        found = node.pod.run(str(LOADGEN), *words, check=False, timeout_s=60)
-        if found.returncode != 0:
-            raise AssertionError(found.stderr.strip())
-        said: dict[str, Any] = json.loads(found.stdout)
-        return said
 
     # --- latency ---
 

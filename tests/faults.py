@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.figures import figure
 from tests.e2e.faulted import CPU_SHARE, ERRNOS, INJECT_S, FaultedRig, Strace, share_of
 
 PROCESSES = ("forwarder", "control")
@@ -84,6 +85,14 @@ OF_LIBRARIES = frozenset({"epoll_wait", *ON_FILES})
 FILE = re.compile(r"^(?:\d+ +)?(\w+)\(\d+<(/[^>]+)>")
 
 
+def is_judged_by_cpu(name: str) -> bool:
+    """Tell whether a cell may use little of a processor only.
+
+    Who is told to try again does, and so does libuv at some calls: a kernel does not say so for long.
+    """
+    return not name.endswith(BUSY) and not name.startswith(REPEATED)
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What came of one call that failed with one errno."""
@@ -105,8 +114,7 @@ class Cell:
         """Yield what is not as it must be of a cell."""
         if self.has_ended:
             yield "the process ended"
-        # Who is told to try again does, and so does libuv at some calls: a kernel does not say so for long.
-        if self.share > CPU_SHARE and not name.endswith(BUSY) and not name.startswith(REPEATED):
+        if self.share > CPU_SHARE and is_judged_by_cpu(name):
             yield f"{100 * self.share:.0f} % of a core"
 
 
@@ -201,6 +209,16 @@ def show(table: dict[str, dict[str, str]], errnos: Iterable[str]) -> None:
         print(f"{name:{head}}", *(f"{row.get(err, ''):{width}}" for err, width in widths.items()))
 
 
+def tell(cells: dict[str, Cell]) -> None:
+    """Tell what all cells were like; who is told to try again, and does, may use a processor meanwhile."""
+    figure("calls that failed", [cell.injected for cell in cells.values()], "a cell")
+    figure("processes that ended", [sum(cell.has_ended for cell in cells.values())], "processes")
+    shares = [cell.share for name, cell in cells.items() if is_judged_by_cpu(name)]
+    figure("processor", [100 * share for share in shares], "% of a core")
+    figure("until packets passed", [cell.passed_s for cell in cells.values()], "s")
+    figure("until in order", [cell.in_order_s for cell in cells.values()], "s")
+
+
 def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) -> list[str]:
     """Try all cells of some rows, print them, and return what is not as it must be."""
     problems = []
@@ -230,6 +248,7 @@ def run(matrix: Matrix, rows: Iterable[tuple[str, str]], errnos: Iterable[str]) 
     for what in ("share", "passed_s", "in_order_s"):
         worst = max(cells, key=lambda name: float(getattr(cells[name], what)))
         print(f"most {what}: {getattr(cells[worst], what):.3f}, {worst}")
+    tell(cells)
     for why, names in reasons.items():
         print(f"not tried (.), {why}: {', '.join(sorted(names))}")
     return problems

@@ -9,6 +9,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.e2e.rig", "tests.e2e.tap")
 
+from bench.figures import figure  # noqa: E402
 from tests.e2e import rig as rigs  # noqa: E402
 from tests.e2e.rig import Rig  # noqa: E402
 
@@ -18,7 +19,10 @@ def conservation() -> Iterator[None]:
     """Assert offered = forwarded + drops, both ways, for every daemon that outlives the test."""
     yield
     for rig in rigs.live:
-        rig.daemon.settled()
+        totals = rig.daemon.settled()
+        for way in (totals.tx, totals.rx):
+            unaccounted = way.offered - way.forwarded - sum(way.drops.values())
+            figure("unaccounted", [unaccounted], "packets")
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,22 @@ Lost is what the receivers miss by the numbers of what was sent, 10 000 a second
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import stopped, wait_for
 from tests.e2e.frames import US
-from tests.e2e.numbered import RATE_PPS
+from tests.e2e.numbered import RATE_PPS, Numbered
 from tests.e2e.pair import Monitor, is_ready, kill
 from tests.e2e.rewritten import Rewritten, counted
 
 READY_S = 30.0
+OUTAGE_S = int(os.environ.get("OUTAGE_S", "60"))  # of the long one
 
 
 @pytest.fixture(scope="module", params=["userspace", pytest.param("kernel", marks=pytest.mark.soak)])
@@ -46,6 +49,17 @@ def kill_in_a_rewrite(rewritten: Rewritten) -> None:
     daemon.launch()
 
 
+def datapath(rewritten: Rewritten) -> str:
+    """Return what a figure is of: ours, or the kernel's datapath under our control."""
+    return "kernel VXLAN" if rewritten.daemon.is_kernel else ""
+
+
+def tell(rewritten: Rewritten, stream: Numbered) -> None:
+    """Tell what was lost of a stream."""
+    figure("sent", [stream.sent], "packets", datapath(rewritten))
+    figure("lost", [stream.sent - stream.came], "packets", datapath(rewritten))
+
+
 @pytest.mark.parametrize(
     "kills",
     [
@@ -64,7 +78,8 @@ def test_case_125_killed_in_a_rewrite(rewritten: Rewritten, kills: int) -> None:
         wait_for(lambda: is_ready(rewritten.daemon), "ready", READY_S)
         rewritten.settle()
         stream.flow_on()
-    print(f"{stream.sent} sent, {stream.came} came, {kills} kills")
+    tell(rewritten, stream)
+    figure("kills", [kills], "processes", datapath(rewritten))
     assert stream.wrong == [], rewritten.dropped()
     assert stream.came == stream.sent
     rewritten.check_told(first)
@@ -95,7 +110,11 @@ def test_hung_control(rewritten: Rewritten, still_s: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "still_s", [pytest.param(3, id="3s"), pytest.param(60, id="60s", marks=pytest.mark.soak)]
+    "still_s",
+    [
+        pytest.param(3, id="3s"),
+        pytest.param(OUTAGE_S, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(180 + 2 * OUTAGE_S)]),
+    ],
 )
 def test_case_115_hung_store(rewritten: Rewritten, still_s: int) -> None:
     """etcd stands still: nothing is lost and nothing touched; awake again, it is followed from there."""
@@ -113,6 +132,8 @@ def test_case_115_hung_store(rewritten: Rewritten, still_s: int) -> None:
         rewritten.write(rewritten.moving)
         rewritten.settle()
         stream.flow_on()
+    tell(rewritten, stream)
+    figure("outage", [still_s], "s", datapath(rewritten))
     assert stream.wrong == [], rewritten.dropped()
     assert rewritten.strange(monitor.said) == []
     rewritten.check_told(first)

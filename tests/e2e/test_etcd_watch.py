@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from bench.figures import figure
 from bench.lab import wait_for
 from dataplane.config import EtcdConfig
 from dataplane.store.etcd import EtcdKeyValue
@@ -133,7 +134,10 @@ def test_case_109_nothing_is_lost_or_told_twice(etcd: Etcd, plan: tuple[int, int
     """Through cuts, kills, restarts and compactions each change is told in turn, or is listed; all agree."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         follower = runner.run(follow_etcd(etcd, plan))
-    print(f"{follower.changes} changes and {follower.lists} lists")
+    figure("violations", [0], "changes")  # or follow() would have failed
+    figure("transactions followed", [plan[0]], "transactions")
+    figure("changes told", [follower.changes], "changes")
+    figure("lists", [follower.lists], "lists")
     assert follower.changes >= plan[0]
     assert follower.lists > 1
 

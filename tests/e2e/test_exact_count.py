@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from scapy.packet import Packet
 
+from bench.figures import figure
 from bench.lab import wait_for
 from tests.e2e import frames
 from tests.e2e.frames import (
@@ -247,5 +248,8 @@ def test_every_figure_is_exact(rig: Rig, way: str, kinds_of: Callable[[Rig], lis
     )
     risen = _counted(rig) - before
     told, sent = risen.pop("pods_told", 0), risen.pop("icmp_sent", 0)  # as many as the rate allows
+    figure("packets", [len(order)], "packets")
+    off = [abs(risen[name] - expected[name]) for name in {*risen, *expected}]
+    figure("off by", off, "packets or bytes a counter")
     assert told == sent <= risen["tx_no_peer"]
     assert risen == expected

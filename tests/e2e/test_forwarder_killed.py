@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import Namespace, wait_for
 from tests.e2e.pair import (
     BATCH_MAX,
@@ -151,11 +152,10 @@ def kill_under_load(pair: Pair, kills: int) -> list[float]:
     gaps, stalls = flow.gaps(), flow.stalls_ms(moments)
     lost = sum(count for _, count in gaps)
     booked = sum(sum_restart(daemon) - before for daemon, before in zip(daemons, books, strict=True))
-    print(
-        f"{kills} kills, {flow.sent} sent, {lost} lost in {len(gaps)} gaps, {booked} booked; stall median "
-        f"{statistics.median(stalls):.1f} ms, max {max(stalls):.1f} ms; load {os.getloadavg()[0]:.1f}: "
-        f"{' '.join(f'{stall:.1f}' for stall in sorted(stalls))}"
-    )
+    print(f"{kills} kills, {flow.sent} sent, {lost} lost in {len(gaps)} gaps, {booked} booked")
+    figure("stall", stalls, "ms")
+    figure("lost in a gap", [count for _, count in gaps] or [0], "packets")
+    figure("leaked in clear", [leaked(space) for space in pair.spaces.values()], "packets")
     # What was read and is not counted yet is not booked; what was sent and is not counted yet is, and came.
     assert max((count for _, count in gaps), default=0) <= BATCH_MAX
     assert len(gaps) <= kills

@@ -19,6 +19,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
+from bench.figures import figure
 from bench.lab import wait_for
 from tests.e2e.frames import DUAL, US
 from tests.e2e.rig import DEFAULT_FLAGS, Rig
@@ -74,6 +75,12 @@ def is_told(rig: Rig) -> bool:
     return False
 
 
+def tell(told: int, seconds: float, of: str) -> None:
+    """Tell how many ICMP errors were sent a second, and as a share of the rate that is configured."""
+    figure("ICMP errors", [told / seconds], "/s", of)
+    figure("of the configured rate", [told / seconds / RATE], "", of)
+
+
 def test_case_141_flood(flooded: Rig) -> None:
     """Of a flood a tenth of the rate is told, by both threads together; and another pod is told its own."""
     before, start = flooded.daemon.settled(), time.monotonic()
@@ -91,7 +98,9 @@ def test_case_141_flood(flooded: Rig) -> None:
     after, seconds = flooded.daemon.settled(), time.monotonic() - start
     offered = after.tx.offered - before.tx.offered
     told, limited = after.icmp_sent - before.icmp_sent, after.icmp_limited - before.icmp_limited
-    print(f"flood: {sent / FLOOD_S:.0f}/s, {offered / FLOOD_S:.0f}/s offered, {told} ICMP in {seconds:.2f} s")
+    figure("flood sent", [sent / FLOOD_S], "packets/s")
+    figure("flood offered", [offered / FLOOD_S], "packets/s")
+    tell(told, seconds, "one sender")
     others = 20  # at most, of the other pod
     assert told <= RATE / 10 * seconds + RATE / 20 / 10 + others
     assert told >= RATE / 10 * FLOOD_S / 2, "but it is told"
@@ -116,6 +125,6 @@ def test_case_141_all_senders(flooded: Rig) -> None:
         flooded.pod.send(*packets * 5)
     after, seconds = flooded.daemon.settled(), time.monotonic() - start
     told = after.icmp_sent - before.icmp_sent
-    print(f"all: {after.tx.offered - before.tx.offered} packets, {told} ICMP in {seconds:.2f} s")
+    tell(told, seconds, "many senders")
     assert told <= (RATE * seconds + RATE / 20) / 2 + 1, "all of them are about no peer"
     assert told >= RATE / 10

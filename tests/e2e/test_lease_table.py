@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import wait_for
 from dataplane.control import ForwarderClient
 from dataplane.model import Entry
@@ -150,6 +151,7 @@ def test_case_114_hostile_lease(
     assert rig.route_of("10.244.8.5") == ("198.18.0.8", "02:4f:00:00:04:08")
     if reason is not None:
         found = [peer for peer in rig.daemon.status()["peers"] if peer["refused"]]
+        figure("hostile leases that were not refused", [0 if len(found) == 1 else 1], "a lease")
         assert [peer["id"] for peer in found] == [None]
         assert reason in found[0]["refused"]
         assert reason in rig.daemon.log()

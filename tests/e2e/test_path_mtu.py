@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import wait_for
 from tests.e2e.pathlab import SAID_S, PathLab
 from tests.e2e.rig import risen
@@ -75,7 +76,8 @@ def test_case_096_tcp_goes_on(paths: PathLab, peer: str, family: int) -> None:
         paths.narrow(peer, 1300 if family == 4 else 1400)
         wait_for(lambda: paths.told(f"a{peer}", family), "the pod is told", SAID_S)
         stalled_s = stream.longest_s()
-        print(f"round of {usual_s * 1e3:.1f} ms before, {stalled_s * 1e3:.0f} ms at most meanwhile")
+        figure("longest round before", [usual_s], "s", f"IPv{family}")
+        figure("longest round meanwhile", [stalled_s], "s", f"IPv{family}")
         assert daemon.counters.totals().supers > supers
     assert stalled_s < STALL_S
 

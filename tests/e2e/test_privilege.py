@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import wait_for
 from tests.e2e.pair import (
     EXTRA,
@@ -73,8 +74,11 @@ def can_read_memory(pid: int) -> bool:
 
 def check_forwarder(pid: int) -> None:
     """Assert that a forwarder has given up everything, in each of its threads."""
-    for thread in threads_of(pid):
-        assert {int(thread[name], 16) for name in CAPABILITY_SETS} == {0}
+    threads = threads_of(pid)
+    held = [sum(int(thread[name], 16).bit_count() for name in CAPABILITY_SETS) for thread in threads]
+    figure("capabilities of a thread of the forwarder", held, "in all sets")
+    assert set(held) == {0}
+    for thread in threads:
         assert (thread["NoNewPrivs"], thread["Seccomp"]) == ("1", "2")
     assert not can_read_memory(pid)
     limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")

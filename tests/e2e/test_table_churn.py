@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import wait_for
 from tests.e2e import frames
 from tests.e2e.frames import US
@@ -173,8 +174,12 @@ def conclude(rig: Rig, log: Log, traffic: Traffic, before: Any, lost: int) -> No
     assert rig.daemon.tun_dropped() == lost
     after = rig.daemon.settled(tx=before.tx.offered + len(traffic.sent))
     wait_for(lambda: _all_seen(traffic, after.tx.forwarded - before.tx.forwarded), "all that left is seen")
-    assert log.judge(traffic) == []
-    dropped = risen(before, after)
+    wrong, dropped = log.judge(traffic), risen(before, after)
+    figure("packets sent", [len(traffic.sent)], "packets")
+    figure("sent wrong", [len(wrong)], "packets")
+    figure("lost", [len(traffic.sent) - len(traffic.seen) - dropped.get("no_peer", 0)], "packets")
+    figure("tables", [len(log.tables)], "tables")
+    assert wrong == []
     assert set(dropped) <= {"no_peer"}
     assert len(traffic.seen) + dropped.get("no_peer", 0) == len(traffic.sent)
     assert len({number for number, _, _ in traffic.seen}) == len(traffic.seen)
@@ -227,6 +232,19 @@ def test_all_peers_are_replaced(rig: Rig, count: int) -> None:
             log.change(dict(zip(numbers, chance.sample(range(2 * count), count), strict=True)))
     conclude(rig, log, traffic, before, lost)
     assert len(traffic.seen) == len(traffic.sent) > 1000
+
+
+@pytest.mark.parametrize("versions", [pytest.param(250, id="250", marks=pytest.mark.soak)])
+def test_peer_alternates(rig: Rig, versions: int) -> None:
+    """A peer that has one address and MAC, then another, and back: each packet goes to one of both, whole."""
+    log = Log(rig)
+    log.change({1: 10})
+    before, lost = rig.daemon.settled(), rig.daemon.tun_dropped()
+    with Traffic(rig, [1], 21) as traffic:
+        for turn in range(1, versions):
+            log.change({1: (10, 20)[turn % 2]})
+    conclude(rig, log, traffic, before, lost)
+    assert {peer for _, peer, _ in traffic.seen} == {10, 20}
 
 
 def test_receiving_follows_the_table_too(rig: Rig) -> None:

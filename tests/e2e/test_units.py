@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import figure
 from bench.lab import wait_for
 from dataplane import control
 from dataplane.errors import ConfigError
@@ -113,6 +114,9 @@ def test_units_are_tight(installed: list[str], index: int) -> None:
     options = ["--offline=true", "--no-pager", f"--threshold={EXPOSURE_MAX}"]
     command = ["systemd-analyze", "security", *options, installed[index]]
     done = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found is not None, done.stdout
+    figure("exposure", [float(found[1])], "of 10", NAMES[index])
     assert done.returncode == 0, done.stdout
 
 
