@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bench.lab import wait_for
 from dataplane.backend import Place, crashes
 from dataplane.backend.keeper import Keeper
 from dataplane.backend.kit import Kit
@@ -38,9 +38,7 @@ class Kept:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for it."""
-        async with asyncio.timeout(WAIT_S):
-            while not is_so():
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_for, is_so, "forwarders to be as they should", WAIT_S)
         assert not self.fatal
 
     async def give(self) -> None:
