@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from contextlib import suppress
 
 import uvloop
 
-from dataplane import choose, footing, journal, native, privilege, renewal
+from dataplane import choose, footing, garbage, journal, native, privilege, renewal
 from dataplane.backend import Place
 from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
@@ -28,18 +27,18 @@ from dataplane.rundir import Lock, RunDir
 CHILDREN = frozenset({Capability.NET_ADMIN, Capability.NET_RAW})
 KEPT = CHILDREN | {Capability.NET_BIND_SERVICE}  # a port below 1024 may be told
 
-GARBAGE_MIN = 100_000  # objects made and not freed before cycles among them are looked for
-
 
 async def _main(config: RunConfig, run_dir: RunDir, epoch: int, kept: dict[str, int]) -> Leave:
     """Be control until another one follows that this process is not, or becomes only later."""
     log_setting = LogSetting(config, run_dir)
     log_setting.forget()
     while True:
+        garbage.start()
         daemon = Daemon(Place(await _choose(config), run_dir, epoch, kept), log_setting)
         try:
             await daemon.run()
         finally:
+            garbage.end()
             if not daemon.report.is_carrying:
                 remove_unused(run_dir)
         if daemon.is_changing:
@@ -82,8 +81,6 @@ def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     kept = take_kept(os.environ)
     journal.set_up(config.log_level, config.log_format)
-    # Leases are values without cycles, and ten thousand of them a million objects: hardly any is garbage.
-    gc.set_threshold(GARBAGE_MIN)
     footing.stand("overlayd run")
     privilege.hide_memory()  # a password may be in there
     run_dir = RunDir(config.run_dir)

@@ -192,6 +192,7 @@ class EtcdKeyValue:
             return reading.result()
         finally:
             reading.cancel()
+            del reading  # what it raised knows this frame: neither would go before somebody looks for cycles
 
     def _check_history(self, header: Any, after: int) -> None:
         """See whether this is still the history that we know. Terms only grow, as revisions do."""
