@@ -17,6 +17,7 @@ from dataplane.rundir import RunDir
 def run(run_dir: Path) -> NoReturn:
     """Serve until told to stop, which ends the process; its socket stays, and nobody answers there."""
     footing.stand("overlayd forwarder")
+    footing.favour()
     privilege.hide_memory()
     privilege.drop_all()
     where = RunDir(run_dir)

@@ -82,6 +82,7 @@ def run(config: RunConfig) -> int:
     kept = take_kept(os.environ)
     journal.set_up(config.log_level, config.log_format)
     footing.stand("overlayd run")
+    footing.let_forwarders_first()
     privilege.hide_memory()  # a password may be in there
     run_dir = RunDir(config.run_dir)
     run_dir.prepare()

@@ -13,6 +13,7 @@ import pytest
 
 from bench.figures import figure
 from bench.lab import wait_for
+from dataplane import footing
 from tests.e2e.pair import (
     EXTRA,
     START_S,
@@ -102,6 +103,17 @@ def test_case_145_forwarder_has_nothing_left(pair: Pair) -> None:
             wait_for(lambda: can_read_memory(other.pid), "memory of another process")
         finally:
             other.kill()
+
+
+def test_forwarder_is_served_first(tmp_path: Path) -> None:
+    """One that may has more weight than others, still so when it has given up everything."""
+    command = [*OVERLAYD, "forwarder", "--run-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            wait_for((tmp_path / "forwarder.sock").exists, "it serves", START_S)
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) == footing.NICE
+        finally:
+            process.kill()
 
 
 def test_case_145_forwarder_works_with_what_is_left(pair: Pair) -> None:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is served first by the processors: forwarders, as far as somebody privileged lets them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataplane import footing
+
+SYS_NICE, SYS_RESOURCE = 23, 24
+ROOT = Path(__file__).resolve().parents[2]
+SHARE = Path("/proc/self/autogroup")
+LIMIT = resource.getrlimit(resource.RLIMIT_NICE)[0]
+# What a process is after it has done something: its nice value, that of its session, and what it may ask for.
+CODE = """
+import os, resource, sys
+from pathlib import Path
+from dataplane import footing
+for name in sys.argv[1:]:
+    getattr(footing, name)()
+share = Path("/proc/self/autogroup")
+print(os.getpriority(os.PRIO_PROCESS, 0), resource.getrlimit(resource.RLIMIT_NICE)[0],
+      share.read_text().split()[-1] if share.exists() else "-")
+"""
+
+
+def may(capability: int) -> bool:
+    """Tell whether we have a capability."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return bool(
+        int(next(line for line in lines if line.startswith("CapEff")).split()[1], 16) >> capability & 1
+    )
+
+
+def become(*names: str, before: tuple[str, ...] = (), is_leader: bool = True) -> tuple[int, int, str]:
+    """Return what a process in a session of its own is after it has called functions of footing.py."""
+    command = [*before, sys.executable, "-c", CODE, *names]
+    said = subprocess.run(
+        command, cwd=ROOT, start_new_session=is_leader, capture_output=True, text=True, check=True
+    ).stdout.split()
+    return int(said[0]), int(said[1]), said[2]
+
+
+NEEDS_NICE = pytest.mark.skipif(not may(SYS_NICE), reason="takes CAP_SYS_NICE")
+
+
+@NEEDS_NICE
+def test_a_forwarder_favours_itself_and_its_session() -> None:
+    """One that may has more weight, and so has its session; that of somebody else it leaves alone."""
+    nice, _, share = become("favour")
+    assert nice == footing.NICE
+    assert share in (str(footing.NICE), "-")
+    nice, _, share = become("favour", is_leader=False)
+    assert nice == footing.NICE
+    assert share == (SHARE.read_text(encoding="ascii").split()[-1] if SHARE.exists() else "-")
+
+
+@NEEDS_NICE
+def test_more_weight_is_not_taken_away() -> None:
+    """Somebody who gave a forwarder still more weight is not contradicted."""
+    assert become("favour", before=("nice", "-n", "-10"))[0] == -10
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or LIMIT != 0, reason="takes root, who may no more than usual")
+def test_without_any_privilege() -> None:
+    """One that may not is served as all are, and says nothing of it."""
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    nobody = ("setpriv", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+    nice, limit, share = become("let_forwarders_first", "favour", before=nobody)
+    assert (nice, limit) == (here, 0)
+    assert share in ("0", "-")
+
+
+def test_forwarders_may_without_privilege() -> None:
+    """A forwarder of a control that could raise the limit may, whatever it has given up by then."""
+    _, limit, _ = become("let_forwarders_first")
+    assert limit == (20 - footing.NICE if may(SYS_RESOURCE) else LIMIT)
