@@ -98,4 +98,4 @@ class SoftState:
     @property
     def is_idle(self) -> bool:
         """Whether look() has nothing to find out."""
-        return not self._said and not self._believed
+        return not self._said  # of those, some are believed

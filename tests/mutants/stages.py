@@ -98,7 +98,7 @@ PLACES = (
     Place("dataplane/moving.py", "", "moving"),
     Place("dataplane/pathmtu.py", "", "pathmtu"),
     Place("dataplane/softstate.py", "", "softstate hearing", "unreachable"),
-    Place("dataplane/probing.py", "", "probing"),
+    Place("dataplane/probing.py", "", "loads probing"),
     Place("dataplane/icmp.py", "", "icmp_heard"),
     Place("dataplane/paths.py", "", "paths pathmtu"),
     Place("dataplane/hearing.py", "", "hearing icmp_heard paths"),

@@ -196,11 +196,12 @@ def test_what_makes_no_sense_is_refused(
         ("{}", "2", "a:a", "{'a': 3} [False] {} False"),
         ("{}", "2", "a", "{'a': 3} [False] {} False"),
         ("{}", "9", "a:b:c:d:e:f:g:h:i", "{'a': 3, 'b': 4} [False, False] {} True"),
+        ("{}", "1", "a:b", "{'a': 3} [False] {} True"),
         ("1", "2", "a:b", "{} [] {} True"),
         ("{}", "x", "a", "{} [] {} True"),
         ("{}", "99999", "a", "{} [] {} True"),
     ],
-    ids=["one", "two", "twice", "nameless", "too_few", "not_ours", "no_number", "too_many"],
+    ids=["one", "two", "twice", "nameless", "too_few", "too_many_names", "not_ours", "no_number", "too_many"],
 )
 def test_what_is_handed_down(pid: str, count: str, names: str, kept: str) -> None:
     """Descriptors are taken by name if they are for us; children get neither those nor the variables."""

@@ -96,3 +96,16 @@ def test_watchdog(environ: dict[str, str], expected: float | None) -> None:
     """A watchdog counts if it is meant for this process, and says something sensible."""
     assert Notifier({"NOTIFY_SOCKET": "@x", **environ}).watchdog_s == expected
     assert Notifier(environ).watchdog_s is None
+
+
+def test_address_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that happens to lie where we are is not taken for that of a service manager."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("notify")
+        sock.setblocking(False)
+        Notifier({"NOTIFY_SOCKET": "notify"}).ready()
+        with pytest.raises(BlockingIOError):
+            sock.recv(4096)
+        Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")}).ready()
+        assert heard(sock) == {"READY": "1"}
