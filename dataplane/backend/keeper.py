@@ -270,6 +270,8 @@ class Keeper:
             self._begin_recovery(self._recover(promotion))
 
     def _begin_recovery(self, recovery: Coroutine[None, None, None]) -> None:
+        if self._recovery is not None:
+            self._recovery.cancel()  # of one that hangs by now, and does not have its new name yet
         self._recovery = asyncio.create_task(recovery)
         self._recovery.add_done_callback(self._check_recovery)
 

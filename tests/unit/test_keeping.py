@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
 
-from bench.lab import wait_for
-from dataplane.backend import Place, crashes
+from dataplane import seats
+from dataplane.backend import Place, crashes, keeper
 from dataplane.backend.keeper import Keeper
 from dataplane.backend.kit import Kit
 from dataplane.config import RunConfig
+from dataplane.control import peer_pid
 from dataplane.errors import RuntimeFailure
 from dataplane.native import Counters
 from dataplane.rundir import RunDir
@@ -38,13 +42,15 @@ class Kept:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for it."""
-        await asyncio.to_thread(wait_for, is_so, "forwarders to be as they should", WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while not is_so():
+                await asyncio.sleep(0.01)
         assert not self.fatal
 
-    async def give(self) -> None:
+    async def give(self, *, is_new_table: bool = False) -> None:
         """Give a forwarder all there is, as a backend does."""
         async with self.keeper.lock:
-            await self.keeper.give(is_new_table=False)
+            await self.keeper.give(is_new_table=is_new_table)
 
 
 @asynccontextmanager
@@ -89,5 +95,46 @@ def test_spare_that_comes_into_use_is_no_spare(
             third = await asyncio.to_thread(start)
             await kept.until(lambda: kept.keeper.spare_pid == third.pid)
             assert pids(where) == (second.pid, third.pid)
+
+    asyncio.run(main())
+
+
+def connections(pid: int) -> int:
+    """Return how many connections to the socket of a process this one has."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            found += sock.family == socket.AF_UNIX and peer_pid(sock) == pid
+    return found
+
+
+def recoveries() -> int:
+    """Return how many recoveries are under way."""
+    return sum("Keeper._recover" in str(task.get_coro()) for task in asyncio.all_tasks())
+
+
+def test_one_recovery_at_a_time(
+    where: RunDir, start: Start, fds: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spare that hangs before it has its new name is replaced once, over one connection."""
+    monkeypatch.setattr(seats, "ARRANGE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(keeper, "RENAME_RETRY_S", 0.05)
+    monkeypatch.setattr(keeper, "FORWARDER_TIMEOUT_S", 0.2)
+    first, second = start(), start()
+
+    async def main() -> None:
+        async with keeping(where, fds) as kept:
+            await kept.give()
+            await kept.until(lambda: kept.keeper.spare_pid == second.pid)
+            with seats.arranging(where):
+                kill(first)
+                await kept.until(lambda: kept.keeper.pid == second.pid)
+                second.send_signal(signal.SIGSTOP)
+                await kept.give(is_new_table=True)
+                await asyncio.to_thread(second.wait)
+            await kept.until(lambda: recoveries() == 1)
+            third = await asyncio.to_thread(start)
+            await kept.until(lambda: kept.keeper.pid == third.pid and not recoveries())
+            assert connections(third.pid) == 1
 
     asyncio.run(main())
