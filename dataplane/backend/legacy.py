@@ -52,16 +52,14 @@ class Legacy:
                     return  # the rest another time
                 self._left[slot] = fd
         self._generation = kit.generation
-        if kit.config_in_force != self._config:
-            self._leave_config(kit.config_in_force)
+        if kit.config_in_force != self._config and self._leave_config(kit.config_in_force):
             self._config = kit.config_in_force
 
-    def _leave_config(self, config: ForwarderConfig) -> None:
+    def _leave_config(self, config: ForwarderConfig) -> bool:
         fd = os.memfd_create("overlayd-config", os.MFD_CLOEXEC)
         try:
             os.write(fd, HEAD + native.pack_config(config))
-            self._notifier.drop(CONFIG)
-            self._notifier.keep(CONFIG, fd)
+            return self._notifier.drop(CONFIG) and self._notifier.keep(CONFIG, fd)
         finally:
             os.close(fd)
 

@@ -155,6 +155,27 @@ def test_manager_that_does_not_read_is_asked_again(
     assert set(legacy.read(manager.kept)[1]) == set(kit.fds)
 
 
+def test_manager_that_does_not_read_the_config_is_asked_again(
+    manager: Manager, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors without what they are for are of no use: that is left the next time, too."""
+    keep, refused = Notifier.keep, []
+
+    def refuse(self: Notifier, name: str, fd: int) -> bool:
+        if name == legacy.CONFIG and not refused:
+            refused.append(name)
+            return False
+        return keep(self, name, fd)
+
+    monkeypatch.setattr(Notifier, "keep", refuse)
+    left = Legacy(manager.notifier)
+    for _ in range(2):
+        left.leave(kit)
+        manager.hear()
+    assert refused
+    assert legacy.read(manager.kept)[0] == CONFIG
+
+
 def test_nobody_listens(kit: Kit) -> None:
     """Without a service manager nothing is said, and nothing waited for."""
     left = Legacy(Notifier({}))
