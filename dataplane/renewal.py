@@ -95,13 +95,16 @@ async def check_installed(config: RunConfig) -> str:
             raise RuntimeFailure(
                 f"{flag} {port} needs a capability that exec does not keep: restart it instead"
             )
-    process = await asyncio.create_subprocess_exec(
-        *own_command(),
-        "--version",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *own_command(),
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as err:
+        raise RuntimeFailure(f"what is installed does not start: {err.strerror}") from None
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             _, said = await process.communicate()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bench.lab import wait_for
 from dataplane import seats
 from dataplane.backend import Place, crashes, keeper
 from dataplane.backend.keeper import Keeper
@@ -42,9 +43,7 @@ class Kept:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for it."""
-        async with asyncio.timeout(WAIT_S):
-            while not is_so():
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_for, is_so, "forwarders to be as they should", WAIT_S)
         assert not self.fatal
 
     async def give(self, *, is_new_table: bool = False) -> None:

@@ -14,6 +14,7 @@ import pytest
 from dataplane import renewal
 from dataplane.config import RunConfig
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
+from dataplane.renewal import Leave, Renewal
 from dataplane.rundir import RunDir
 
 UNKNOWN = 'allowed as "cmd" are status, stop'
@@ -113,3 +114,13 @@ def test_directory_that_is_not_let_go_of(monkeypatch: pytest.MonkeyPatch, tmp_pa
         renewal.follow(run_dir)
     lock.close()
     renewal.follow(run_dir).close()
+
+
+def test_interpreter_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is installed any more that could start, control goes on, and says why."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    stopped: list[bool] = []
+    ours = Renewal(RunConfig(store="etcd"), lambda: stopped.append(True))
+    with pytest.raises(RuntimeFailure, match="does not start: No such file or directory"):
+        asyncio.run(ours.answer({"cmd": "upgrade"}))
+    assert (ours.leave, stopped) == (Leave.END, [])
