@@ -13,6 +13,7 @@ newer than any file. Then the file only tells whom the first list should name (w
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Recall:
         self._written: _InForce | None = None
         self._peers: Callable[[], dict[str, Entry]] = dict
         self._changed = asyncio.Event()
+        self._writing = threading.Lock()  # held while the file is written
         self._trouble = Trouble(log, "the last state is not written")
         self._problem: str | None = None  # why it is not
 
@@ -226,7 +228,7 @@ class Recall:
 
     async def _save(self, state: LastState, clocks: Clocks) -> bool:
         try:
-            await asyncio.to_thread(laststate.save, self._path, state, clocks)
+            await asyncio.to_thread(self._write, state, clocks)
         except RuntimeFailure as err:
             self._problem = str(err)
             self._trouble.failed(self._problem)
@@ -243,7 +245,7 @@ class Recall:
             return
         try:
             if (state := self._collect()) is not None:
-                laststate.save(self._path, *state)
+                self._write(*state)
         except RuntimeFailure as err:
             self._trouble.failed(str(err))
 
@@ -251,6 +253,13 @@ class Recall:
         """Remove the file, and write none: our lease was given back."""
         self._age_max_s = 0
         laststate.forget(self._path)
+
+    def _write(self, state: LastState, clocks: Clocks) -> None:
+        # A write that is under way goes on in its thread when run() is cancelled.
+        with self._writing:
+            laststate.save(self._path, state, clocks)
+            if self._age_max_s == 0:  # forgotten meanwhile
+                laststate.forget(self._path)
 
     def _collect(self) -> tuple[LastState, Clocks] | None:
         now = self._now

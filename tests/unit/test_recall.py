@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -379,6 +380,63 @@ def test_an_end_writes_what_is_left(tmp_path: Path) -> None:
     scene.recall.forget()
     scene.follow(put(9, lease(9)))
     scene.recall.finish()
+    assert not scene.path.exists()
+
+
+class SlowDisk:
+    """Takes the first write for as long as it is told, and knows what was written when."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of the disk."""
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.said: list[str] = []
+        self._save = laststate.save
+        monkeypatch.setattr(laststate, "save", self.save)
+        monkeypatch.setattr(recall, "WRITE_S", 0.0)
+
+    def save(self, *args: Any) -> None:
+        """Write."""
+        self.said.append("begin")
+        self.begun.set()
+        self.go.wait(20)
+        self._save(*args)
+        self.said.append("end")
+
+
+def test_an_end_waits_for_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left to write at an end does not go into a file that is being written: the last one counts."""
+    disk, scene = SlowDisk(monkeypatch), Scene(tmp_path)
+
+    async def scenario() -> None:
+        writer = asyncio.create_task(scene.recall.run(lambda: True))
+        scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
+        await asyncio.to_thread(disk.begun.wait, 20)
+        writer.cancel()
+        scene.follow(put(9, lease(9)))
+        timer = threading.Timer(0.2, disk.go.set)
+        timer.start()
+        scene.recall.finish()
+        timer.join()
+
+    play(scenario())
+    assert disk.said == ["begin", "end"] * 2
+    assert len(started(Scene(tmp_path))) == len(PEERS) + 1
+
+
+def test_a_write_that_ends_late_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is given back while the file is being written leaves none, too."""
+    disk, scene = SlowDisk(monkeypatch), Scene(tmp_path)
+
+    async def scenario() -> None:
+        writer = asyncio.create_task(scene.recall.run(lambda: True))
+        scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
+        await asyncio.to_thread(disk.begun.wait, 20)
+        scene.recall.forget()
+        disk.go.set()
+        writer.cancel()
+
+    play(scenario())
+    assert disk.said == ["begin", "end"]
     assert not scene.path.exists()
 
 
