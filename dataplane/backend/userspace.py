@@ -185,7 +185,10 @@ class UserspaceBackend:
             # The next control is to know that this is not what it would rather have.
             run_dir = self._place.run_dir
             known = {"tier_wanted": self._tier_wanted, "offloads_off": self.offloads_off}
-            run_dir.write_facts({**run_dir.read_facts(), **known})
+            try:
+                run_dir.write_facts({**run_dir.read_facts(), **known})
+            except RuntimeFailure as err:
+                log.warning("the next control is not told of the lower tier", error=err)
             return True
 
     async def _open_when_let_go(self, settings: Settings) -> None:
