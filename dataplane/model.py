@@ -219,6 +219,7 @@ class Listed:
     entries: tuple[Entry, ...]
     problem: str | None = None  # why there is no network
     identity: str = ""  # of the store: with another one, revisions begin anew
+    read_s: float | None = field(default=None, compare=False)  # CLOCK_MONOTONIC; None: just now
 
 
 @dataclass(frozen=True, slots=True)

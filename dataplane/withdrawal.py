@@ -164,7 +164,7 @@ class Withdrawal:
     def _take_list(self, event: Listed, known: dict[str, Entry], now: float) -> dict[str, Entry]:
         """Release what is in a list, or was held long enough; return who is gone by it."""
         if event is not self._list:
-            self._list, self._list_s = event, now
+            self._list, self._list_s = event, now if event.read_s is None else event.read_s
         names = _names(event)
         for name in {*self._held, *self._left}:
             held = self._held.get(name)

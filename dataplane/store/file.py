@@ -17,6 +17,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -277,9 +278,8 @@ class FileStore:
             self._revision += 1
             self._peers = peers
         network, leases = peers
-        return Listed(
-            self._revision, network, tuple(Entry(flannel.format_key(lease.key), lease) for lease in leases)
-        )
+        entries = tuple(Entry(flannel.format_key(lease.key), lease) for lease in leases)
+        return Listed(self._revision, network, entries, read_s=time.monotonic())
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield what the file says, then each change of it, and why an edit was refused."""

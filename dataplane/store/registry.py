@@ -91,7 +91,7 @@ def read_list(snapshot: Snapshot, now: float) -> Listed:
     values = {record.key: record.value for record in snapshot.records}
     network, problem = read_network(values.get(CONFIG))
     entries = (read_entry(record, now) for record in snapshot.records if record.key.startswith(SUBNETS))
-    return Listed(snapshot.revision, network, tuple(entries), problem, snapshot.identity)
+    return Listed(snapshot.revision, network, tuple(entries), problem, snapshot.identity, now)
 
 
 def read_change(record: Record, now: float) -> Event | None:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
@@ -312,8 +313,13 @@ EDITS = pytest.mark.parametrize("edit", [pytest.param(write, id="write"), pytest
 
 
 def test_first_event(path: Path) -> None:
-    """The first event is the whole list."""
-    assert asyncio.run(first_of(FileStore(path))) == listed(*LEASES, network=NETWORK)
+    """The first event is the whole list, which says when it was read."""
+    begun_s = time.monotonic()
+    first = asyncio.run(first_of(FileStore(path)))
+    assert isinstance(first, Listed)
+    assert first == listed(*LEASES, network=NETWORK)
+    assert first.read_s is not None
+    assert begun_s <= first.read_s <= time.monotonic()
 
 
 def test_byte_order_mark(path: Path) -> None:

@@ -87,7 +87,9 @@ def test_list_then_changes() -> None:
     async def scenario(keys: Keys, registry: Registry) -> None:
         first = write(keys, 1, 60).entry
         events = registry.events()
-        assert await anext(events) == Listed(2, NET, (first,))
+        told = await anext(events)
+        assert isinstance(told, Listed)
+        assert (told, told.read_s) == (Listed(2, NET, (first,)), NOW)
         expected: list[Told] = [write(keys, 2), write(keys, 1, 90)]
         keys.write("other", "x")
         keys.write("subnets", "x")

@@ -182,6 +182,16 @@ def test_the_same_list_is_no_second_one() -> None:
     assert node.peers() == set(PEERS[6:])
 
 
+def test_a_list_that_had_to_wait_is_as_old_as_its_reading() -> None:
+    """A list that was read before its time, and is taken up after it, releases nothing."""
+    node = running()
+    node.take(*gone(2, *PEERS[:6]), now=100.0)
+    node.take(replace(cluster(PEERS[6:], 3), read_s=100.0 + HOLD_S - 0.1), now=200.0)
+    assert node.peers() == set(PEERS)
+    node.take(replace(cluster(PEERS[6:], 3), read_s=100.0 + HOLD_S), now=200.0)
+    assert node.peers() == set(PEERS[6:])
+
+
 def test_back_again() -> None:
     """A lease that is put again, or listed, is not held any more, and may go like any other."""
     node = running()
