@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from bench.lab import wait_for
 from dataplane import seats
 from dataplane.backend import Place, crashes, keeper
 from dataplane.backend.keeper import Keeper
@@ -43,7 +43,9 @@ class Kept:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for it."""
-        await asyncio.to_thread(wait_for, is_so, "forwarders to be as they should", WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while not is_so():
+                await asyncio.to_thread(lambda: None)
         assert not self.fatal
 
     async def give(self, *, is_new_table: bool = False) -> None:
@@ -101,8 +103,8 @@ def test_spare_that_comes_into_use_is_no_spare(
 def connections(pid: int) -> int:
     """Return how many connections to the socket of a process this one has."""
     found = 0
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as sock:
             found += sock.family == socket.AF_UNIX and peer_pid(sock) == pid
     return found
 

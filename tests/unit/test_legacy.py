@@ -159,7 +159,8 @@ def test_manager_that_does_not_read_the_config_is_asked_again(
     manager: Manager, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Descriptors without what they are for are of no use: that is left the next time, too."""
-    keep, refused = Notifier.keep, []
+    keep = Notifier.keep
+    refused: list[str] = []
 
     def refuse(self: Notifier, name: str, fd: int) -> bool:
         if name == legacy.CONFIG and not refused:

@@ -44,4 +44,6 @@ def test_directory_that_cannot_be_written(
         return await backend._lower()
 
     assert asyncio.run(main())
-    assert [record.getMessage() for record in caplog.records] == ["the next control is not told of the lower tier"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the next control is not told of the lower tier"
+    ]

@@ -38,15 +38,9 @@ GOOD = """{
   }
 }
 """
+MAC = MacAddress(bytes.fromhex("020000000001"))
 LEASES = (
-    Lease(
-        SubnetKey(IPv4Network("10.244.1.0/24")),
-        IPv4Address("192.0.2.1"),
-        None,
-        Encap.VXLAN,
-        MacAddress(bytes.fromhex("020000000001")),
-        vni=1,
-    ),
+    Lease(SubnetKey(IPv4Network("10.244.1.0/24")), IPv4Address("192.0.2.1"), None, Encap.VXLAN, MAC, vni=1),
     Lease(SubnetKey(IPv4Network("10.244.2.0/24")), IPv4Address("192.0.2.2"), None, Encap.IPIP),
 )
 OTHER = GOOD.replace("192.0.2.2", "192.0.2.3")
