@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from dataplane import choose, garbage, journal, subnetfile, takeover, traffic
+from dataplane import choose, journal, memory, subnetfile, takeover, traffic
 from dataplane.backend import Backend, Place, Settings
 from dataplane.backend.switch import Switch
 from dataplane.control import Reply, Request, StaleEpoch, serve_requests
@@ -396,7 +396,7 @@ class Daemon:
         await self._traffic.replace_flannel()
         if not self.report.is_carrying:
             self._tell_choices()
-            garbage.settle()
+            memory.settle()
         self.report.is_carrying = True
         self.report.tell_warnings()
         has_masq, path = self._config.ip_masq, self._config.subnet_file

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import uvloop
 
-from dataplane import choose, footing, garbage, journal, native, privilege, renewal
+from dataplane import choose, footing, journal, memory, native, privilege, renewal
 from dataplane.backend import Place
 from dataplane.backend.offloads import Offloads
 from dataplane.config import RunConfig
@@ -33,12 +33,12 @@ async def _main(config: RunConfig, run_dir: RunDir, epoch: int, kept: dict[str, 
     log_setting = LogSetting(config, run_dir)
     log_setting.forget()
     while True:
-        garbage.start()
+        memory.start()
         daemon = Daemon(Place(await _choose(config), run_dir, epoch, kept), log_setting)
         try:
             await daemon.run()
         finally:
-            garbage.end()
+            memory.end()
             if not daemon.report.is_carrying:
                 remove_unused(run_dir)
         if daemon.is_changing:
@@ -81,6 +81,7 @@ def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     kept = take_kept(os.environ)
     journal.set_up(config.log_level, config.log_format)
+    memory.share_heap()
     footing.stand("overlayd run")
     footing.let_forwarders_first()
     privilege.hide_memory()  # a password may be in there

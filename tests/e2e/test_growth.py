@@ -30,6 +30,7 @@ from tests.soak.gauge import read_process
 
 WARM_UP, RESTARTS = 2, 8
 RESTART_BYTES = 20_000  # that may stay of each: a watch that is not let go is 55 000
+HEAP_BYTES = 64 << 20
 SCRAPES = 300  # of each page
 GROWN_KIB = 4096.0  # by which control may grow meanwhile: 8600 where nobody looks for garbage
 
@@ -44,6 +45,19 @@ class Heap(ctypes.Structure):
             *("fast_bytes", "used_bytes", "free_bytes", "top_bytes"),
         )
     ]
+
+
+def count_heaps(pid: int) -> int:
+    """Return how many heaps a process has beside its first: glibc puts each at a multiple of 64 MiB."""
+    starts, ends = set(), set()
+    for line in Path(f"/proc/{pid}/maps").read_text(encoding="ascii").splitlines():
+        bounds, access = line.split()[:2]
+        start, _, end = bounds.partition("-")
+        if access == "rw-p":
+            starts.add(int(start, 16))
+        elif access == "---p":
+            ends.add(int(end, 16))
+    return sum(start % HEAP_BYTES == 0 and start + HEAP_BYTES in ends for start in starts)
 
 
 def used_bytes() -> int:
@@ -117,4 +131,6 @@ def test_scrapes_and_changes(tmp_path: Path) -> None:
 
             first = grow(SCRAPES // 5)
             last = grow(SCRAPES)
+            heaps = count_heaps(pid)
+    assert heaps == 0
     assert last - first < GROWN_KIB
