@@ -52,6 +52,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 pathmtu probing                | sans-IO: how much the paths to peers take; what to ask to find out
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
     P3 privilege footing              | what a process gives up, and what it stands on
+    P3 step                           | wakes that fall together
     P3 grip                           | how another process is ended for sure
     P3 rundir message figures control | the run directory, the two sockets in it, what they carry
     P3 seats succession               | which forwarder is in use and which one waits, and how that changes

@@ -14,6 +14,7 @@ import os
 import time
 from http import HTTPStatus
 
+from dataplane import step
 from dataplane.config import RunConfig
 from dataplane.model import Address
 from dataplane.notify import Notifier
@@ -126,7 +127,7 @@ class Health:
             if watchdog_s is not None and self._hung_s() is None:
                 self._notifier.alive()
             self.look()
-            await asyncio.sleep(LOOK_S if watchdog_s is None else min(LOOK_S, watchdog_s / 2))
+            await asyncio.sleep(step.pause_s(LOOK_S if watchdog_s is None else min(LOOK_S, watchdog_s / 2)))
 
     def reloading(self) -> None:
         """Say that a reload begins."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 
-from dataplane import routemtu
+from dataplane import routemtu, step
 from dataplane.backend import Backend, Settings
 from dataplane.icmp import IcmpError, Trouble
 from dataplane.journal import Journal
@@ -24,6 +24,7 @@ from dataplane.pathmtu import ICMP, PROBE, ROUTE, PathMtu, Paths
 
 log = Journal("paths")
 
+LOOK_LEAST_S = 0.75  # they are in step with others, and not quite as far apart
 LOOK_S = 1.0  # between looks at what the kernel refused, and at what has expired
 PAUSE_S = 0.05  # after one that was hinted at: a flood of hints costs no more than that
 ROUTE_S = 60.0  # until a route that somebody set up is looked at again
@@ -101,7 +102,7 @@ class PathWatch:
         again: set[Address] = set()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PAUSE_S if again or self._doubts else LOOK_S):
+                async with asyncio.timeout(PAUSE_S if again or self._doubts else step.pause_s(LOOK_S)):
                     await self._is_due.wait()
             now = time.monotonic()
             self._find_refused(now)
@@ -128,7 +129,7 @@ class PathWatch:
     def _find_refused(self, now: float) -> None:
         """Look for which peers packets were too big since the last look, as far as can be told."""
         counters = self._backend.describe().counters
-        if counters is None or self._table is None or now < self._looked_s + LOOK_S:
+        if counters is None or self._table is None or now < self._looked_s + LOOK_LEAST_S:
             return
         self._looked_s = now
         tx = counters.totals().tx

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import inf
 
+from dataplane import step
 from dataplane.backend import Backend, Settings
 from dataplane.echo import Echo
 from dataplane.journal import Journal, Trouble
@@ -82,7 +83,7 @@ class PathProbes:
             while True:
                 now = time.monotonic()
                 if now >= look_s:
-                    look_s = now + (LOOK_S if self._look(now) else REST_S)
+                    look_s = now + step.pause_s(LOOK_S if self._look(now) else REST_S)
                 for probe in self._prober.due(now):
                     self._send(probe)
                 self._tell()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dataplane import step
 from dataplane.backend import Place
 from dataplane.backend.crashes import CRASH_WINDOW_S, CRASHES_MAX, Crashes
 from dataplane.backend.hung import LOOK_S, Fence, Pulse, find_waiting, read_beats
@@ -428,7 +429,7 @@ class Keeper:
     async def _feel_pulse(self) -> None:
         pulse, kit = Pulse(), self._kit
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(step.pause_s(LOOK_S))
             config = kit.config_in_force
             is_working = self._state == State.RUNNING and kit.is_whole and not self.lock.locked()
             if config is None or not is_working:

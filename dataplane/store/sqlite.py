@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from dataplane import step
 from dataplane.errors import StoreError
 from dataplane.store.database import Database
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
@@ -96,7 +97,8 @@ class SqliteKeyValue:
                     after = record.changed
                 try:
                     # Not wait_for(): that of Python 3.11 may swallow a cancellation.
-                    async with asyncio.timeout(LOOK_S if expiry_s is None else min(LOOK_S, expiry_s)):
+                    pause_s = step.pause_s(LOOK_S)
+                    async with asyncio.timeout(pause_s if expiry_s is None else min(pause_s, expiry_s)):
                         await touched.wait()
                 except TimeoutError:
                     pass
