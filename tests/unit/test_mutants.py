@@ -215,6 +215,19 @@ def test_unsteady_test_kills_nobody(hunt: run.Hunt) -> None:
     assert _hunt(hunt, Unsteady(TEXT)) == 1
 
 
+def test_failure_that_does_not_come_again_kills_nobody(hunt: run.Hunt) -> None:
+    """A test that fails with a mutant once, and not the next time, was hindered by something else."""
+
+    class Once(FakeTree):
+        def test(self, args: list[str], limit_s: float) -> Ran:
+            passed = super().test(args, limit_s)
+            return passed if self.ran.count(args[-1]) > 1 else Ran(args[-1], 0.1, "")
+
+    tree = Once(TEXT)
+    assert _hunt(hunt, tree) == 1
+    assert hunt.killers == {}
+
+
 def test_mutant_is_text_of_its_file() -> None:
     """What a mutant replaces is what stands there, and only that changes."""
     mutant = Mutant("x", "x", "", 2, 3, "!")

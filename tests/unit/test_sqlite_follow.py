@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dataplane.errors import StoreError
 from dataplane.store import sqlite
+from dataplane.store.database import Database
 from dataplane.store.sqlite import SqliteKeyValue
 from dataplane.store.watch import PathWatch
 
@@ -30,3 +33,14 @@ def test_watch_that_failed_is_no_watch(tmp_path: Path, monkeypatch: pytest.Monke
             await store.close()
 
     asyncio.run(scenario())
+
+
+def test_end_that_never_comes(tmp_path: Path) -> None:
+    """A lease whose end somebody wrote as infinity is one without an end, and nothing is waited for."""
+    path = tmp_path / "store.db"
+    with closing(Database(path)) as db:
+        db.put("subnets/10.1.1.0-24", "a", 60, 0)
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE entry SET expires = 9e999")
+        assert db.next_expiry_s() is None
+        assert [record.ttl_s for record in db.snapshot().records] == [None]
