@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dataplane
@@ -25,6 +26,8 @@ RETRY_S = 0.01
 RETRY_MAX_S = 0.5
 REAP_S = 1.0
 SPARE_RETRY_MAX_S = 2.0  # nobody waits for it
+LOG_MAX = 1 << 20  # bytes of what forwarders said, before it is begun anew
+BEGIN = "-- another forwarder --"  # above what that says
 
 
 def _command(run_dir: Path) -> list[str]:
@@ -47,6 +50,10 @@ def spawn(run_dir: RunDir) -> subprocess.Popen[bytes]:
     try:
         # Several may write there: one that is in use, and one that waits.
         with run_dir.forwarder_log.open("ab") as log:
+            with suppress(OSError):  # a full disk keeps no forwarder from starting
+                if log.tell() > LOG_MAX:
+                    log.truncate(0)
+                os.write(log.fileno(), f"{BEGIN}\n".encode())
             return subprocess.Popen(
                 _command(run_dir.path),
                 stdin=subprocess.DEVNULL,
@@ -133,7 +140,7 @@ def _last_words(run_dir: RunDir) -> str:
         lines = run_dir.forwarder_log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines and lines[-1] != BEGIN else "it said nothing"
 
 
 async def wait_listening(
