@@ -22,6 +22,7 @@ import json
 import os
 import socket
 import stat
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -120,7 +121,9 @@ class Lock:
             if path.exists() and os.path.samestat(os.fstat(self._fd), path.stat()):
                 break
             self.close()
-        path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        # Only for people: on a full disk the lock is as good without.
+        with suppress(OSError):
+            path.write_text(f"{os.getpid()}\n", encoding="ascii")
 
     def __enter__(self) -> Lock:
         return self

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
 import pytest
 
 from dataplane.errors import RuntimeFailure
-from dataplane.rundir import RunDir
+from dataplane.rundir import Lock, LockHeld, RunDir
 
 
 def test_run_directory_is_private(tmp_path: Path) -> None:
@@ -29,3 +30,14 @@ def test_run_directory_is_private(tmp_path: Path) -> None:
         for refuses in (where.check, where.prepare):
             with pytest.raises(RuntimeFailure, match=r"Fix: chown 0 .* chmod 700"):
                 refuses()
+
+
+def test_lock_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose lock it is cannot be written down then: who asks is not told, and does not get it."""
+
+    def is_full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(Path, "write_text", is_full)
+    with Lock(tmp_path / "lock", "overlayd forwarder"), pytest.raises(LockHeld, match="pid unknown"):
+        Lock(tmp_path / "lock", "overlayd forwarder")
