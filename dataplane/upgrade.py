@@ -101,17 +101,26 @@ def _compare(before: dict[str, Any], after: dict[str, Any], ready_s: float) -> d
             "to": _name(new),
             "is_replaced": old["pid"] != new["pid"],
             "paused_ms": (new.get("hand_over") or {}).get("paused_ms"),
-            "dropped": _lost(after) - _lost(before),
+            "dropped": _lost(before, after),
             "reason": (new.get("hand_over") or {}).get("error") or "no forwarder of the new version waits",
         },
     }
 
 
-def _lost(status: dict[str, Any]) -> int:
-    """Return how many packets were lost where a pause shows: in full queues, or in a forwarder that ended."""
+def _lost(before: dict[str, Any], after: dict[str, Any]) -> int:
+    """Return how many packets were lost meanwhile where a pause shows."""
+    then, now = _count_lost(before), _count_lost(after)
+    # Less than before: counters of another layout were begun anew.
+    return sum(
+        count - then.get(place, 0) if count >= then.get(place, 0) else count for place, count in now.items()
+    )
+
+
+def _count_lost(status: dict[str, Any]) -> dict[str, int]:
+    """Return how many packets were lost in full queues, and in forwarders that ended."""
     kernel = status["kernel"]
-    restart = sum(status[way]["drops"].get("restart", 0) for way in ("tx", "rx"))
-    return sum((kernel["tun_tx_dropped"], *kernel["rxq_overflow"].values(), restart))
+    restart = {way: status[way]["drops"].get("restart", 0) for way in ("tx", "rx")}
+    return {"tun": kernel["tun_tx_dropped"], **kernel["rxq_overflow"], **restart}
 
 
 def _tell(found: dict[str, Any]) -> str:

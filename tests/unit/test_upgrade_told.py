@@ -150,3 +150,23 @@ def test_control_that_is_gone(
     assert "no overlayd run answers" in failed(tmp_path)
     assert (time.monotonic() - begun_s >= WAITS_S) == is_waited_for
     assert (fake.asked == 2) != is_waited_for
+
+
+def losing(tun: int = 0, udp4: int = 0, tx: int = 0, rx: int = 0) -> dict[str, Any]:
+    """Return the status of a node that has lost so many packets in each place."""
+    drops = {"tx": {"drops": {"restart": tx} if tx else {}}, "rx": {"drops": {"restart": rx} if rx else {}}}
+    return {**status("1"), "kernel": {"tun_tx_dropped": tun, "rxq_overflow": {"udp4": udp4}}, **drops}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        pytest.param(losing(1, 2, 3, 4), losing(1, 2, 3, 4), 0, id="none"),
+        pytest.param(losing(1, 2, 3, 4), losing(2, 4, 6, 8), 10, id="some_everywhere"),
+        pytest.param(losing(tun=1, tx=64), losing(tun=1), 0, id="counters_begun_anew"),
+        pytest.param(losing(tun=1, tx=64, rx=9), losing(tun=3, rx=5), 7, id="and_some_since"),
+    ],
+)
+def test_what_was_lost(before: dict[str, Any], after: dict[str, Any], lost: int) -> None:
+    """What each place has lost more than before; all that it says where counting was begun anew."""
+    assert upgrade._compare(before, after, 0.5)["forwarder"]["dropped"] == lost
