@@ -265,7 +265,7 @@ def test_pulse_of_who_works_alone(place: Place, kit: Kit, monkeypatch: pytest.Mo
             await asyncio.to_thread(int)
         assert not task.done()
 
-    monkeypatch.setattr(keeper, "LOOK_S", 0.0)
+    monkeypatch.setattr(keeper, "LOOK_S", 1e-6)
     monkeypatch.setattr(keeper, "find_waiting", lambda *_: set())
     monkeypatch.setattr(keeper, "read_beats", read_beats)
 
