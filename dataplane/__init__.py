@@ -51,6 +51,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P2 moving                         | sans-IO: which change of our addresses is believed, and when
     P2 pathmtu probing                | sans-IO: how much the paths to peers take; what to ask to find out
     P3 store/ netlink native layout   | thin shells: the store, pyroute2, the C engine and its byte layouts
+    P3 engine                         | the workers in this process, without a forwarder
     P3 privilege footing              | what a process gives up, and what it stands on
     P3 step                           | wakes that fall together
     P3 grip                           | how another process is ended for sure

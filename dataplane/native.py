@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from dataplane import layout
-from dataplane._native import ffi
+from dataplane._native import ffi as ffi  # engine.py's, too
 from dataplane._native import lib as lib  # message.py's, privilege.py's and renewal.py's, too
 from dataplane.errors import KernelError
 from dataplane.model import Address, Encap, MacAddress, Offload, Table
@@ -140,7 +139,8 @@ def _fill_addr(out: Any, address: Address | None) -> None:
         ffi.memmove(out.bytes, address.packed, len(address.packed))
 
 
-def _fill_config(out: Any, config: ForwarderConfig) -> None:
+def fill_config(out: Any, config: ForwarderConfig) -> None:
+    """Write a struct dp_config."""
     for name in _NUMBERS + _SWITCHES:
         setattr(out, name, getattr(config, name))
     _fill_addr(out.underlay4, config.underlay4)
@@ -155,7 +155,7 @@ def _fill_config(out: Any, config: ForwarderConfig) -> None:
 def pack_config(config: ForwarderConfig) -> bytes:
     """Return the struct dp_config as it travels between processes."""
     out = ffi.new("struct dp_config *")
-    _fill_config(out, config)
+    fill_config(out, config)
     return bytes(ffi.buffer(out))
 
 
@@ -437,59 +437,10 @@ def tun_steer(fd: int) -> None:
 def underlay_open(slot: int, config: ForwarderConfig, device: str, buffer_bytes: int) -> tuple[int, int]:
     """Open the socket of a slot on an underlay interface; return it and the buffer size granted."""
     cconfig = ffi.new("struct dp_config *")
-    _fill_config(cconfig, config)
+    fill_config(cconfig, config)
     granted = ffi.new("int *")
     result = lib.dp_underlay_open(slot, cconfig, device.encode(), buffer_bytes, granted)
     return check(result, f"opening the {role_of(slot).name.lower()} socket on {device}"), granted[0]
-
-
-# --- the engine in this process ---------------------------------------------------------------------
-
-
-class Engine:
-    """The forwarder's workers as threads of this process: for benches, tests and embedders."""
-
-    def __init__(self, config: ForwarderConfig, fds: Mapping[int, int]) -> None:
-        """Prepare workers for these descriptors, which stay the caller's."""
-        cconfig = ffi.new("struct dp_config *")
-        _fill_config(cconfig, config)
-        cfds = ffi.new("int[]", [fds.get(slot, -1) for slot in SLOTS])
-        out = ffi.new("dp_engine **")
-        check(lib.dp_engine_create(cconfig, cfds, out), "creating the engine")
-        self._engine = out[0]
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _alive(self) -> Any:
-        if self._engine == ffi.NULL:
-            raise ValueError("engine is closed")
-        return self._engine
-
-    def start(self) -> None:
-        """Let the workers run."""
-        check(lib.dp_engine_start(self._alive()), "starting the engine")
-
-    def publish(self, fib_fd: int) -> None:
-        """Put a table of fib_create() in force."""
-        check(lib.dp_engine_publish(self._alive(), fib_fd), "publishing a table")
-
-    def quiesce(self) -> None:
-        """Park the workers; returns when no packet is in flight."""
-        check(lib.dp_engine_quiesce(self._alive()), "parking the workers")
-
-    def resume(self) -> None:
-        """Let parked workers go on."""
-        check(lib.dp_engine_resume(self._alive()), "resuming the workers")
-
-    def close(self) -> None:
-        """Stop the workers and free everything. May be called again."""
-        if self._engine != ffi.NULL:
-            lib.dp_engine_destroy(self._engine)
-            self._engine = ffi.NULL
 
 
 # --- the forwarder process --------------------------------------------------------------------------

@@ -19,8 +19,9 @@ import pytest
 
 from bench.lab import wait_for
 from dataplane import native
+from dataplane.engine import Engine
 from dataplane.model import Encap, MacAddress, Peer, SubnetEntry, Table
-from dataplane.native import Engine, ForwarderConfig
+from dataplane.native import ForwarderConfig
 from dataplane.slots import SLOTS, Fd
 from tests.e2e.frames import inner4, vxlan_payload
 from tests.e2e.rig import conserves

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane import native
+from dataplane.engine import Engine
 from dataplane.errors import ControlError, KernelError
 from dataplane.message import BYTES_MAX, BYTES_MIN, TEXT_MAX, Message
 from dataplane.model import Address, Encap, MacAddress, Peer, SubnetEntry, Table, tier_text
@@ -273,7 +274,7 @@ def test_underlay_refuses_a_role_that_is_no_socket() -> None:
 def test_engine_refuses_missing_descriptors() -> None:
     """An engine without TUN, counters and table is not made."""
     with pytest.raises(KernelError, match="creating the engine"):
-        native.Engine(CONFIG, {})
+        Engine(CONFIG, {})
 
 
 def test_engine_runs_and_ends(fds: list[int]) -> None:
@@ -282,7 +283,7 @@ def test_engine_runs_and_ends(fds: list[int]) -> None:
     fds.append(native.fib_create(TABLE, 5))
     fds.extend(os.pipe2(os.O_NONBLOCK))  # a pipe that stays empty stands for the device
     given_fds: dict[int, int] = {Fd.COUNTERS: fds[0], Fd.FIB: fds[1], Fd.TUN: fds[2]}
-    with native.Engine(CONFIG, given_fds) as engine, native.Counters(fds[0]) as counters:
+    with Engine(CONFIG, given_fds) as engine, native.Counters(fds[0]) as counters:
         engine.start()
         assert (counters.header().generation, counters.header().forwarder_pid) == (5, os.getpid())
         fds.append(native.fib_create(TABLE, 6))

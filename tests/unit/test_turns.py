@@ -19,6 +19,7 @@ from bench.lab import wait_for
 from dataplane import native
 from dataplane.backend.process import wait_listening
 from dataplane.control import ForwarderClient
+from dataplane.engine import Engine
 from dataplane.errors import ControlError
 from dataplane.native import State
 from dataplane.rundir import RunDir
@@ -188,7 +189,7 @@ def test_worker_whose_turn_is_over_takes_nothing(tmp_path: Path) -> None:
     with Bench(tmp_path) as bench:
         with bench.command(0) as client:
             client.stop()
-        with native.Engine(CONFIG, bench.fds) as old, native.Engine(CONFIG, bench.fds) as new:
+        with Engine(CONFIG, bench.fds) as old, Engine(CONFIG, bench.fds) as new:
             old.start()
             bench.carries()
             new.start()
