@@ -47,12 +47,12 @@ PLACES = (
         "csrc/answer.c", "", "icmp icmp_too_big", f"{TX} host", "is_run and (judged or answers or too_big)"
     ),
     Place("dataplane/gate.py", "", PEERS),
-    Place("dataplane/store/database.py", "", f"{STORE} sqlite_follow", "lease_life lease_race"),
+    Place("dataplane/store/database.py", "", f"sqlite_follow {STORE}", "lease_life lease_race"),
     Place("dataplane/pace.py", "", "pace peers reconcile_peers", "lease_flood"),
     Place("csrc/ctl.c", "", "control_refusals control native turns versions", "two_processes start_fails"),
     Place("csrc/parcel.c", "", "control_refusals control versions native", "two_processes"),
     Place("csrc/worker.c", "^stand_still$", "turns", "two_processes", "address-engine_threads"),
-    Place("dataplane/store/sqlite.py", "", f"{STORE} sqlite_follow", "lease_life"),
+    Place("dataplane/store/sqlite.py", "", f"sqlite_follow {STORE}", "lease_life"),
     Place("dataplane/store/registry.py", "", STORE, "lease_life"),
     Place("dataplane/message.py", "", "control native layout versions"),
     Place(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from pathlib import Path
 
@@ -41,3 +42,17 @@ def test_lock_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "write_text", is_full)
     with Lock(tmp_path / "lock", "overlayd forwarder"), pytest.raises(LockHeld, match="pid unknown"):
         Lock(tmp_path / "lock", "overlayd forwarder")
+
+
+def test_run_directory_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that belongs to another user is refused and stays as it is; ours is taken."""
+    path = tmp_path / "run"
+    path.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        for mode in (0o755, 0o700):
+            path.chmod(mode)
+            with pytest.raises(RuntimeFailure, match="is open to others"):
+                RunDir(path).prepare()
+            assert path.stat().st_mode & 0o777 == mode
+    RunDir(path).prepare()
