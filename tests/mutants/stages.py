@@ -53,7 +53,7 @@ PLACES = (
     Place("csrc/parcel.c", "", "control_refusals control versions native", "two_processes"),
     Place("csrc/worker.c", "^stand_still$", "turns", "two_processes", "address-engine_threads"),
     Place("dataplane/store/sqlite.py", "", f"sqlite_follow {STORE}", "lease_life"),
-    Place("dataplane/store/registry.py", "", STORE, "lease_life"),
+    Place("dataplane/store/registry.py", "", f"sqlite_follow {STORE}", "lease_life"),
     Place("dataplane/message.py", "", "control native layout versions"),
     Place(
         "dataplane/control.py",

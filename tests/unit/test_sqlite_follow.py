@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded store is followed by what the kernel tells of its file, or not at all."""
+"""The embedded store is followed by what the kernel tells of its file, or not at all; what is odd in it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from dataplane.errors import StoreError
 from dataplane.store import sqlite
 from dataplane.store.database import Database
+from dataplane.store.keyvalue import Record
+from dataplane.store.registry import read_entry
 from dataplane.store.sqlite import SqliteKeyValue
 from dataplane.store.watch import PathWatch
 
@@ -44,3 +46,30 @@ def test_end_that_never_comes(tmp_path: Path) -> None:
             other.execute("UPDATE entry SET expires = 9e999")
         assert db.next_expiry_s() is None
         assert [record.ttl_s for record in db.snapshot().records] == [None]
+
+
+def test_another_store_under_the_same_name(tmp_path: Path) -> None:
+    """What was listed is not written to once it is another store; after a new list it is."""
+    path = tmp_path / "store.db"
+
+    async def scenario() -> None:
+        store = SqliteKeyValue(path)
+        try:
+            await store.snapshot()
+            with closing(sqlite3.connect(path)) as other, other:  # an older copy was put into the file, say
+                other.execute("UPDATE state SET identity = 'another'")
+            with pytest.raises(StoreError, match="another one has taken its place"):
+                await store.put("subnets/10.1.1.0-24", "a", None, 0)
+            assert (await store.snapshot()).records == ()
+            assert (await store.put("subnets/10.1.1.0-24", "a", None, 0)).value == "a"
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_key_in_other_words() -> None:
+    """A key that nobody but us would read is refused: two keys of one subnet would be two owners."""
+    found = read_entry(Record("subnets/10.244.1.0-024", '{"PublicIP": "192.0.2.1"}', 1, 1), 0.0)
+    assert (found.lease, found.problem) == (None, '"10.244.1.0-024" is no key; flannel writes 10.244.1.0-24')
+    assert read_entry(Record("subnets/10.244.1.0-24", '{"PublicIP": "192.0.2.1"}', 1, 1), 0.0).problem is None
