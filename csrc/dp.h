@@ -384,7 +384,8 @@ int dp_engine_quiesce(dp_engine *engine);
 int dp_engine_resume(dp_engine *engine);
 void dp_engine_destroy(dp_engine *engine);
 
-/* processes: what they give up (privilege.c); the forwarder (ctl.c, confine.c) */
+/* processes: what they give up (privilege.c), how they share (slice.c); the forwarder (ctl.c, confine.c) */
+int dp_shorten_slice(uint64_t slice_ns);
 int dp_hide_memory(void);
 int dp_drop_privileges(void);
 int dp_keep_capabilities(uint64_t kept, uint64_t children);

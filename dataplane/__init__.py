@@ -28,6 +28,7 @@ C, csrc/ (a unit is x.c and x.h):
     L5 worker engine                  | threads; start, publish, park, stop
     L6 parcel                         | messages between processes, with descriptors
     L6 ctl confine privilege api      | the forwarder process, what it obeys, its limits, the names of things
+    L6 slice                          | how long a thread runs at a time
     L6 probe probe_super probe_spin   | for tests only: lets Python call the pure units
     L6 probe_table                    | the same, of tables
 

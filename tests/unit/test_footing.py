@@ -81,3 +81,42 @@ def test_forwarders_may_without_privilege() -> None:
     """A forwarder of a control that could raise the limit may, whatever it has given up by then."""
     _, limit, _ = become("let_forwarders_first")
     assert limit == (20 - footing.NICE if may(SYS_RESOURCE) else LIMIT)
+
+
+SLICE_CODE = """
+import ctypes, platform, struct, sys, threading
+from dataplane import footing
+libc = ctypes.CDLL(None, use_errno=True)
+get = {"x86_64": 315, "aarch64": 275}[platform.machine()]
+def slices():
+    attr = ctypes.create_string_buffer(56)
+    assert libc.syscall(get, 0, attr, 56, 0) == 0
+    print(struct.unpack_from("=IIQiIQ", attr)[5])
+if sys.argv[1:]:
+    footing.favour()
+slices()
+thread = threading.Thread(target=slices)
+thread.start()
+thread.join()
+"""
+
+
+def slices(*words: str, before: tuple[str, ...] = ()) -> list[int]:
+    """Return the slices, in ns, of a process (favoured, if there are words) and of its thread."""
+    command = [*before, sys.executable, "-c", SLICE_CODE, *words]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [int(word) for word in said.split()]
+
+
+@pytest.mark.skipif(slices()[0] == 0, reason="the kernel has no slices of one's own: before Linux 6.12")
+def test_a_forwarder_runs_for_less_time_at_once() -> None:
+    """Its slice is short, that of the threads that it starts afterwards, too; that of others stays."""
+    usual = slices()
+    assert usual[0] > footing.SLICE_NS
+    assert slices("favour") == [footing.SLICE_NS] * 2
+    assert slices() == usual
+
+
+def test_another_policy_is_left_alone() -> None:
+    """Who made a forwarder a process of real time, or the last of all, is not contradicted."""
+    assert slices("favour", before=("chrt", "--idle", "0")) == slices(before=("chrt", "--idle", "0"))
