@@ -3,7 +3,7 @@
 
 PYTHON := .venv/bin/python
 ARGS ?=
-C_FILES = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] bench/*.c)
+C_FILES = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] bench/*.[ch])
 C_UNITS = $(wildcard csrc/*.c bench/*.c)
 C_FLAGS := -std=gnu11 -D_GNU_SOURCE -O2 -Icsrc
 C_WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wmissing-declarations -Werror

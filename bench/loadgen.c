@@ -11,8 +11,8 @@
  * RATE is in packets per second, 0 is as fast as it goes. Without SEGMENTS each packet is a message of its own
  * (sendmmsg, no UDP_SEGMENT: one skb each); with it, runs of that many leave as one message with UDP_SEGMENT.
  *
- * A trial ends with the sender's question in the same stream, which the receiver answers with its counts. The
- * receiver remembers each number it saw: what is lost, doubled, reordered or changed is counted, not guessed.
+ * A trial ends with the sender's question in the same stream, which the receiver (receiver.c) answers with its
+ * counts.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -30,43 +30,19 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "loadgen.h"
+
+#define NS_PER_S 1000000000LL
+
 enum {
-	BATCH = 32, /* messages of one system call */
-	SIZE_LEAST = 32,
 	SIZE_MOST = 1472,
 	SEGMENTS_MAX = 64,
 	RUN_BYTES_MAX = 64000,
-	PACKETS_MAX = 1 << 26, /* of one trial; a bit each in the receiver */
-	RECEIVE_BUFFER = 1 << 20,
 	TICK_NS = 50000,      /* the least that a paced sender sleeps */
 	SETTLE_NS = 50000000, /* what is late has this long to come in */
 	ASK_TIMEOUT_US = 20000,
 	ASK_TRIES = 150,
 	FLOOD_SOCKETS = 16, /* each is a flow, so that every queue of the receiver gets its share */
-};
-
-#define MAGIC 0x6f766c64u
-#define NS_PER_S 1000000000LL
-
-enum kind { KIND_DATA = 1, KIND_ASK, KIND_ANSWER };
-
-/* The head of each packet; the last 8 bytes of data are the number's complement. Both ends are one machine. */
-struct head {
-	uint32_t magic;
-	uint16_t kind;
-	uint16_t size;
-	uint32_t trial;
-	uint32_t pad;
-	uint64_t number;
-};
-
-/* What the receiver answers. */
-struct answer {
-	struct head head;
-	uint64_t received; /* different numbers */
-	uint64_t doubled;
-	uint64_t reordered;
-	uint64_t changed;
 };
 
 /* What a sender is asked to do. */
@@ -82,13 +58,11 @@ struct sent {
 	double seconds;
 };
 
-static uint8_t seen[PACKETS_MAX / 8];
-
 /**
  * fail() - Say which call failed, and end
  * @what:	The call
  */
-static void fail(const char *what)
+void fail(const char *what)
 {
 	fprintf(stderr, "loadgen: %s: %s\n", what, strerror(errno));
 	exit(1);
@@ -136,87 +110,6 @@ static double read_number(const char *text, double low, double high)
 		exit(2);
 	}
 	return value;
-}
-
-/**
- * note() - Count one data packet
- * @answer:	The counts of this trial
- * @last:	Highest number so far plus one
- * @head:	Its head
- * @data:	The packet
- * @len:	How long it is
- */
-static void note(struct answer *answer, uint64_t *last, const struct head *head, const uint8_t *data, size_t len)
-{
-	uint64_t check, number = head->number;
-	uint8_t bit = (uint8_t)(1u << (number & 7));
-
-	memcpy(&check, data + len - sizeof(check), sizeof(check));
-	if (len != head->size || check != ~number || number >= PACKETS_MAX) {
-		answer->changed++;
-		return;
-	}
-	if (seen[number >> 3] & bit) {
-		answer->doubled++;
-		return;
-	}
-	seen[number >> 3] |= bit;
-	answer->received++;
-	if (number < *last)
-		answer->reordered++;
-	else
-		*last = number + 1;
-}
-
-/**
- * receive() - Count what comes, and answer questions, until killed
- * @port:	UDP port
- */
-static void receive(uint16_t port)
-{
-	static uint8_t data[BATCH][2048];
-	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)}, from[BATCH];
-	struct iovec iov[BATCH];
-	struct mmsghdr messages[BATCH];
-	struct answer answer = {.head = {.magic = MAGIC, .kind = KIND_ANSWER}};
-	uint64_t last = 0;
-	int fd, got, bytes = RECEIVE_BUFFER;
-
-	fd = socket(AF_INET, SOCK_DGRAM, 0);
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes)) ||
-	    bind(fd, (const struct sockaddr *)&here, sizeof(here)))
-		fail("receiver's socket");
-	for (;;) {
-		for (int i = 0; i < BATCH; i++) {
-			iov[i] = (struct iovec){data[i], sizeof(data[i])};
-			messages[i] = (struct mmsghdr){.msg_hdr = {.msg_name = &from[i],
-								   .msg_namelen = sizeof(from[i]),
-								   .msg_iov = &iov[i],
-								   .msg_iovlen = 1}};
-		}
-		got = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
-		if (got < 0 && errno != EINTR)
-			fail("recvmmsg");
-		for (int i = 0; i < got; i++) {
-			struct head head;
-
-			if (messages[i].msg_len < SIZE_LEAST)
-				continue;
-			memcpy(&head, data[i], sizeof(head));
-			if (head.magic != MAGIC)
-				continue;
-			if (head.trial != answer.head.trial) {
-				memset(seen, 0, last / 8 + 1);
-				answer = (struct answer){
-					.head = {.magic = MAGIC, .kind = KIND_ANSWER, .trial = head.trial}};
-				last = 0;
-			}
-			if (head.kind == KIND_DATA)
-				note(&answer, &last, &head, data[i], messages[i].msg_len);
-			else if (head.kind == KIND_ASK)
-				sendto(fd, &answer, sizeof(answer), 0, (struct sockaddr *)&from[i], sizeof(from[i]));
-		}
-	}
 }
 
 /**

@@ -20,7 +20,7 @@ from bench.systems import System
 from dataplane.errors import RuntimeFailure
 
 LOADGEN = ROOT / "build" / "loadgen"
-SOURCE = ROOT / "bench" / "loadgen.c"
+SOURCES = tuple(ROOT / "bench" / name for name in ("loadgen.c", "receiver.c", "loadgen.h"))
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2")
 PORT = 9000
 START_PPS = 100_000.0
@@ -37,13 +37,14 @@ Sample = dict[str, Any]
 
 def build_loadgen() -> None:
     """Compile the packet generator if its source has changed."""
-    if LOADGEN.exists() and LOADGEN.stat().st_mtime >= SOURCE.stat().st_mtime:
+    if LOADGEN.exists() and LOADGEN.stat().st_mtime >= max(path.stat().st_mtime for path in SOURCES):
         return
     LOADGEN.parent.mkdir(exist_ok=True)
     beside = LOADGEN.with_suffix(f".{os.getpid()}")
-    found = subprocess.run(["gcc", *FLAGS, "-o", beside, SOURCE], capture_output=True, text=True)
+    units = [path for path in SOURCES if path.suffix == ".c"]
+    found = subprocess.run(["gcc", *FLAGS, "-o", beside, *units], capture_output=True, text=True)
     if found.returncode != 0:
-        raise RuntimeFailure(f"gcc cannot compile {SOURCE}: {found.stderr[-300:]}")
+        raise RuntimeFailure(f"gcc cannot compile {LOADGEN.name}: {found.stderr[-300:]}")
     beside.replace(LOADGEN)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "dataplane"
 C_FILES = sorted(CSRC.glob("*.[ch]"))
+C_BESIDE = sorted(p for d in ("bench", "tests/c", "tests/fuzz") for p in (ROOT / d).glob("*.[ch]"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PYTHON_FILES = [*MODULES, *sorted(p for d in ("bench", "csrc", "tests") for p in (ROOT / d).rglob("*.py"))]
 
@@ -143,7 +144,7 @@ def parameter_name(declaration: str) -> str:
     pointer_to_function = re.search(r"\(\*(\w+)\)", declaration)
     if pointer_to_function:
         return pointer_to_function[1]
-    words: list[str] = re.findall(r"\w+", re.sub(r"\[.*?\]", "", declaration))
+    words: list[str] = re.findall(r"\w+|\.{3}", re.sub(r"\[.*?\]", "", declaration))
     return words[-1]
 
 
@@ -167,6 +168,7 @@ def functions_of(path: Path) -> Iterator[CFunction]:
 
 
 C_FUNCTIONS = [function for path in C_FILES for function in functions_of(path)]
+C_FUNCTIONS_BESIDE = [function for path in C_BESIDE for function in functions_of(path)]
 
 
 def python_functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -286,12 +288,14 @@ def test_c_never_prints_or_exits(path: Path) -> None:
 # --- contracts and names --------------------------------------------------------------------------
 
 
-def test_c_functions_are_found() -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["csrc", "beside"])
+def test_c_functions_are_found(beside: bool) -> None:
     """The scanner of this file sees the definitions that a simple count of column-0 braces sees."""
+    files, functions = (C_BESIDE, C_FUNCTIONS_BESIDE) if beside else (C_FILES, C_FUNCTIONS)
     opened = sum(
-        len(re.findall(r"\)\n\{$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)) for path in C_FILES
+        len(re.findall(r"\)\n\{$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)) for path in files
     )
-    assert len(C_FUNCTIONS) == opened
+    assert len(functions) == opened
     assert opened > 0
 
 
@@ -332,7 +336,7 @@ def test_every_drop_reason_is_documented() -> None:
 # --- sizes and files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*C_FILES, *PYTHON_FILES], ids=shown)
+@pytest.mark.parametrize("path", [*C_FILES, *C_BESIDE, *PYTHON_FILES], ids=shown)
 def test_file_fits_in_a_head(path: Path) -> None:
     """No source file is longer than the limit, and each one names its licence in its first line."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -340,7 +344,7 @@ def test_file_fits_in_a_head(path: Path) -> None:
     assert "SPDX-License-Identifier: Apache-2.0" in lines[0]
 
 
-@pytest.mark.parametrize("function", C_FUNCTIONS, ids=str)
+@pytest.mark.parametrize("function", [*C_FUNCTIONS, *C_FUNCTIONS_BESIDE], ids=str)
 def test_c_function_fits_on_a_screen(function: CFunction) -> None:
     """No C function is longer than the hard limit or takes too many parameters."""
     assert function.lines <= FUNCTION_LINES_MAX
