@@ -146,7 +146,10 @@ class Demo:
                 )
                 return bool(read_status(node).get("ready"))
 
-            wait_for(is_ready, f"overlayd is ready on host {name}: {node.log()[-500:]}", 15.0)
+            def told(node: Node = node, name: str = name) -> str:
+                return f"overlayd is ready on host {name}: {node.log()[-500:]}"
+
+            wait_for(is_ready, told, 15.0)
 
     def join_pods(self, names: str) -> None:
         """Give pods an address of the subnet that their host has leased, and learn the hosts' MACs."""
@@ -263,7 +266,7 @@ class Demo:
         try:
             wait_for(
                 lambda: any(node.address in (record.value or "") for record in database.snapshot().records),
-                f"host {node.name} has a lease: {node.log()[-500:]}",
+                lambda: f"host {node.name} has a lease: {node.log()[-500:]}",
                 10.0,
             )
             return time.monotonic()

@@ -48,13 +48,18 @@ WIRE_FEATURES = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 10.0) -> None:
-    """Wait until a condition holds; AssertionError names it after the deadline."""
+def wait_for(
+    condition: Callable[[], object], what: str | Callable[[], str], deadline_s: float = 10.0
+) -> None:
+    """Wait until a condition holds; AssertionError names it after the deadline.
+
+    A text that shows a state, as a log does, is to be a callable: it is asked for at the end of the wait.
+    """
     end = time.monotonic() + deadline_s
     pause_s = 0.001
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+            raise AssertionError(f"not within {deadline_s:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.02)
 

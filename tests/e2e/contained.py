@@ -236,7 +236,7 @@ class Pod:
                 assert container.process.poll() is None, container.log()
             return self["control"].run("status").returncode == 0
 
-        wait_for(is_ready, f"the pod is ready: {self.log()}", START_S)
+        wait_for(is_ready, lambda: f"the pod is ready: {self.log()}", START_S)
 
     def log(self) -> str:
         """Return what all wrote."""

@@ -230,7 +230,7 @@ class FaultedRig(LeasedRig):
     def wait_in_order(self, deadline_s: float = SLACK_S) -> float:
         """Return how long it took control to have done all."""
         begun_s = time.monotonic()
-        wait_for(self.is_in_order, f"all in order: {self.daemon.log()[-500:]}", deadline_s)
+        wait_for(self.is_in_order, lambda: f"all in order: {self.daemon.log()[-500:]}", deadline_s)
         return time.monotonic() - begun_s
 
 

@@ -179,7 +179,7 @@ class LeasedDaemon(Daemon):
                 return False
             return bool(status["ready"]) if reason is None else reason in str(status["reason"])
 
-        wait_for(is_so, f"ready: {reason or 'yes'}: {self.log()[-2000:]}", 10.0)
+        wait_for(is_so, lambda: f"ready: {reason or 'yes'}: {self.log()[-2000:]}", 10.0)
 
 
 class LeasedRig(Rig):

@@ -185,7 +185,11 @@ class Rewritten(Pair):
 
     def settle(self) -> None:
         """Wait until what carries the packets of `a`, and its firewall, know what the store has."""
-        wait_for(lambda: self.places() == self.wanted, f"as the store: {self.daemon.log()[-500:]}", SETTLE_S)
+        wait_for(
+            lambda: self.places() == self.wanted,
+            lambda: f"as the store: {self.daemon.log()[-500:]}",
+            SETTLE_S,
+        )
         if not self.daemon.is_kernel:
             peers = {DUAL.ip, *(ip for ip, _ in self.wanted.values())}
             wait_for(lambda: self._admitted() == peers, "the firewall knows the peers", SETTLE_S)

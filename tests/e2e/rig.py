@@ -197,7 +197,7 @@ class Daemon:
             totals = self.counters.totals()
             return totals.rx.offered >= rx and totals.tx.offered >= tx and conserves(totals)
 
-        wait_for(is_settled, f"counters settle at rx {rx}, tx {tx} offered: {self.log()}", 5.0)
+        wait_for(is_settled, lambda: f"counters settle at rx {rx}, tx {tx} offered: {self.log()}", 5.0)
         return totals
 
     def wait_quiet(self) -> None:

@@ -75,7 +75,9 @@ class SiteDaemon(Daemon):
 
     def wait_ready(self) -> None:
         """Wait until it is ready, however it was started."""
-        wait_for(self._is_ready, f"overlayd run of {self.directory} ready: {self.log()[-2000:]}", START_S)
+        wait_for(
+            self._is_ready, lambda: f"overlayd run of {self.directory} ready: {self.log()[-2000:]}", START_S
+        )
 
     def env(self) -> dict[str, str]:
         """Return what subnet.env says."""

@@ -188,7 +188,7 @@ def test_cold_start_without_store(scene: Scene) -> None:
     begun_s = time.monotonic()
     daemon.launch()
     try:
-        wait_for(lambda: numbers.first_s, f"the first packet arrives: {daemon.log()[said:]}", BACK_S)
+        wait_for(lambda: numbers.first_s, lambda: f"the first packet arrives: {daemon.log()[said:]}", BACK_S)
         assert numbers.first_s is not None
         took_s, waited_s = numbers.first_s - begun_s, scene.waited_s()
         figure("from exec to the first packet", [took_s], "s")

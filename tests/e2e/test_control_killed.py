@@ -40,7 +40,7 @@ def kill_in_a_rewrite(rewritten: Rewritten) -> None:
     order = rewritten.order()
     at = rng.randrange(1, len(order))
     if rng.random() < 0.5:  # or else it is killed while it starts, or soon after
-        wait_for(lambda: is_ready(daemon), f"ready: {daemon.log()[-500:]}", READY_S)
+        wait_for(lambda: is_ready(daemon), lambda: f"ready: {daemon.log()[-500:]}", READY_S)
     for some in order[:at]:
         rewritten.write(some)
     kill(daemon)

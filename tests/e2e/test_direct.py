@@ -109,7 +109,7 @@ def test_removed_routes_cost_nothing(linked: Linked) -> None:
     before = direct_routes(linked)
     with Numbers(linked.hosts["a"], linked.hosts["e"], 4) as numbers:
         linked.hosts["a"].host.run("ip", "route", "flush", "proto", "112")
-        wait_for(lambda: direct_routes(linked) == before, linked.daemons["a"].log(), 1.0)
+        wait_for(lambda: direct_routes(linked) == before, linked.daemons["a"].log, 1.0)
         assert numbers.finish() == []
 
 

@@ -92,7 +92,11 @@ def test_what_is_changed_is_put_right(walled: Walled) -> None:
         if name != "everything":
             assert others(walled) == before
     told = "firewall rules put right"
-    wait_for(lambda: walled.daemon.log().count(told) == len(MEDDLING), f"told: {walled.daemon.log()}", WAIT_S)
+    wait_for(
+        lambda: walled.daemon.log().count(told) == len(MEDDLING),
+        lambda: f"told: {walled.daemon.log()}",
+        WAIT_S,
+    )
     assert crosses(walled)
     walled.load(kept.replace(f"table inet {TABLE} {{", "table inet copy {"))
     walled.nft("delete table inet copy")
@@ -105,11 +109,15 @@ def test_forward_that_drops(walled: Walled) -> None:
     before = others(walled)
     for tool in ("iptables-nft", "ip6tables-nft"):
         host.run(tool, "-P", "FORWARD", "DROP")
-    wait_for(lambda: others(walled).count(f"-j {TABLE}") == 2, f"accepted: {walled.daemon.log()}", WAIT_S)
+    wait_for(
+        lambda: others(walled).count(f"-j {TABLE}") == 2, lambda: f"accepted: {walled.daemon.log()}", WAIT_S
+    )
     assert crosses(walled)
     host.run("iptables-nft", "-D", "FORWARD", "-j", TABLE, "-m", "comment", "--comment", "overlayd forward")
     wait_for(
-        lambda: others(walled).count(f"-j {TABLE}") == 2, f"accepted anew: {walled.daemon.log()}", WAIT_S
+        lambda: others(walled).count(f"-j {TABLE}") == 2,
+        lambda: f"accepted anew: {walled.daemon.log()}",
+        WAIT_S,
     )
     assert crosses(walled)
     walled.restart("--iptables-forward-rules=false")
@@ -192,7 +200,7 @@ def test_blackhole(walled: Walled) -> None:
     assert [route["dst"] for route in walled.show("-6", *shown)] == ["fd00:244:0:1::/64"]
     assert "dev cni0" in host.run(*to_pod).stdout
     host.ip("route flush type blackhole\n")
-    wait_for(lambda: walled.show(*shown), f"the route is back: {walled.daemon.log()}", WAIT_S)
+    wait_for(lambda: walled.show(*shown), lambda: f"the route is back: {walled.daemon.log()}", WAIT_S)
     host.ip(f"route del {walled.a.subnet()} dev cni0\n")
     assert host.run(*to_pod, check=False).returncode != 0
     walled.restart()

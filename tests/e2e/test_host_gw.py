@@ -114,7 +114,9 @@ def test_routes_are_put_right(linked: Linked, command: str) -> None:
     before = look()
     words = command.format(net=f"{pod.pod_ip[:-1]}0/24", net6=f"{pod.pod_ip6[:-1]}/64").split()
     linked.hosts["a"].host.run("ip", *words)
-    wait_for(lambda: look() == before, f"repair after {command}: {linked.daemons['a'].log()}", REPAIR_S)
+    wait_for(
+        lambda: look() == before, lambda: f"repair after {command}: {linked.daemons['a'].log()}", REPAIR_S
+    )
 
 
 def test_link_down_and_up(linked: Linked) -> None:

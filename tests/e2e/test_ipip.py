@@ -171,7 +171,7 @@ def test_case_030_full_receive_buffer_sends_no_icmp(rig: Rig) -> None:
         lost = now.queue_drops[Fd.RAW4] - before.queue_drops[Fd.RAW4]
         return now.rx.offered - before.rx.offered, lost
 
-    wait_for(lambda: sum(count()) == sent, f"offered and lost are {sent}, not {count()}")
+    wait_for(lambda: sum(count()) == sent, lambda: f"offered and lost are {sent}, not {count()}")
     assert count()[1] > 0
     assert [frame for frame in rig.wire.take() if ICMP in Ether(frame) and Ether(frame)[ICMP].type == 3] == []
     assert risen(before, rig.daemon.settled()) == {}

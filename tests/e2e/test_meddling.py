@@ -133,6 +133,15 @@ def words(meddled: Meddled, name: str) -> dict[str, str]:
 CASES = {"down": "case_133_down", "deleted": "case_134_deleted"}
 
 
+def wait_put_right(meddled: Meddled, name: str, before: object, deadline_s: float) -> None:
+    """Wait until a node looks as before."""
+    wait_for(
+        lambda: meddled.look(name) == before,
+        lambda: f"{name} as before: {meddled.look(name)}\n{meddled.members[name].log()[-2000:]}",
+        deadline_s,
+    )
+
+
 @pytest.mark.parametrize("what", BREAKAGE, ids=lambda what: CASES.get(what, what))
 def test_what_is_broken_is_put_right(meddled: Meddled, what: str) -> None:
     """All is as it was within a second, MAC and peers too, no restart is needed, and the pods talk on."""
@@ -156,11 +165,7 @@ def test_what_is_broken_is_put_right(meddled: Meddled, what: str) -> None:
                 meddled.nodes[name].join_router(meddled.lab.router)
         done_s = time.monotonic()
         for name in meddled.nodes:
-            wait_for(
-                lambda name=name: meddled.look(name) == before[name],  # type: ignore[misc]
-                f"{what} put right on {name}: {meddled.look(name)}\n{meddled.members[name].log()[-2000:]}",
-                max(LIMIT_S, 3 * LOOKS * looked_s[-1]),
-            )
+            wait_put_right(meddled, name, before[name], max(LIMIT_S, 3 * LOOKS * looked_s[-1]))
         took_s.append(time.monotonic() - done_s)
         probe.wait_flowing(what, LIMIT_S)
         print(f"{what}: as it was after {took_s[-1]:.3f} s, silent for {probe.silence_s(begun_s):.3f} s")

@@ -111,7 +111,7 @@ def nested(pair: Pair, tmp_path: Path) -> Iterator[dict[str, Daemon]]:
             daemons[name] = Daemon(space, tmp_path / name, inner_peers(), flags)
             daemons[name].launch()
         for daemon in daemons.values():
-            wait_for(daemon._is_ready, f"{daemon.directory} ready: {daemon.log()}", 60.0)
+            wait_for(daemon._is_ready, daemon.log, 60.0)
         yield daemons
     finally:
         for daemon in daemons.values():

@@ -98,7 +98,9 @@ def test_black_hole(pair: Pair) -> None:
         for flow in found:
             flow.wait(PLENTY, STALL_S)
         stalls_s = [flow.longest_s() for flow in found]
-        wait_for(lambda: in_force(pair) == PODS, f"the most that passes: {pair.daemon.log()}", SETTLE_S)
+        wait_for(
+            lambda: in_force(pair) == PODS, lambda: f"the most that passes: {pair.daemon.log()}", SETTLE_S
+        )
         for flow in found:
             flow.wait(PLENTY, STALL_S)
     print("stalled for " + ", ".join(f"{stall_s:.1f} s" for stall_s in stalls_s))
@@ -154,7 +156,7 @@ def test_idle_nodes_ask_nothing(tmp_path: Path) -> None:
             narrow(lab, "b", UNDERLAY)
             wait_for(
                 lambda: f"mtu {UNDERLAY - 20}" in a.host.run("ip", "route", "get", b.pod_ip()).stdout,
-                f"the most that passes: {a.log()}",
+                lambda: f"the most that passes: {a.log()}",
                 SETTLE_S,
             )
             flow.wait(PLENTY, STALL_S)

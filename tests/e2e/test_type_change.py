@@ -29,7 +29,7 @@ def test_host_gw_and_back(tmp_path: Path, datapath: str) -> None:
                 node.put_config({**NETWORK, "Backend": {"Type": kind}})
                 wait_for(
                     lambda way=reached: node.reached() == {there.ip: way},  # type: ignore[misc]
-                    f"a reaches e by {reached}: {node.log()[-1500:]}",
+                    lambda way=reached: f"a reaches e by {way}: {node.log()[-1500:]}",  # type: ignore[misc]
                     20.0,
                 )
                 built.settle(("a", "e"), ("e", "a"))

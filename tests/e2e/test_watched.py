@@ -201,7 +201,7 @@ def test_not_ready(host: Namespace, daemon: WatchedDaemon) -> None:
         return found
 
     waiting = {"store": "ok", "lease": "ok", "host": "ok", "forwarder": "waiting for a forwarder"}
-    wait_for(lambda: parts() == waiting, f"waits: {daemon.log()}", START_S)
+    wait_for(lambda: parts() == waiting, lambda: f"waits: {daemon.log()}", START_S)
     assert probes.get("/healthz")[0] == 200
     assert daemon.manager.count("READY=1") == 0
     wait_for(lambda: daemon.manager.count("STATUS=not ready: waiting for a forwarder"), "status")

@@ -88,4 +88,4 @@ class Walled(Live):
 
     def wait_ours(self, before: list[dict[str, Any]], what: str, deadline_s: float = WAIT_S) -> None:
         """Wait until our table is what it was."""
-        wait_for(lambda: self.ours() == before, f"{what}: {self.daemon.log()[-2000:]}", deadline_s)
+        wait_for(lambda: self.ours() == before, lambda: f"{what}: {self.daemon.log()[-2000:]}", deadline_s)

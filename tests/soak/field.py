@@ -211,7 +211,7 @@ class Field:
         def is_settled() -> bool:
             return self.change() and self.is_well() if self.is_store_away else self.is_well()
 
-        wait_for(is_settled, f"all is well: {self.daemons['b'].log()[-500:]}", START_S)
+        wait_for(is_settled, lambda: f"all is well: {self.daemons['b'].log()[-500:]}", START_S)
 
     def misled(self) -> dict[str, str]:
         """Return the nodes whose peers are not those of the store after a while, and what they differ in."""
