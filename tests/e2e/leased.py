@@ -7,10 +7,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 from bench.lab import wait_for
 from dataplane.errors import NotRunning
@@ -182,6 +184,9 @@ class LeasedDaemon(Daemon):
         wait_for(is_so, lambda: f"ready: {reason or 'yes'}: {self.log()[-2000:]}", 10.0)
 
 
+Kind = TypeVar("Kind", bound=LeasedDaemon)
+
+
 class LeasedRig(Rig):
     """The rig with IPv4 alone, two peers, and everything in the store."""
 
@@ -196,3 +201,32 @@ class LeasedRig(Rig):
         """Let our pod send to another; return outer destination and inner destination MAC of what leaves."""
         frame = self.sent(frames.inner4(US.pod(), pod))
         return ".".join(map(str, frame[30:34])), frame[50:56].hex(":")
+
+
+# --- fixtures that a file of tests takes by name: rig = shared_rig(...) ---------------------------
+
+
+def shared_rig(
+    kind: type[LeasedDaemon] = LeasedDaemon, prepare: Callable[[LeasedRig], None] | None = None
+) -> Callable[[pytest.TempPathFactory], Iterator[LeasedRig]]:
+    """Return the fixture that yields one rig to all tests of a file; what is to be other is made so first."""
+
+    @pytest.fixture(scope="module")
+    def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
+        with LeasedRig(tmp_path_factory.mktemp("leased") / "node", kind) as built:
+            if prepare is not None:
+                prepare(built)
+            yield built
+
+    return rig
+
+
+def its_daemon(kind: type[Kind]) -> Callable[[LeasedRig], Kind]:
+    """Return the fixture that returns the daemon of a file's rig."""
+
+    @pytest.fixture
+    def daemon(rig: LeasedRig) -> Kind:
+        assert isinstance(rig.daemon, kind)
+        return rig.daemon
+
+    return daemon

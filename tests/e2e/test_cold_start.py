@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 
 from bench.figures import figure
-from bench.lab import Kernel, Lab, Namespace, wait_for
+from bench.lab import Kernel, Namespace, wait_for
 from dataplane import laststate
 from dataplane.errors import RuntimeFailure
 from tests.e2e.leased import NETWORK
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 from tests.e2e.pair import forget_counters
 from tests.e2e.rig import conserves, hasten
+from tests.e2e.staged import Staged
 
 PORT = 5201
 FIRST_S = 1.0  # from exec to the first packet at the other end, on a quiet machine
@@ -97,13 +98,15 @@ class ExecutedDaemon(EtcdLeasedDaemon):
         return dict(os.environ)
 
 
-class Scene:
+class Scene(Staged):
     """The drawing above."""
+
+    daemon: ExecutedDaemon
 
     def __init__(self, directory: Path) -> None:
         """Build it and start overlayd on host a."""
-        self.lab = Lab(f"e2ecold{os.getpid() % 100000}", names=("a", "b"))
-        self.ours, self.kernels = self.lab.nodes["a"], self.lab.nodes["b"]
+        super().__init__("cold")
+        self.ours, self.kernels = self.a, self.b
         hasten(self.ours.host)
         self.kernels.program_kernel([self.ours], Kernel())
         self.daemon = ExecutedDaemon(
@@ -159,20 +162,12 @@ class Scene:
         stat = Path(f"/proc/{self.daemon.process.pid}/schedstat").read_text(encoding="ascii")
         return int(stat.split()[1]) / 1e9
 
-    def close(self) -> None:
-        """Take it down."""
-        try:
-            self.daemon.close()
-        finally:
-            self.lab.close()
-
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     """Yield the drawing."""
-    built = Scene(tmp_path)
-    yield built
-    built.close()
+    with Scene(tmp_path) as built:
+        yield built
 
 
 @pytest.mark.alone

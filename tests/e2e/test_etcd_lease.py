@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-import pytest
-
 from bench.lab import wait_for
 from dataplane.store.keyvalue import Record
 from tests.e2e.frames import DUAL, US
-from tests.e2e.leased import LEASES, LeasedRig, value
+from tests.e2e.leased import LEASES, LeasedRig, its_daemon, shared_rig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 from tests.etcd import Etcd, Seat, free_port
 
@@ -61,22 +59,16 @@ class CutDaemon(EtcdLeasedDaemon):
             self.namespace.run("nft", "delete table inet cut")
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd whose own lease does not last long, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", CutDaemon) as built:
-        built.daemon.stop()
-        built.daemon.flags += ["--subnet-lease-ttl", str(TTL_S)]
-        built.daemon.put(US.subnet, LEASES[US.subnet], ttl_s=3600)  # no reservation
-        built.daemon.start()
-        yield built
+def shorten(rig: LeasedRig) -> None:
+    """Let the node's own lease not last long."""
+    rig.daemon.stop()
+    rig.daemon.flags += ["--subnet-lease-ttl", str(TTL_S)]
+    rig.daemon.put(US.subnet, LEASES[US.subnet], ttl_s=3600)  # no reservation
+    rig.daemon.start()
 
 
-@pytest.fixture
-def daemon(rig: LeasedRig) -> CutDaemon:
-    """Return its daemon."""
-    assert isinstance(rig.daemon, CutDaemon)
-    return rig.daemon
+rig = shared_rig(CutDaemon, shorten)
+daemon = its_daemon(CutDaemon)
 
 
 def own(daemon: CutDaemon) -> Record | None:

@@ -19,7 +19,7 @@ import pytest
 from bench.lab import wait_for
 from dataplane.errors import RuntimeFailure
 from tests.e2e.frames import DUAL, US
-from tests.e2e.leased import LEASES, LeasedRig, value
+from tests.e2e.leased import LEASES, LeasedRig, shared_rig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 from tests.e2e.rig import ROOT
 
@@ -31,11 +31,7 @@ LINES_MAX = 20  # of one outage
 PASSWORD = "correct horse"
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", EtcdLeasedDaemon) as built:
-        yield built
+rig = shared_rig(EtcdLeasedDaemon)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dataplane.native import Counters
 from tests.e2e import frames
 from tests.e2e.frames import US
 from tests.e2e.leased import LEASES as PEERS
-from tests.e2e.leased import NETWORK, LeasedRig, value
+from tests.e2e.leased import NETWORK, LeasedRig, its_daemon, shared_rig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 from tests.e2e.test_idle import SHARE, SWITCHES_PER_S, cpu_s, switches
 
@@ -55,18 +55,8 @@ class AnyDaemon(EtcdLeasedDaemon):
         return None if "kernel" in self.flags else super()._open_counters()  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", AnyDaemon) as built:
-        yield built
-
-
-@pytest.fixture
-def daemon(rig: LeasedRig) -> AnyDaemon:
-    """Return its daemon."""
-    assert isinstance(rig.daemon, AnyDaemon)
-    return rig.daemon
+rig = shared_rig(AnyDaemon)
+daemon = its_daemon(AnyDaemon)
 
 
 def memory_kib(pid: int) -> int:

@@ -7,18 +7,16 @@ pod a ─ host a: overlayd, kernel datapath        host b: flannel.1 ─ pod b  
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench.lab import Kernel, Lab, wait_for
+from bench.lab import Kernel, wait_for
 from dataplane.native import Counters
 from tests.e2e.leased import LeasedDaemon, value
 from tests.e2e.rig import START_S
-from tests.e2e.stream import Stream
+from tests.e2e.staged import Staged
 from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
 
 STALL_S = 2.0
@@ -32,13 +30,14 @@ class KernelDaemon(LeasedDaemon):
         return None  # type: ignore[return-value]
 
 
-class Live:
+class Live(Staged):
     """The drawing above."""
+
+    daemon: KernelDaemon
 
     def __init__(self, directory: Path, datapath: str) -> None:
         """Build it, and start overlayd on host a."""
-        self.lab = Lab(f"e2ekern{os.getpid() % 100000}", names=("a", "b"))
-        self.a, self.b = self.lab.nodes["a"], self.lab.nodes["b"]
+        super().__init__("kern")
         for node in (self.a, self.b):
             node.set_pod_mtu(1430)
         self.b.program_kernel([self.a], Kernel())
@@ -58,19 +57,6 @@ class Live:
         self.daemon.flags = [*self.flags, "--datapath", datapath, *flags]
         self.daemon.start()
 
-    def stream(self, family: int = 4) -> Stream:
-        """Return a connection from pod b to pod a."""
-        return Stream(self.b.pod, self.a.pod, self.a.pod_ip6 if family == 6 else self.a.pod_ip())
-
-    def show(self, *args: str) -> list[dict[str, Any]]:
-        """Return what `ip -j ARGS` says on host a."""
-        shown: list[dict[str, Any]] = json.loads(self.a.host.run("ip", "-j", *args).stdout or "[]")
-        return shown
-
-    def devices(self) -> set[str]:
-        """Return the names of the devices of host a."""
-        return {link["ifname"] for link in self.show("link")}
-
     def look(self) -> object:
         """Return all that overlayd has told the kernel, without indexes."""
         commands = [
@@ -86,22 +72,12 @@ class Live:
         runs = [self.a.host.run(*command, check=False) for command in commands]
         return [sorted(line.strip() for line in run.stdout.splitlines()) for run in runs]
 
-    def close(self) -> None:
-        """Take it down."""
-        try:
-            self.daemon.close()
-        finally:
-            self.lab.close()
-
 
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[Live]:
     """Yield the node on the kernel datapath."""
-    built = Live(tmp_path, "kernel")
-    try:
+    with Live(tmp_path, "kernel") as built:
         yield built
-    finally:
-        built.close()
 
 
 def test_devices_hear_no_router(live: Live) -> None:

@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
-from bench.lab import Kernel, Lab, Namespace, Node
+from bench.lab import Kernel, Namespace, Node
 from tests.e2e.rig import Daemon, hasten, risen
+from tests.e2e.staged import Staged
 
 PORT = 5201
 MEBIBYTE = 1 << 20
@@ -62,13 +63,13 @@ def program_kernel6(node: Node, peer: Node) -> None:
     node.host.run("bridge", *entry)
 
 
-class Pair:
+class Pair(Staged):
     """The drawing above."""
 
     def __init__(self, name: str, directory: Path, profile: str, *flags: str) -> None:
         """Build it and start overlayd on host a."""
-        self.lab = Lab(f"e2e{name}{os.getpid() % 100000}", names=("a", "b"))
-        self.ours, self.kernels = self.lab.nodes["a"], self.lab.nodes["b"]
+        super().__init__(name)
+        self.ours, self.kernels = self.a, self.b
         self.lab.set_profile(profile)
         hasten(self.ours.host)
         for node in (self.ours, self.kernels):
@@ -94,16 +95,14 @@ class Pair:
         try:
             self.daemon.settled()
         finally:
-            self.daemon.close()
-            self.lab.close()
+            super().close()
 
 
 @pytest.fixture(scope="module", params=["veth", "wire"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Yield the pair, once per underlay profile."""
-    built = Pair(request.param, tmp_path_factory.mktemp("pair"), request.param)
-    yield built
-    built.close()
+    with Pair(request.param, tmp_path_factory.mktemp("pair"), request.param) as built:
+        yield built
 
 
 @pytest.fixture(autouse=True)

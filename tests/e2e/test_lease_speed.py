@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from bench.lab import wait_for
 from tests.e2e import frames
 from tests.e2e.frames import US
-from tests.e2e.leased import LeasedRig, value
+from tests.e2e.leased import LeasedRig, shared_rig, value
 
 pytestmark = pytest.mark.alone
 
@@ -39,11 +38,7 @@ LOADED_NS = 100_000_000  # asyncio is imported
 DEADLINE_S = 5.0
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on the sqlite store, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node") as built:
-        yield built
+rig = shared_rig()
 
 
 def node(number: int) -> tuple[str, dict[str, object]]:

@@ -21,7 +21,7 @@ from dataplane import laststate
 from dataplane.control import ForwarderClient
 from tests.e2e import frames
 from tests.e2e.frames import US
-from tests.e2e.leased import LEASES, LeasedRig
+from tests.e2e.leased import LEASES, LeasedRig, shared_rig
 from tests.e2e.pair import forget_counters
 from tests.e2e.test_etcd_scale import AnyDaemon, numbered
 
@@ -42,11 +42,7 @@ class ExecutedDaemon(AnyDaemon):
         return dict(os.environ)
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", ExecutedDaemon) as built:
-        yield built
+rig = shared_rig(ExecutedDaemon)
 
 
 @pytest.fixture

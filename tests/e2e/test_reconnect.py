@@ -6,7 +6,7 @@ from __future__ import annotations
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from bench.figures import figure, p99
 from tests.e2e import frames
 from tests.e2e.frames import US
-from tests.e2e.leased import LeasedRig, value
+from tests.e2e.leased import LeasedRig, shared_rig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 
 pytestmark = [pytest.mark.soak, pytest.mark.alone]
@@ -28,11 +28,7 @@ HUNG_S = (0.5, 1.0, 2.0, 3.0, 5.0, 12.0)  # the last one is noticed: the watch i
 AWAY_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node", EtcdLeasedDaemon) as built:
-        yield built
+rig = shared_rig(EtcdLeasedDaemon)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from dataplane.config import EtcdConfig
 from dataplane.errors import StoreError
 from dataplane.store.etcd import EtcdKeyValue
 from tests.e2e.frames import DUAL, US
-from tests.e2e.leased import LeasedDaemon, LeasedRig, value
+from tests.e2e.leased import LeasedDaemon, LeasedRig, its_daemon, shared_rig, value
 from tests.e2e.leased_etcd import EtcdLeasedDaemon
 from tests.e2e.test_etcd_store import use
 from tests.etcd import Etcd
@@ -81,18 +81,8 @@ class EtcdDaemon(SetClock, EtcdLeasedDaemon):
         return [*super().store_flags(), "--etcd-username", USER, "--etcd-password", PASSWORD]
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig on etcd, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("faults") / "node", EtcdDaemon) as built:
-        yield built
-
-
-@pytest.fixture
-def daemon(rig: LeasedRig) -> EtcdDaemon:
-    """Return its daemon."""
-    assert isinstance(rig.daemon, EtcdDaemon)
-    return rig.daemon
+rig = shared_rig(EtcdDaemon)
+daemon = its_daemon(EtcdDaemon)
 
 
 @contextmanager

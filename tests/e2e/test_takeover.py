@@ -10,7 +10,6 @@ What flanneld left stands on host a: device, addresses, routes, subnet.env, its 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -19,22 +18,23 @@ from typing import Any
 
 import pytest
 
-from bench.lab import Kernel, Lab
+from bench.lab import Kernel
 from tests.e2e.leased import LeasedDaemon
-from tests.e2e.stream import Stream
+from tests.e2e.staged import Staged
 from tests.e2e.test_kernel_peer import mac6, peers_file, program_kernel6
 
 STALL_S = 2.0
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
-class Taken:
+class Taken(Staged):
     """The drawing above, before the take-over."""
+
+    daemon: LeasedDaemon
 
     def __init__(self, directory: Path, *, is_dual: bool = False) -> None:
         """Build it; nothing of ours runs yet."""
-        self.lab = Lab(f"e2etake{os.getpid() % 100000}", names=("a", "b"))
-        self.a, self.b = self.lab.nodes["a"], self.lab.nodes["b"]
+        super().__init__("take")
         for node, peer in ((self.a, self.b), (self.b, self.a)):
             node.program_kernel([peer], Kernel())
             if is_dual:
@@ -51,31 +51,12 @@ class Taken:
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
         )
 
-    def devices(self) -> set[str]:
-        """Return the names of the devices of host a."""
-        found = self.a.host.run("ip", "-json", "link", "show").stdout
-        return {link["ifname"] for link in json.loads(found)}
-
-    def stream(self, family: int = 4) -> Stream:
-        """Return a connection from pod b to pod a."""
-        return Stream(self.b.pod, self.a.pod, self.a.pod_ip6 if family == 6 else self.a.pod_ip())
-
-    def close(self) -> None:
-        """Take it all down."""
-        try:
-            self.daemon.close()
-        finally:
-            self.lab.close()
-
 
 @pytest.fixture
 def taken(tmp_path: Path) -> Iterator[Taken]:
     """Yield the node as flannel left it."""
-    built = Taken(tmp_path)
-    try:
+    with Taken(tmp_path) as built:
         yield built
-    finally:
-        built.close()
 
 
 def test_take_over(taken: Taken) -> None:
@@ -127,9 +108,8 @@ def test_way_back(taken: Taken) -> None:
 
 def test_both_families(tmp_path: Path) -> None:
     """With IPv6 pods both devices are taken over and handed back, each with its own MAC address."""
-    taken = Taken(tmp_path, is_dual=True)
     devices = {"flannel.1", "flannel-v6.1"}
-    try:
+    with Taken(tmp_path, is_dual=True) as taken:
         before = taken.daemon.find("subnets/10.244.1.0-24&fd00:244:0:1::-64")
         with taken.stream(4) as one, taken.stream(6) as other:
             taken.daemon.start()
@@ -144,8 +124,6 @@ def test_both_families(tmp_path: Path) -> None:
         assert before is not None
         assert after is not None
         assert json.loads(str(after.value)) == json.loads(str(before.value))
-    finally:
-        taken.close()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from bench.lab import wait_for
 from tests.e2e import frames
 from tests.e2e.frames import DUAL, US
-from tests.e2e.leased import LeasedDaemon, LeasedRig, value
+from tests.e2e.leased import LeasedDaemon, LeasedRig, shared_rig, value
 from tests.e2e.pair import forget_counters
 
 COUNT, HOLD_S, LONG_S = 8, 3, 600
@@ -29,14 +28,14 @@ def way(number: int) -> tuple[str, str]:
     return f"198.18.0.{10 + number}", f"02:4f:00:00:10:{number:02x}"
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedRig]:
-    """Yield a rig that does not hold for long, shared by the tests of this file."""
-    with LeasedRig(tmp_path_factory.mktemp("leased") / "node") as built:
-        built.daemon.stop()
-        built.daemon.flags += ["--withdrawal-hold", str(HOLD_S)]
-        built.daemon.start()
-        yield built
+def shorten(rig: LeasedRig) -> None:
+    """Let the node not hold for long."""
+    rig.daemon.stop()
+    rig.daemon.flags += ["--withdrawal-hold", str(HOLD_S)]
+    rig.daemon.start()
+
+
+rig = shared_rig(prepare=shorten)
 
 
 @pytest.fixture
