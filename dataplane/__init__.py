@@ -5,7 +5,8 @@ Two processes. CONTROL (`overlayd run`, Python, privileged) reads the lease stor
 and the sockets, builds the table and sets up the host. The FORWARDER (`overlayd forwarder`, C behind a few
 lines of Python, no privilege at all) gets those descriptors and carries packets. They share the table (a
 sealed memfd, read-only over there) and the counters (a memfd that outlives either). The forwarder needs
-control for nothing once it runs.
+control for nothing once it runs. A second one, the spare, waits and was given nothing: it takes the place of
+one that ends or hangs.
 
 Layers. A file may import or include from its own layer or a lower one, never from a higher one, and there
 are no cycles. tests/unit/test_source.py reads the two lists below and holds every file to them; a file that
@@ -68,7 +69,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 laststate                      | what a node knew last, in a file
     P3 memory                         | how control does not grow
     P3 notify web                     | systemd's protocol; pages by HTTP
-    P4 backend/                       | carries out actions: userspace, kernel, plain routes
+    P4 backend/                       | carries out actions: userspace, kernel, plain routes; keeps forwarders
     P5 forwarder daemon lifetime      | the two processes, and one after the other
     P5 leasing                        | what keeps our lease
     P5 endure                         | parts of the daemon that never end

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flag is, what its value may be, and how the environment says the same. config.py lists the flags."""
+"""What a flag is, what its value may be, and how the environment says the same. options.py lists them."""
 
 from __future__ import annotations
 
