@@ -22,7 +22,7 @@ from typing import Any
 
 from dataplane import entries, ruleset
 from dataplane.errors import RuntimeFailure
-from dataplane.journal import Journal
+from dataplane.journal import Journal, Trouble
 from dataplane.model import Address, Peer
 from dataplane.netwatch import Watch
 from dataplane.peerset import NETLINK_NETFILTER, SUBSYSTEM, PeerSets
@@ -72,6 +72,8 @@ def _call(words: list[str], text: str = "") -> str:
         )
     except subprocess.TimeoutExpired:
         raise RuntimeFailure(f"{words[0]} did not end within {TIMEOUT_S:g} s") from None
+    except OSError as err:
+        raise RuntimeFailure(f"cannot run {words[0]}: {err.strerror}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         if DENIED in done.stderr:
@@ -206,6 +208,7 @@ class Firewall:
         self._counted = dict.fromkeys(ruleset.COUNTERS, 0)
         self.trouble: str | None = None
         self._told: str | None = None  # in the log, which says nothing of a start that fails
+        self._uncounted = Trouble(log, "counters of the firewall are not read")
 
     async def put(self, wanted: Ruleset, peers: tuple[Peer, ...] = ()) -> None:
         """Put rules in force; what is in force already is not touched. `trouble` says why they are not.
@@ -346,9 +349,12 @@ class Firewall:
             return {}
         if not self.lock.locked():
             async with self.lock:
-                with suppress(RuntimeFailure):
+                try:
                     found = await self._in_thread(show, "counters", "table", FAMILY, wanted.table)
                     self._counted = ruleset.read_counters(found or [])
+                    self._uncounted.over()
+                except RuntimeFailure as err:
+                    self._uncounted.failed(str(err))
         return self._counted
 
 

@@ -32,7 +32,10 @@ from typing import Any
 
 from dataplane import flannel
 from dataplane.errors import StoreError
+from dataplane.journal import Journal
 from dataplane.store.keyvalue import Compacted, Conflict, Record, Snapshot
+
+log = Journal("store")
 
 APPLICATION_ID = 0x6F766C64  # "ovld" at byte 68 of the file, for file(1) and for us
 FORMAT = 1
@@ -230,8 +233,8 @@ class Database:
             self._db.execute("DELETE FROM change WHERE revision <= ?", (self._revision() - KEPT,))
         try:
             os.utime(self.path)
-        except OSError:
-            pass  # who watches looks by itself before long, and finds out why
+        except OSError as err:  # who watches looks by itself before long
+            log.warning("cannot tell others of a change of the store", path=self.path, error=err.strerror)
 
     # --- the clock --------------------------------------------------------------------------------
 

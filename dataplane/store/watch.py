@@ -128,8 +128,10 @@ class PathWatch:
 def _read_link(path: Path) -> Path | None:
     try:
         return path.readlink()
-    except OSError:
-        return None  # no link, or nothing at all
+    except OSError as err:
+        if err.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return None  # no link, nothing at all, or nothing that we could follow
+        raise
 
 
 def _is_whole(path: Path) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -93,6 +94,40 @@ def test_other_trouble(no_nft: Path) -> None:
         firewall.show("chains")
     fake(no_nft, "netlink: Error: cache initialization failed: Protocol not supported")
     assert firewall.show("chains") is None
+
+
+def test_cannot_be_run(no_nft: Path) -> None:
+    """A program that is there and cannot be started is trouble like any other, in one line."""
+    (no_nft / "nft").write_bytes(b"\x7fELF")
+    (no_nft / "nft").chmod(0o755)
+    with pytest.raises(RuntimeFailure, match=r"^cannot run nft: Exec format error$"):
+        firewall.show("chains")
+
+
+def test_counters_that_are_not_read_are_told(
+    no_nft: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asks for counters that cannot be read gets the last ones; why, and when it is over, is logged."""
+
+    async def work() -> None:
+        wall = Firewall(0.01)
+        monkeypatch.setattr(Firewall, "_replace", lambda *_: None)
+        await wall.put(WANTED)
+        wall._wanted = WANTED
+        fake(no_nft, "netlink: Error: Operation not permitted")
+        for _ in range(2):
+            assert await wall.count() == {"laundered": 0, "strangers": 0}
+        monkeypatch.setattr(
+            firewall, "show", lambda *what: [{"counter": {"name": "laundered", "packets": 3}}]
+        )
+        assert await wall.count() == {"laundered": 3}
+
+    with caplog.at_level(logging.INFO, logger="overlayd"):
+        asyncio.run(work())
+    begun, over = caplog.records
+    assert begun.getMessage() == "counters of the firewall are not read"
+    assert "CAP_NET_ADMIN" in vars(begun)["fields"]["error"]
+    assert over.getMessage() == "counters of the firewall are not read: over"
 
 
 def test_is_tried_again(no_nft: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,21 @@ def test_case_109_nothing_is_lost_or_told_twice(
     print(f"{follower.changes} changes and {follower.lists} lists")
     assert follower.changes >= plan[0] // 2
     assert follower.lists > 1
+
+
+def test_writer_that_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A writer that may not touch the file has written all the same, and logs what it could not do."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with closing(Database(tmp_path / "store.db")) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("dataplane.store.database.os.utime", refuse)
+            assert store.put("config", "a", None, 0).changed == 1
+        assert store.put("config", "b", None, 1).changed == 2
+    (record,) = caplog.records
+    assert record.getMessage() == "cannot tell others of a change of the store"
+    assert vars(record)["fields"] == {"path": tmp_path / "store.db", "error": "Operation not permitted"}

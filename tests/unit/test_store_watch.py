@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.errors import StoreError
 from dataplane.model import Event, Listed, Rejected
 from dataplane.store.file import FileStore, parse_peers
 from dataplane.store.watch import PathWatch, explain
@@ -126,6 +127,27 @@ def test_way_changes(tmp_path: Path, change: Callable[[Path], None], is_linked: 
         assert await soon(events) == listed(2, 2)
         write(path, GOOD)
         assert await soon(events) == listed(3, 1)
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_link_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link on the way that cannot be read is an error, and not taken for a file; the next look finds it."""
+    path = tmp_path / "peers.json"
+    write(tmp_path / "there", GOOD)
+    path.symlink_to("there")
+
+    def fail(self: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def scenario() -> None:
+        store = FileStore(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "readlink", fail)
+            with pytest.raises(StoreError, match=r"cannot watch .*peers\.json: Input/output error$"):
+                await soon(store.events())
+        assert await soon(store.events()) == listed(1, 1)
         await store.close()
 
     asyncio.run(scenario())
