@@ -17,7 +17,7 @@ from dataplane.cni import SubnetEnv, Wish
 from dataplane.errors import ConfigError, RuntimeFailure, one_line
 from dataplane.model import Address
 from dataplane.rundir import failure, write_atomically
-from dataplane.store.watch import PathWatch
+from dataplane.store.watch import PathWatch, explain
 
 MODE = 0o644  # as subnet.env: container runtimes of any user read it
 OUTPUT = "/etc/cni/net.d/10-overlayd.conflist"
@@ -96,9 +96,9 @@ def follow(args: argparse.Namespace, subnet_file: Path) -> NoReturn:
     # The first process of a container is not ended by a signal that it does not expect.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     before: list[str] = []
-    watch = PathWatch(subnet_file)
+    watch: PathWatch | None = None
     while True:
-        watch.follow()
+        watch = _watch(watch, subnet_file)
         try:
             said, warnings = _make(args, subnet_file)
             said = said.replace("nothing to change in", "wrote")
@@ -112,9 +112,21 @@ def follow(args: argparse.Namespace, subnet_file: Path) -> NoReturn:
         # Now and then in any case: somebody may have removed it.
         select.select([watch], [], [], LOOK_S)
         watch.drain()
-        if watch.has_failed:
+
+
+def _watch(watch: PathWatch | None, path: Path) -> PathWatch:
+    """Watch the way to a file as it is now: on as before, or anew."""
+    if watch is not None and watch.has_failed:
+        watch.close()
+        watch = None
+    try:
+        watch = watch or PathWatch(path)
+        watch.follow()
+    except OSError as err:
+        if watch is not None:
             watch.close()
-            watch = PathWatch(subnet_file)
+        raise RuntimeFailure(f"cannot watch {path}: {explain(err)}") from None
+    return watch
 
 
 # --- files -----------------------------------------------------------------------------------------------

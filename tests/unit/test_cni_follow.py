@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from bench.lab import wait_for
 from dataplane import cli
+from dataplane.store.watch import PathWatch
 
 START_S = 20.0
 ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
@@ -53,6 +56,37 @@ def test_it_follows(tmp_path: Path) -> None:
         ": 10.244.2.0/24, MTU 1450",
     ]
     assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        pytest.param("__init__", errno.EMFILE, "raise the sysctl fs.inotify.max_user_instances", id="open"),
+        pytest.param("follow", errno.ENOSPC, "raise the sysctl fs.inotify.max_user_watches", id="follow"),
+    ],
+)
+def test_cannot_watch(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    error: int,
+    said: str,
+) -> None:
+    """Where nothing can be watched it ends with one line that says why, and what to do."""
+
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(PathWatch, name, fail)
+    path = tmp_path / "subnet.env"
+    words = ["--subnet-file", str(path), "--output", str(tmp_path / "10.conflist")]
+    assert cli.main(["cni-conf", "--follow", *words]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"overlayd: cannot watch {path}: ")
+    assert told.endswith(f"; {said}\n")
+    assert told.count("\n") == 1
 
 
 def test_nowhere_to_write(capsys: pytest.CaptureFixture[str]) -> None:
