@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from bench.lab import wait_for
 from dataplane.native import DROP_NAMES, Totals
 from tests.e2e.rig import Daemon, conserves
 
@@ -19,7 +21,7 @@ COLUMNS = (
     *(f"{way}_{reason}" for way in ("tx", "rx") for reason in DROP_NAMES[1:]),
 )
 TICKS = os.sysconf("SC_CLK_TCK")
-LOOKS_MAX = 200  # at counters that packets change meanwhile
+EVEN_S = 1.0  # for counters: a worker may be kept from its processor in the middle of a batch
 
 Row = dict[str, float | str]  # by column; what could not be read is left out
 
@@ -45,12 +47,15 @@ def read_process(pid: int) -> dict[str, float]:
 
 def read_totals(daemon: Daemon) -> Totals:
     """Return the counters at a moment at which they are even, if there is one soon."""
-    totals = daemon.counters.totals()
-    for _ in range(LOOKS_MAX):
-        if conserves(totals):
-            break
-        totals = daemon.counters.totals()
-    return totals
+    looks: list[Totals] = []
+
+    def are_even() -> bool:
+        looks[:] = [daemon.counters.totals()]
+        return conserves(looks[0])
+
+    with suppress(AssertionError):
+        wait_for(are_even, "even counters", EVEN_S)
+    return looks[0]
 
 
 def sample(name: str, daemon: Daemon) -> Row:
