@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PERIOD_US = 100_000
@@ -32,8 +32,8 @@ def cpu_controller() -> Path | None:
 
 
 @contextlib.contextmanager
-def _group(parent: Path, pids: Iterable[int]) -> Iterator[Path]:
-    """Make a group for the block; these processes are in it from the moment its settings are written."""
+def _group(parent: Path, pids: Sequence[int]) -> Iterator[Path]:
+    """Make a group for the block; its processes go back to the parent at the end."""
     group = parent / f"overlayd-{os.getpid()}-{min(pids)}"
     group.mkdir()
     try:
@@ -45,7 +45,7 @@ def _group(parent: Path, pids: Iterable[int]) -> Iterator[Path]:
         group.rmdir()
 
 
-def _join(group: Path, pids: Iterable[int]) -> None:
+def _join(group: Path, pids: Sequence[int]) -> None:
     for pid in pids:
         (group / "cgroup.procs").write_text(str(pid))
 
@@ -65,7 +65,7 @@ def quota(parent: Path, pid: int, share: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leftovers(parent: Path, pids: Iterable[int]) -> Iterator[None]:
+def leftovers(parent: Path, pids: Sequence[int]) -> Iterator[None]:
     """Let processes have only what no process of any other group wants, while the block lasts.
 
     SCHED_IDLE alone says so within one group or session (autogroup) only. cpu.idle: since Linux 5.15.

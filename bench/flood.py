@@ -30,7 +30,7 @@ from bench.lab import ROOT, Node
 from bench.loads import LOADGEN, build_loadgen
 from bench.matrix import Condition
 from bench.run import check_tools, say
-from bench.systems import KernelVxlan, Overlayd, System, remove_labs, remove_leftovers, run_prefix
+from bench.systems import KernelVxlan, Overlayd, System, own_labs
 from bench.table import number
 from dataplane import control
 from dataplane.errors import OverlaydError
@@ -176,10 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_tools()
         build_loadgen()
-        remove_leftovers()
-        prefix = run_prefix()
-        with ExitStack() as stack:
-            stack.callback(remove_labs, prefix)
+        with own_labs() as prefix, ExitStack() as stack:
             outcomes = [build(kind, prefix, stack, index) for index, kind in enumerate(SYSTEMS)]
             for turn in range(told.rounds):
                 say(f"round {turn + 1} of {told.rounds}")

@@ -55,7 +55,7 @@ def _note_if(notes: list[str], holds: bool, text: str) -> None:
 
 @contextmanager
 def _last_of_all(pid: int) -> Iterator[None]:
-    """See that the burners of a process take nothing from anybody, whatever session he is of."""
+    """See that the burners of a process take nothing from anybody, of whatever session."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     wait_for(lambda: len(children.read_text().split()) == len(os.sched_getaffinity(0)), "the burners")
     parent = cgroup.cpu_controller()

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -52,12 +53,12 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def check_tools() -> None:
-    """Refuse to begin without root or without a tool."""
+def check_tools(who: str = "the bench", tools: Mapping[str, str] = TOOLS) -> None:
+    """Refuse to begin without root or without a tool; `tools` are programs, and the packages they are in."""
     if os.geteuid() != 0:
-        raise RuntimeFailure("the bench makes network namespaces: run it as root")
+        raise RuntimeFailure(f"{who} makes network namespaces: run it as root")
     path = os.environ.get("PATH", "") + SYSTEM_PATH
-    packages = [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
+    packages = [package for tool, package in tools.items() if shutil.which(tool, path=path) is None]
     if packages:
         raise RuntimeFailure(f"tools are missing: apt-get install {' '.join(dict.fromkeys(packages))}")
 

@@ -19,7 +19,7 @@ from bench.loads import START_PPS, build_loadgen, sending
 from bench.matrix import FULL, Condition
 from bench.run import check_tools, say
 from bench.search import Trial, find_rate
-from bench.systems import KernelVxlan, Overlayd, System, remove_labs, remove_leftovers, run_prefix
+from bench.systems import KernelVxlan, Overlayd, System, own_labs
 from dataplane.errors import OverlaydError, RuntimeFailure
 
 SIZE = 512
@@ -64,10 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_tools()
         build_loadgen()
-        remove_leftovers()
-        prefix = run_prefix()
-        with ExitStack() as stack:
-            stack.callback(remove_labs, prefix)
+        with own_labs() as prefix, ExitStack() as stack:
             for index, kind in enumerate(SYSTEMS):
                 system = kind(f"{prefix}-{index}", Condition("veth"))
                 stack.callback(system.down)

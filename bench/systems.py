@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -335,6 +337,16 @@ def remove_labs(prefix: str) -> None:
     numbers = {name.removeprefix(f"{prefix}-").partition("-")[0] for name in names}
     for number in sorted(numbers):
         remove_lab(f"{prefix}-{number}")
+
+
+@contextmanager
+def own_labs() -> Iterator[str]:
+    """Yield the prefix of this run's labs: those of a run that is gone go before, they afterwards."""
+    remove_leftovers()
+    try:
+        yield run_prefix()
+    finally:
+        remove_labs(run_prefix())
 
 
 def remove_leftovers() -> None:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.plot import curves
-from dataplane.errors import OverlaydError, RuntimeFailure
+from bench.run import check_tools
+from dataplane.errors import OverlaydError
 from tests.soak import gauge
 from tests.soak.course import Plan, Seen, Soak
 from tests.soak.field import OVERLAYD, Field
@@ -119,15 +119,6 @@ def report(plan: Plan, seen: Seen) -> bool:
 # --- the run ----------------------------------------------------------------------------------------------
 
 
-def check_tools() -> None:
-    """Refuse to begin without root or without a tool."""
-    if os.geteuid() != 0:
-        raise RuntimeFailure("the soak makes network namespaces: run it as root")
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
-    if missing:
-        raise RuntimeFailure(f"tools are missing: apt-get install {' '.join(dict.fromkeys(missing))}")
-
-
 def soak(plan: Plan) -> Seen:
     """Do all of it; return what was seen."""
     rng = random.Random(plan.seed)
@@ -201,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it; return the exit status."""
     plan = parse(argv)
     try:
-        check_tools()
+        check_tools("the soak", TOOLS)
         return 0 if report(plan, soak(plan)) else 1
     except OverlaydError as err:
         print(f"soak: {err}", file=sys.stderr)
