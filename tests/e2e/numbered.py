@@ -28,20 +28,28 @@ PATIENCE_S = 20.0
 SO_RCVBUFFORCE = 33
 
 
+Place = tuple[Namespace, str]
+
+
+def connect(here: Place, there: Place, buffer_bytes: int) -> tuple[socket.socket, socket.socket]:
+    """Return sender and receiver of a flow of datagrams; as many bytes wait for the receiver at most."""
+    receiver = there[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
+    receiver.bind((there[1], 0))
+    sender = here[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.bind((here[1], 0))
+    sender.connect(receiver.getsockname())
+    return sender, receiver
+
+
 class Numbered:
     """The stream, for as long as the block lasts: `ends` are a namespace and an address there, twice."""
 
-    def __init__(self, *ends: tuple[Namespace, str], rate_pps: int = RATE_PPS) -> None:
+    def __init__(self, *ends: Place, rate_pps: int = RATE_PPS) -> None:
         """Start it, and wait until it flows both ways."""
         socks: list[socket.socket] = []
         for near, far in (ends, ends[::-1]):
-            there = far[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
-            there.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
-            there.bind((far[1], 0))
-            here = near[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
-            here.bind((near[1], 0))
-            here.connect(there.getsockname())
-            socks += [here, there]
+            socks += connect(near, far, 32 << 20)
         fds = [sock.fileno() for sock in socks]
         command = [sys.executable, "-m", "tests.e2e.numbered", str(rate_pps), *map(str, fds)]
         self._process = subprocess.Popen(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -236,6 +237,14 @@ def is_replaced(daemon: Daemon, pid: int) -> bool:
     """Tell whether another forwarder than `pid` carries packets."""
     forwarder = daemon.status()["forwarder"]
     return forwarder["pid"] not in (None, pid) and forwarder["state"] == "running"
+
+
+def replace_forwarder(daemon: Daemon, number: signal.Signals = signal.SIGKILL) -> int:
+    """End a forwarder by a signal and wait for the next one; return the pid of the one that ended."""
+    pid: int = daemon.status()["forwarder"]["pid"]
+    os.kill(pid, number)
+    wait_for(lambda: is_replaced(daemon, pid), "another forwarder", START_S)
+    return pid
 
 
 def restart(daemon: Daemon) -> None:

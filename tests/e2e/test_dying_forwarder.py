@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.lab import wait_for
-from tests.e2e.pair import START_S, Load, Pair, is_replaced
+from tests.e2e.pair import START_S, Load, Pair, is_replaced, replace_forwarder
 from tests.e2e.rig import Daemon
 
 SYS_PIDFD_GETFD = 438  # since Linux 5.6
@@ -46,9 +46,7 @@ def test_one_tier_is_lost_while_the_tun_is_held(tmp_path: Path) -> None:
     with Pair(tmp_path) as pair:
         daemon = pair.daemons["a"]
         for _ in range(2):
-            pid = daemon.status()["forwarder"]["pid"]
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda dead=pid: is_replaced(daemon, dead), "another forwarder", START_S)  # type: ignore[misc]
+            replace_forwarder(daemon)
         with holding_tun(daemon):
             pid = daemon.status()["forwarder"]["pid"]
             os.kill(pid, signal.SIGKILL)
@@ -57,13 +55,10 @@ def test_one_tier_is_lost_while_the_tun_is_held(tmp_path: Path) -> None:
             wait_for(lambda: not queues_of(control), "control to let go of the TUN", START_S)
             for _ in range(5):  # by the last answer it has tried to have it anew
                 daemon.status()
-        for _ in range(2):
-            wait_for(lambda dead=pid: is_replaced(daemon, dead), "another forwarder", START_S)  # type: ignore[misc]
-            status = daemon.status()
-            assert status["tier"] == SINGLE
-            pid = status["forwarder"]["pid"]
-            os.kill(pid, signal.SIGKILL)
         wait_for(lambda: is_replaced(daemon, pid), "another forwarder", START_S)
+        for _ in range(2):
+            assert daemon.status()["tier"] == SINGLE
+            replace_forwarder(daemon)
         assert "no other tier" not in daemon.log_path.read_text()
         with Load(pair) as load:
             pass

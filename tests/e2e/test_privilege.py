@@ -21,9 +21,9 @@ from tests.e2e.pair import (
     Pair,
     forget_counters,
     is_ready,
-    is_replaced,
     kill,
     peers_file,
+    replace_forwarder,
     restart,
 )
 from tests.e2e.refusing import SECCOMP, refusing
@@ -222,14 +222,6 @@ def test_case_145_without_seccomp_is_told(pair: Pair, unconfined: Daemon) -> Non
     told = [warning for warning in unconfined.status()["warnings"] if "confined" in warning]
     assert len(told) == 1
     assert "CONFIG_SECCOMP_FILTER" in told[0]
-
-
-def replace_forwarder(daemon: Daemon, number: signal.Signals) -> int:
-    """End a forwarder by a signal and wait for the next one; return its pid."""
-    pid: int = daemon.status()["forwarder"]["pid"]
-    os.kill(pid, number)
-    wait_for(lambda: is_replaced(daemon, pid), "another forwarder", START_S)
-    return pid
 
 
 def parent_of(pid: int) -> int:

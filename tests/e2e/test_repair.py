@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from bench.lab import wait_for
-from tests.e2e.pair import START_S, Load, Pair, is_ready, is_replaced, peers_file
+from tests.e2e.pair import START_S, Load, Pair, is_ready, peers_file, replace_forwarder
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +73,7 @@ def test_crash_loop_costs_offloads(pair: Pair) -> None:
     daemon = pair.daemons["a"]
     found = []
     for _ in range(7):
-        pid = daemon.status()["forwarder"]["pid"]
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda dead=pid: is_replaced(daemon, dead), "another forwarder", START_S)  # type: ignore[misc]
+        replace_forwarder(daemon)
         found.append(daemon.status()["tier"])
     single = "full but tun-tso, tun-uso, udp-gso, udp-gro, tun-gro, tun-ugro"
     assert found == ["full", "full", single, single, single, "plain", "plain"]

@@ -18,7 +18,8 @@ import sys
 import time
 from typing import Any
 
-from bench.lab import ROOT, Namespace
+from bench.lab import ROOT
+from tests.e2e.numbered import Place, connect
 from tests.soak.verdict import Gap
 
 STAMP = struct.Struct("=Qd")  # number, CLOCK_MONOTONIC in seconds
@@ -29,9 +30,7 @@ QUIET_S = 1.0
 PATIENCE_S = 30.0
 PIECE = 1 << 16
 TCP_BYTES_S = 2_000_000
-SO_RCVBUFFORCE = 33
-
-Place = tuple[Namespace, str]
+RECEIVE_BUFFER = 16 << 20
 
 
 class Flow:
@@ -46,7 +45,7 @@ class Flow:
         socks: list[socket.socket] = []
         for places in pairs.values():
             for here, there in (places, places[::-1]):
-                socks += connect(here, there)
+                socks += connect(here, there, RECEIVE_BUFFER)
         socks += connect_tcp(*tcp)
         fds = [sock.fileno() for sock in socks]
         command = [sys.executable, "-m", "tests.soak.flow", str(pps / len(self.names)), *map(str, fds)]
@@ -86,17 +85,6 @@ class Flow:
         """End the process, if it has not ended."""
         self._process.kill()
         self._process.communicate()
-
-
-def connect(here: Place, there: Place) -> list[socket.socket]:
-    """Return both ends of a flow of datagrams."""
-    receiver = there[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
-    receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
-    receiver.bind((there[1], 0))
-    sender = here[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sender.bind((here[1], 0))
-    sender.connect(receiver.getsockname())
-    return [sender, receiver]
 
 
 def connect_tcp(here: Place, there: Place) -> list[socket.socket]:

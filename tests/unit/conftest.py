@@ -5,10 +5,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dataplane import journal
+from dataplane.rundir import RunDir
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> RunDir:
+    """Return a prepared run directory."""
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.prepare()
+    return run_dir
 
 
 @pytest.fixture

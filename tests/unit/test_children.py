@@ -21,14 +21,6 @@ from dataplane.rundir import RunDir
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> RunDir:
-    """Return a prepared run directory."""
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare()
-    return run_dir
-
-
-@pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """Yield a process that never listens."""
     started = subprocess.Popen(["sleep", "60"])

@@ -58,14 +58,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> RunDir:
-    """Return a prepared run directory."""
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare()
-    return run_dir
-
-
-@pytest.fixture
 def forwarder(where: RunDir) -> Iterator[subprocess.Popen[bytes]]:
     """Yield a forwarder that listens."""
     process = start_forwarder(where.path)

@@ -25,14 +25,6 @@ from dataplane.slots import SLOTS, Fd
 ALL_SLOTS = sum(1 << slot for slot in SLOTS)
 
 
-@pytest.fixture
-def where(tmp_path: Path) -> RunDir:
-    """Return a prepared run directory."""
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare()
-    return run_dir
-
-
 def count_descriptors() -> int:
     """Return how many this process has open, and the one by which it looks."""
     return len(list(Path("/proc/self/fd").iterdir()))

@@ -16,9 +16,9 @@ from dataplane.errors import ControlError
 from dataplane.message import Message
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
-from tests.unit.test_control import CONFIG, close_all, fds, forwarder, where
+from tests.unit.test_control import CONFIG, close_all, fds, forwarder
 
-__all__ = ["fds", "forwarder", "where"]  # fixtures
+__all__ = ["fds", "forwarder"]  # fixtures
 ERROR_AT = 20  # in a message
 SLOTS = 160
 

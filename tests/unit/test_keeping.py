@@ -25,10 +25,10 @@ from dataplane.errors import RuntimeFailure
 from dataplane.native import Counters
 from dataplane.rundir import RunDir
 from dataplane.slots import Fd
-from tests.unit.test_control import CONFIG, fds, where
+from tests.unit.test_control import CONFIG, fds
 from tests.unit.test_seats import Start, pids, start
 
-__all__ = ["fds", "start", "where"]  # fixtures
+__all__ = ["fds", "start"]  # fixtures
 
 WAIT_S = 20.0
 

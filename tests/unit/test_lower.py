@@ -14,9 +14,6 @@ from dataplane.backend.userspace import UserspaceBackend
 from dataplane.config import RunConfig
 from dataplane.netlink import Host
 from dataplane.rundir import RunDir
-from tests.unit.test_control import where
-
-__all__ = ["where"]  # fixtures
 
 
 class FakeHost:

@@ -11,9 +11,6 @@ import pytest
 from dataplane.backend import process
 from dataplane.errors import RuntimeFailure
 from dataplane.rundir import RunDir
-from tests.unit.test_control import where
-
-__all__ = ["where"]  # fixtures
 
 
 def fail(where: RunDir, monkeypatch: pytest.MonkeyPatch, words: str) -> str:

@@ -394,6 +394,13 @@ class SlowDisk:
         monkeypatch.setattr(laststate, "save", self.save)
         monkeypatch.setattr(recall, "WRITE_S", 0.0)
 
+    async def begin(self, scene: Scene) -> asyncio.Task[None]:
+        """Return what writes, once it is in the middle of the first write."""
+        writer = asyncio.create_task(scene.recall.run(lambda: True))
+        scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
+        await asyncio.to_thread(self.begun.wait, 20)
+        return writer
+
     def save(self, *args: Any) -> None:
         """Write."""
         self.said.append("begin")
@@ -408,9 +415,7 @@ def test_an_end_waits_for_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     disk, scene = SlowDisk(monkeypatch), Scene(tmp_path)
 
     async def scenario() -> None:
-        writer = asyncio.create_task(scene.recall.run(lambda: True))
-        scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
-        await asyncio.to_thread(disk.begun.wait, 20)
+        writer = await disk.begin(scene)
         writer.cancel()
         scene.follow(put(9, lease(9)))
         timer = threading.Timer(0.2, disk.go.set)
@@ -428,9 +433,7 @@ def test_a_write_that_ends_late_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     disk, scene = SlowDisk(monkeypatch), Scene(tmp_path)
 
     async def scenario() -> None:
-        writer = asyncio.create_task(scene.recall.run(lambda: True))
-        scene.follow(listed(*(found.lease for found in (OWN, *PEERS) if found.lease), revision=7))
-        await asyncio.to_thread(disk.begun.wait, 20)
+        writer = await disk.begin(scene)
         scene.recall.forget()
         disk.go.set()
         writer.cancel()

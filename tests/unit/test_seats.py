@@ -19,9 +19,9 @@ from dataplane.control import ForwarderClient, connect_in_use, inspect, newest_e
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.native import State
 from dataplane.rundir import RunDir
-from tests.unit.test_control import CONFIG, end, fds, start_forwarder, where
+from tests.unit.test_control import CONFIG, end, fds, start_forwarder
 
-__all__ = ["fds", "where"]  # fixtures
+__all__ = ["fds"]  # fixtures
 
 Start = Callable[[], subprocess.Popen[bytes]]
 

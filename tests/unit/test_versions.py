@@ -21,9 +21,9 @@ from dataplane.errors import ControlError
 from dataplane.message import BUILD, BYTES_MIN, LAYOUTS, LAYOUTS_UNTOLD, NEWEST, OLDEST, Message
 from dataplane.native import MessageType, State
 from dataplane.rundir import RunDir
-from tests.unit.test_control import CONFIG, fds, forwarder, where
+from tests.unit.test_control import CONFIG, fds, forwarder
 
-__all__ = ["fds", "forwarder", "where"]  # fixtures
+__all__ = ["fds", "forwarder"]  # fixtures
 ABI_AT = 4  # in a message
 WHOLE = Message(
     MessageType.HELLO,
