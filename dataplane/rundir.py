@@ -16,7 +16,6 @@ Locks are flocks and not pids: two containers that share the directory do not se
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -69,7 +68,7 @@ def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
         finally:
             os.close(directory)
     except OSError as err:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             draft.unlink()  # a full disk has no room for half a file
         raise failure("write", path, err) from None
 
