@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ NUMBERS = frozenset(row.number for row in ROWS)
 # --- one row ----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def hearing_interrupts() -> Iterator[None]:
+    """Let programs that are started in here hear SIGINT, also if a background shell switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_program(command: Command, log: Path, figures: Path, timeout_s: float) -> Run:
     """Run a program to its end, or interrupt it after a time and give it some more to clean up."""
     begun_s = time.monotonic()
@@ -45,9 +56,10 @@ def run_program(command: Command, log: Path, figures: Path, timeout_s: float) ->
     with log.open("a", encoding="utf-8") as out:
         out.write(f"$ {raw(command)}\n")
         out.flush()
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
-        )
+        with hearing_interrupts():
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
         try:
             status: int | None = process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,14 +150,19 @@ def test_program_that_tells_nothing(tmp_path: Path) -> None:
     assert (found["verdict"], found["figures"]) == ("no figure", [])
 
 
-def test_program_that_takes_too_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heard", [signal.default_int_handler, signal.SIG_IGN], ids=["front", "background"])
+def test_program_that_takes_too_long(tmp_path: Path, heard: Any) -> None:
     """One that does not end is interrupted, so that it can clean up, and the next one is not begun."""
     waiting = program(
         "import signal, pathlib; figure('stall', [1, 2, 3], 'ms')\n"
         "try: signal.pause()\n"
         f"except KeyboardInterrupt: pathlib.Path({str(tmp_path / 'cleaned')!r}).touch()"
     )
-    found = run_row(tmp_path, waiting, program("figure('stall', [1], 'ms')"), limit_s=6.0)
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        found = run_row(tmp_path, waiting, program("figure('stall', [1], 'ms')"), limit_s=1.5)
+    finally:
+        assert signal.signal(signal.SIGINT, before) == heard
     assert (found["verdict"], len(found["commands"])) == ("timed out", 1)
     assert (tmp_path / "cleaned").exists()
 
