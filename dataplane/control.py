@@ -244,7 +244,7 @@ class ForwarderClient:
         return self.request(MessageType.INSPECT)
 
     def stop(self) -> None:
-        """End the forwarder; returns when it is gone."""
+        """End the forwarder; returns when it has hung up, a moment before it is gone."""
         self.request(MessageType.STOP)
         try:
             while self.sock.recv(1):

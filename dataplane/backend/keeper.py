@@ -461,6 +461,9 @@ class Keeper:
         client = self._client
         asyncio.get_running_loop().remove_reader(client.sock)
         await in_thread(client.stop)
+        if self._grip is not None:
+            # Gone, not only hung up: until then it lets the next one connect, and hangs up on it.
+            await in_thread(self._grip.end)
         self._forget_client()
         self._children.wait(client.pid)
 

@@ -31,6 +31,7 @@ from tests.unit.test_seats import Start, pids, start
 __all__ = ["fds", "start"]  # fixtures
 
 WAIT_S = 20.0
+TURNS = 8
 
 
 @dataclass(slots=True)
@@ -139,3 +140,18 @@ def test_one_recovery_at_a_time(
             assert connections(third.pid) == 1
 
     asyncio.run(main())
+
+
+def test_who_is_stopped_is_gone(where: RunDir, start: Start, fds: dict[int, int]) -> None:
+    """A forwarder that was told to end takes no connection any more that is meant for the next one."""
+
+    async def main(turn: int) -> None:
+        stopped = await asyncio.to_thread(start)
+        async with keeping(where, fds) as kept:
+            await kept.give()
+            await kept.until(lambda: kept.keeper.state == "running" and not recoveries())
+            await kept.keeper.stop()
+            assert stopped.poll() is not None, f"the {turn + 1}. of {TURNS}"
+
+    for turn in range(TURNS):
+        asyncio.run(main(turn))
