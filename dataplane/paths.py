@@ -39,6 +39,7 @@ class PathWatch:
     def __init__(self, backend: Backend, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the table in force does not say what is known any more."""
         self.known = Paths()
+        self.on_word: Callable[[Address], None] = lambda peer: None  # the kernel speaks of its path
         self._backend = backend
         self._on_change = on_change
         self._hints: set[Address] = set()  # to be asked for at once
@@ -148,7 +149,10 @@ class PathWatch:
         if not wanted:
             return []
         now, found = time.monotonic(), await asyncio.to_thread(self._ask, wanted)
-        return [peer for peer, path in found.items() if self._take(peer, path, now)]
+        changed = [peer for peer, path in found.items() if self._take(peer, path, now)]
+        for peer in changed:
+            self.on_word(peer)
+        return changed
 
     def _ask(self, peers: list[Address]) -> dict[Address, PathMtu | None]:
         now = time.monotonic()

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from math import inf
 
 from dataplane import step
@@ -22,7 +21,7 @@ from dataplane.journal import Journal, Trouble
 from dataplane.model import Address, Table
 from dataplane.pathmtu import PROBE, PathMtu
 from dataplane.paths import PathWatch
-from dataplane.probing import Answers, Loads, Path, Probe, Prober, list_paths
+from dataplane.probing import Answers, Loads, Path, Probe, Prober, limit, list_paths
 
 log = Journal("probes")
 
@@ -38,6 +37,7 @@ class PathProbes:
         """Learn from a backend who is sent much; tell `paths` what is found."""
         self._backend = backend
         self._watch = paths
+        paths.on_word = self._note_word
         self._prober = Prober(random.SystemRandom().randrange)
         self._loads = Loads(0.0)
         self._sent: Counter[int] = Counter()  # bytes by peer, since the last look
@@ -112,11 +112,15 @@ class PathProbes:
         tx, rx = counters.peer_bytes(max(paths, default=-1) + 1)
         for peer_id, is_silent in self._loads.note(tx, rx, own):
             for path in paths.get(peer_id, ()):
-                told = self._watch.known.told(path.peer)
-                if told is not None and told - path.overhead < path.most:
-                    path = replace(path, most=told - path.overhead)
+                path = limit(path, settings.mtu, self._watch.known.told(path.peer))
                 self._prober.note_traffic(path, now, is_silent=is_silent)
         return True
+
+    def _note_word(self, peer: Address) -> None:
+        if self._settings is not None:
+            told = self._watch.known.told(peer)
+            self._prober.note_word(peer, self._settings.mtu, told, time.monotonic())
+            self._wake.set()
 
     def _list_paths(self, settings: Settings) -> dict[int, list[Path]]:
         if self._paths is None:

@@ -178,6 +178,11 @@ def list_paths(table: Table, encaps: Container[Encap], most: int) -> dict[int, l
     return {peer_id: list(paths.values()) for peer_id, paths in found.items()}
 
 
+def limit(path: Path, usual: int, told: int | None) -> Path:
+    """Return a path that takes `usual` bytes of pods, or what others say: `told` bytes of an outer packet."""
+    return replace(path, most=usual if told is None else min(usual, told - path.overhead))
+
+
 # --- what is asked ------------------------------------------------------------------------------------------
 
 
@@ -212,6 +217,15 @@ class Prober:
         is_free = state.trial is None and not state.silent and not state.high
         if is_silent and is_free and now >= state.asked_s + self._pace.answer_s:
             self._schedule(state, now, URGENT)
+
+    def note_word(self, peer: Address, usual: int, told: int | None, now: float) -> None:
+        """Take that others say something else than before of how much a path takes, or nothing any more.
+
+        A trial under way asked the path as it was, which proves nothing of what it is now: it ends.
+        """
+        state = self._states.get(peer)
+        if state is not None:
+            self._move(state, limit(state.path, usual, told), now)
 
     def _move(self, state: _State, path: Path, now: float) -> None:
         """Take over what changed of a path."""

@@ -119,7 +119,11 @@ class PathLab:
         ways += [(node.pod, f"10.244.{node.third}.1"), (node.pod, f"fd00:244:0:{node.third}::1")]
         for space, gateway in ways:
             space.ip(f"route del default via {gateway}\nroute add default via {gateway}\n")
-        wait_for(lambda: not self.paths(name) and not self.routes(name), "no path is known", SAID_S)
+        wait_for(
+            lambda: not self.paths(name) and not self.routes(name),
+            lambda: f"no path is known: {self.paths(name)}, {self.routes(name)}, {self.daemons[name].log()}",
+            SAID_S,
+        )
 
     def set_link(self, name: str, mtu: int) -> None:
         """Give both ends of a node's link an MTU, and its pod what VXLAN leaves of that."""

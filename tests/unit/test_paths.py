@@ -20,6 +20,8 @@ from dataplane.icmp import IcmpError, Trouble
 from dataplane.model import Address, Encap, Interface, Peer, SubnetEntry, Table
 from dataplane.pathmtu import ICMP, PROBE, ROUTE, PathMtu
 from dataplane.paths import PathWatch
+from dataplane.probes import PathProbes
+from dataplane.probing import Path
 from tests.leases import IP1, IP2, NET, lease, mac
 
 SETTINGS = Settings(
@@ -195,6 +197,26 @@ def test_forged_hints_change_nothing(kernel: Kernel) -> None:
         assert changes.empty()
 
     follow(work)
+
+
+def test_word_of_the_kernel_ends_a_trial(kernel: Kernel) -> None:
+    """What is probed is what the kernel says of the path by now, also if nothing was sent there since."""
+
+    async def work() -> None:
+        follower = watch()
+        node = PathProbes(Silent(), follower)  # type: ignore[arg-type]
+        follower.on_word(IP2)  # before anything is known of this node
+        settings, table = await follower.fit(SETTINGS, TABLE)
+        node.follow(settings, table, ())
+        path = Path(IP2, SUBNET.network_address, settings.mtu, overhead=50)
+        node._prober.note_traffic(path, 0.0, is_silent=False)
+        assert [probe.size for probe in node._prober.due(0.0)] == [1450]
+        for now, said, size in ((1.0, PathMtu(1300, ICMP), 1250), (2.0, None, 1450)):
+            kernel.known = {} if said is None else {IP2: said}
+            await follower._look([IP2])
+            assert [probe.size for probe in node._prober.due(now)] == [size]
+
+    asyncio.run(work())
 
 
 def test_what_the_kernel_forgets(kernel: Kernel) -> None:

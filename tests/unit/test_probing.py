@@ -223,6 +223,31 @@ def test_path_changes() -> None:
     assert world.in_force == 1450
 
 
+@pytest.mark.parametrize("most", [1250, MOST])
+def test_word_of_others_ends_a_trial(most: int) -> None:
+    """What was lost before others said something of a path is not held against it; what is after, is."""
+    world = World()
+    world.mtu = 1300
+    world.run(TRIAL_S - 0.1)
+    assert len(world.sent) > PACE.attempts  # all of them, of which no large one was answered
+    world.mtu, world.path = most, replace(world.path, most=most)
+    world.prober.note_word(PEER, MOST, most, world.now)
+    world.run(60)
+    assert world.news == []
+    world.mtu = 1240
+    world.run(60)
+    assert world.in_force == 1240
+
+
+def test_word_of_a_stranger() -> None:
+    """What others say of a peer that is not probed is not taken down."""
+    world = World()
+    world.prober.note_word(PEER, MOST, 1300, world.now)
+    assert world.prober.due(world.now) == []
+    world.prober.note_traffic(world.path, world.now, is_silent=False)
+    assert [probe.size for probe in world.prober.due(world.now)] == [MOST]
+
+
 def test_nothing_to_find() -> None:
     """A path that is not to take more than BASE is not probed; nor one any more that comes to that."""
     world = World()
