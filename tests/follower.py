@@ -70,11 +70,13 @@ class Follower:
     told: set[str] = field(default_factory=set)  # the names that this revision changed
     changes: int = 0
     lists: int = 0
+    covered: set[int] = field(default_factory=set)  # revisions that were not told: lists had them
 
     def apply(self, event: Event | Heard) -> None:
         """Take one event."""
         if isinstance(event, Listed):
             assert event.revision >= self.revision
+            self.covered |= set(range(self.revision + 1, event.revision + 1))
             self.found = {entry.name: entry.changed for entry in event.entries}
             self.revision, self.told = event.revision, set()
             self.lists += 1
@@ -182,6 +184,14 @@ async def _disturb(world: World, node: Node, kind: str, kinds: Mapping[str, bool
     assert node.follower.lists == lists, f"{kind}: it was listed anew"
 
 
+def _check_all(world: World, follower: Follower) -> None:
+    """See that all was told once, unless a list had it, and that it was not listed only once."""
+    assert follower.found == world.found
+    told = [size for revision, size in world.sizes.items() if revision not in follower.covered]
+    assert follower.changes == sum(told)
+    assert follower.lists > 1
+
+
 async def follow(
     world: World, node: Node, plan: tuple[int, int], kinds: Mapping[str, bool], do: Trouble
 ) -> None:
@@ -204,6 +214,6 @@ async def follow(
                 assert node.follower.found == world.found
         await node.reach(world.revision())
         await node.kill()
-        assert node.follower.found == world.found
+        _check_all(world, node.follower)
     finally:
         await node.close()
