@@ -76,7 +76,8 @@ class Linked:
         prefix = f"lnk{os.getpid() % 100000}"
         remove_lab(prefix)
         database = Database(directory / "store.db")
-        database.put("config", json.dumps(network), None, 0)
+        # What is above is for nodes of make-believe.
+        database.put("config", json.dumps({"SubnetMax": "10.244.250.0", **network}), None, 0)
         database.close()
         self.hosts: dict[str, Host] = {}
         self.daemons: dict[str, LinkedDaemon] = {}

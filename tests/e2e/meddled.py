@@ -36,6 +36,7 @@ from tests.e2e.rig import hasten
 
 NETWORK: dict[str, Any] = {
     "Network": "10.244.0.0/16",
+    "SubnetMax": "10.244.250.0",  # what is above is for nodes of make-believe
     "EnableIPv6": True,
     "IPv6Network": "fd00:244::/48",
     "Backend": {"Type": "vxlan"},

@@ -170,7 +170,7 @@ def test_host_gw_lease_in_a_vxlan_network(linked: Linked) -> None:
     """A lease of host-gw is refused with a reason; with --encap host-gw it is a peer, reached directly."""
     have(linked, "userspace", *ON)
     node = linked.daemons["a"]
-    subnet = "10.244.77.0/24"
+    subnet = "10.244.251.0/24"
     node.put(subnet, {"PublicIP": "192.0.2.9", "PublicIPv6": None, "BackendType": "host-gw"})
     node.sync()
     assert node.peers()[subnet]["refused"] == "its backend host-gw is not enabled here; see --encap"

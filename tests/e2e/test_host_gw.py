@@ -15,7 +15,7 @@ from tests.e2e.linked import Linked, Wire
 from tests.e2e.rig import ROOT
 from tests.e2e.stream import Stream
 
-FAR = "10.244.77.0/24"
+FAR = "10.244.251.0/24"
 FAR6 = "fd00:244:0:77::/64"
 REPAIR_S = 1.0
 STALL_S = 2.0
