@@ -133,6 +133,8 @@ class KernelBackend:
         await self._remove_others(settings.tun_name, {side.device.name for side in wanted.values()})
         for version, side in wanted.items():
             await self._have_device(side, self._sides.get(version))
+        for version, side in wanted.items():  # at once: what is heard meanwhile is said of the old ones
+            self._take_over(side, self._sides.get(version))
             side.belong_to(settings.network.networks())
         self._sides = wanted
         self._teller.have(wanted)
@@ -159,11 +161,15 @@ class KernelBackend:
         if found is None:
             raise RuntimeFailure(f"device {side.device.name} is gone")
         side.links = side.links._replace(overlay=found.index)
-        is_known = known is not None and known.links.overlay == found.index
-        if known is not None and is_known:
+
+    def _take_over(self, side: DeviceSide, known: DeviceSide | None) -> None:
+        """Let a side go on with what is known of the peers behind its device."""
+        if known is None:
+            side.networks = self._former
+            return
+        if known.links.overlay == side.links.overlay:
             side.told, side.known = known.told, known.known
-        side.wanted = Entries() if known is None else known.wanted
-        side.networks = self._former if known is None else known.networks
+        side.wanted, side.networks = known.wanted, known.networks
 
     async def _find_device(self, device: VxlanDevice) -> VxlanDevice | None:
         """Find a device as it must be, and give it back its name and MAC address if it has others."""

@@ -44,6 +44,7 @@ class Side:
     told: Entries | None = None  # the same; None: to be read back
     found: Entries | None = None  # what was there at first
     networks: tuple[Network, ...] = ()  # that our peers are or were in
+    doubts: int = 0  # how often somebody may have changed something
     is_paused: bool = False  # somebody undoes it: not to be read back now, and so not told again
 
     def belong_to(self, networks: Iterable[Network]) -> None:
@@ -112,11 +113,13 @@ class Teller:
         """Read back what may be different now; return whether it is."""
         if side.told is not None or side.is_paused:
             return False
+        doubts = side.doubts
         side.known = await in_thread(netbatch.read, side.links.overlay, side.family, side.networks)
-        side.told = side.known
+        if side.doubts == doubts:  # or it may be different again, and is looked at once more
+            side.told = side.known
         if side.found is None:
-            side.found = side.told
-        return side.told != side.wanted
+            side.found = side.known
+        return side.known != side.wanted
 
     async def tell(self, side: Side, wanted: Entries) -> int:
         """Tell the kernel what it does not know, and to forget the rest; return the number of messages."""
@@ -160,6 +163,7 @@ class Teller:
         found = list(sides)
         for side in found:
             side.told = None
+            side.doubts += 1
         return bool(found)
 
     def close(self) -> None:

@@ -253,6 +253,16 @@ class Meddled:
         runs = [self.nodes[name].host.run(*command, check=False) for command in commands]
         return [sorted(line.strip() for line in run.stdout.splitlines()) for run in runs]
 
+    def wait_as(self, name: str, before: list[list[str]], what: str, deadline_s: float) -> None:
+        """Wait until a host looks as it did before `what`."""
+
+        def describe() -> str:
+            now = self.look(name)
+            pairs = [pair for pair in zip(before, now, strict=True) if pair[0] != pair[1]]
+            return f"as before {what}: {pairs}\n{self.log(name)}"
+
+        wait_for(lambda: self.look(name) == before, describe, deadline_s)
+
     def restart(self, name: str, *flags: str, datapath: str = "") -> None:
         """Start overlayd of a host anew, with these flags."""
         member = self.members[name]

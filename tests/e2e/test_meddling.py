@@ -226,7 +226,7 @@ def test_fight(meddled: Meddled) -> None:
             fighter.wait()
     over_s = time.monotonic()
     for name, (_, change) in FOUGHT.items():
-        wait_for(lambda n=name: meddled.look(n) == before[n], f"{change} in the end", PAUSE_S + LIMIT_S)  # type: ignore[misc]
+        meddled.wait_as(name, before[name], change, PAUSE_S + LIMIT_S)
         print(f"{change}: as it was {time.monotonic() - over_s:.1f} s after the fight")
         # Three at once, one at each end of a pause, and the last.
         assert REPAIRS_MAX <= meddled.changes(name)[change] <= REPAIRS_MAX + FIGHT_S / PAUSE_S + 2
