@@ -55,16 +55,15 @@ enum { LITTLE_BYTES = 16 << 10 };
 /**
  * map_buffers() - Map the packet buffers of a path, PATH_BATCH for each direction
  * @path:	The path
- *
- * Pages cost nothing until a packet is long enough to touch them.
+ * @populate:	MAP_POPULATE: all pages are there before the first packet; 0: each when a packet touches it
  *
  * Return: whether there is memory for them; call unmap_buffers() in both cases
  */
-static bool map_buffers(struct path *path)
+static bool map_buffers(struct path *path, int populate)
 {
 	size_t size = (size_t)PATH_BATCH * PATH_STRIDE;
-	uint8_t *both =
-		mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *both = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | populate, -1, 0);
 
 	if (both == MAP_FAILED)
 		return false;
@@ -233,7 +232,7 @@ int worker_init(struct worker *worker, struct fib_slot *slot, uint32_t index)
 	worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (worker->wake_fd < 0 || worker->epoll_fd < 0)
 		return -errno;
-	if (!map_buffers(&worker->path) || !map_buffers(&worker->express))
+	if (!map_buffers(&worker->path, MAP_POPULATE) || !map_buffers(&worker->express, 0))
 		return -ENOMEM;
 	return add_sources(worker, index);
 }

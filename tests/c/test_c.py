@@ -71,7 +71,7 @@ SCENARIOS = {
         *("no_way", "errors", "sockets", "strange", "portions", "refused"),
         *("uncuttable", "unsent", "of_kernel_peers"),
     ],
-    "worker_faults": ["matrix", "orders"],
+    "worker_faults": ["matrix", "orders", "buffers"],
     "judged": [
         "spoofed_run",
         "observed_run",

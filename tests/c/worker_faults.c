@@ -6,6 +6,8 @@
  * that a failed send or write took along, each is counted for one reason; other failures are counted as faults.
  * Afterwards the next packet passes at once. How long the worker rests is what it asked for, not waited for.
  *
+ * And the pages of its buffers are there before the first packet.
+ *
  *     worker_faults [SCENARIO]
  */
 #include <pthread.h>
@@ -20,6 +22,7 @@ enum { TIER = DP_TIER_MMSG | DP_TIER_UDP_GSO | DP_TIER_TUN_GRO };
 enum call { READ, READ_ORDER, RECVMMSG, EPOLL_WAIT, WRITE, WRITEV, SENDMMSG, CALLS };
 /* Rounds in a row that may find nothing before there is a rest, what a rest is at most, and what is most of them. */
 enum { ROUNDS_FREE = 16, REST_MS = 64, ROUNDS_SHORT = 6 };
+enum { PAGE = 4096 };
 
 static const char *const call_names[CALLS] = {"read",  "read order", "recvmmsg", "epoll_wait",
 					      "write", "writev",     "sendmmsg"};
@@ -373,9 +376,39 @@ static void orders(void)
 	close_worker();
 }
 
+/**
+ * count_there() - How many pages of a path's buffers are there?
+ * @path:	The path
+ *
+ * Return: pages
+ */
+static size_t count_there(const struct path *path)
+{
+	static unsigned char there[2 * PATH_BATCH * PATH_STRIDE / PAGE];
+	size_t count = 0;
+
+	CHECK(!mincore(path->tx_buffers, sizeof(there) * PAGE, there));
+	for (size_t i = 0; i < sizeof(there); i++)
+		count += there[i] & 1;
+	return count;
+}
+
+/**
+ * buffers() - No packet waits for a page: those of the path are there before the first one
+ *
+ * The express path has few packets, and takes what they touch.
+ */
+static void buffers(void)
+{
+	open_worker();
+	CHECK(count_there(&worker.path) == 2 * PATH_BATCH * PATH_STRIDE / PAGE);
+	CHECK(count_there(&worker.express) == 0);
+	close_worker();
+}
+
 int main(int argc, char **argv)
 {
-	static const struct scenario scenarios[] = {{"matrix", matrix}, {"orders", orders}};
+	static const struct scenario scenarios[] = {{"matrix", matrix}, {"orders", orders}, {"buffers", buffers}};
 
 	return paths_run(scenarios, sizeof(scenarios) / sizeof(*scenarios), argc > 1 ? argv[1] : NULL);
 }
