@@ -26,7 +26,7 @@ from dataplane.backend import Place
 from dataplane.backend.kit import Kit
 from dataplane.backend.telling import in_thread
 from dataplane.control import ForwarderClient
-from dataplane.errors import ControlError, NotRunning
+from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
 from dataplane.journal import Journal
 from dataplane.native import ForwarderConfig, MessageType
@@ -36,6 +36,7 @@ from dataplane.succession import disown
 log = Journal("backend")
 
 LOOK_S = 0.5
+DISOWN_RETRY_S = 1.0
 LOOKS_MAX = 2  # more looks that find packets waiting and no round made
 
 
@@ -115,14 +116,25 @@ class Fence:
         run_dir = self._place.run_dir
         path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
         fenced = await in_thread(order_end, path, self._place.epoch)
-        await in_thread(partial(disown, run_dir, is_spare=is_spare))
-        async with self._lock:
-            if Fd.COUNTERS in self._kit.fds:
-                self._kit.renew_counters()
         if fenced is not None:
             self._fenced.append(fenced)
             asyncio.get_running_loop().add_reader(fenced.sock, self._on_obeyed, fenced)
+        async with self._lock:
+            if Fd.COUNTERS in self._kit.fds:
+                self._kit.renew_counters()
         log.error("forwarder cannot be killed from here; it is to end when it wakes up", pid=grip.pid)
+        await self._disown(is_spare=is_spare)
+
+    async def _disown(self, *, is_spare: bool) -> None:
+        """Take away its names, however long somebody keeps us from it: with them it would be found again."""
+        while True:
+            try:
+                await in_thread(partial(disown, self._place.run_dir, is_spare=is_spare))
+            except RuntimeFailure as err:
+                log.error("forwarder still has its name", error=err, retry_in_s=DISOWN_RETRY_S)
+                await asyncio.sleep(DISOWN_RETRY_S)
+            else:
+                return
 
     def _on_obeyed(self, fenced: ForwarderClient) -> None:
         asyncio.get_running_loop().remove_reader(fenced.sock)

@@ -459,8 +459,7 @@ class Keeper:
         if self._client is None:
             return
         client = self._client
-        asyncio.get_running_loop().remove_reader(client.sock)
-        await in_thread(client.stop)
+        await self._request(lambda client: client.stop())
         if self._grip is not None:
             # Gone, not only hung up: until then it lets the next one connect, and hangs up on it.
             await in_thread(self._grip.end)

@@ -37,6 +37,7 @@ class Legacy:
         """Leave it with who started us."""
         self._notifier = notifier
         self._left: Fds = {}
+        self._owed: set[int] = set()  # slots that are kept although they were to be dropped
         self._config: ForwarderConfig | None = None
         self._generation = 0
 
@@ -46,6 +47,7 @@ class Legacy:
             return
         if kit.generation != self._generation:
             self._left.pop(Fd.FIB, None)
+        self._owed = {slot for slot in self._owed if not self._notifier.drop(_name(slot))}
         for slot, fd in kit.fds.items():
             if self._left.get(slot) != fd:
                 if not (self._notifier.drop(_name(slot)) and self._notifier.keep(_name(slot), fd)):
@@ -66,8 +68,7 @@ class Legacy:
     def drop(self, slots: Iterable[int]) -> None:
         """Have these kept no more, before we let go of them ourselves. Blocks until that is so."""
         dropped = [slot for slot in slots if self._left.pop(slot, None) is not None]
-        for slot in dropped:
-            self._notifier.drop(_name(slot))
+        self._owed |= {slot for slot in dropped if not self._notifier.drop(_name(slot))}
         if dropped:
             self._notifier.settle()
 

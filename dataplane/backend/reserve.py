@@ -73,10 +73,12 @@ class Reserve:
         """
         spare = self.take() or await self._try_to_connect()
         if spare is not None and not spare.client.is_of_our_build:
-            await self._end(spare.client)
-            # Gone, not only hung up: until then it lets the next ones connect, and hangs up on them.
-            await asyncio.get_running_loop().run_in_executor(None, spare.grip.end)
-            spare.close()
+            try:
+                await self._end(spare.client)
+                # Gone, not only hung up: until then it lets the next ones connect, and hangs up on them.
+                await asyncio.get_running_loop().run_in_executor(None, spare.grip.end)
+            finally:
+                spare.close()
             spare = None
         if spare is None and self._place.config.forwarder == "spawn":
             client = await self._meet()

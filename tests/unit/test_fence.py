@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from dataplane import native
-from dataplane.backend import Place
+from dataplane import native, succession
+from dataplane.backend import Place, hung
 from dataplane.backend.hung import Fence
 from dataplane.backend.kit import Kit
 from dataplane.config import RunConfig
+from dataplane.errors import RuntimeFailure
 from dataplane.grip import Grip
 from dataplane.native import Counters
 from dataplane.rundir import RunDir
@@ -77,5 +78,32 @@ def test_names_and_counters(tmp_path: Path, ends: bool, is_spare: bool) -> None:
         ends,
         not ends,
     )
+    cast(Any, kit.counters).close()
+    os.close(kit.fds[Fd.COUNTERS])
+
+
+def test_names_that_somebody_holds(where: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps us from taking its names away: they are taken as soon as can be, all else before."""
+    monkeypatch.setattr(hung, "DISOWN_RETRY_S", 0.001)
+    fd = native.counters_create(1)
+    kit = Kit(fds={Fd.COUNTERS: fd}, counters=Counters(fd), is_due=False)
+    where.forwarder_socket.touch()
+    tries: list[bool] = []
+
+    def disown(run_dir: RunDir, *, is_spare: bool) -> None:
+        tries.append(kit.is_due)
+        if len(tries) < 3:
+            raise RuntimeFailure("somebody else arranges forwarders")
+        succession.disown(run_dir, is_spare=is_spare)
+
+    monkeypatch.setattr(hung, "disown", disown)
+
+    async def main() -> None:
+        fence = Fence(Place(RunConfig(store="file:///x"), where, 1), kit, asyncio.Lock())
+        await fence.end(cast(Grip, FakeGrip(ends=False)))
+
+    asyncio.run(main())
+    assert tries == [True] * 3
+    assert not where.forwarder_socket.exists()
     cast(Any, kit.counters).close()
     os.close(kit.fds[Fd.COUNTERS])

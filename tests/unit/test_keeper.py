@@ -59,6 +59,10 @@ class FakeClient:
         self.sock.close()
         self._far.close()
 
+    def end(self) -> None:
+        """Be gone."""
+        self._far.close()
+
     def _take(self, what: str) -> None:
         self.told.append(what)
         if self.hangs_up:
@@ -203,6 +207,22 @@ def test_nothing_to_go_with(place: Place, kit: Kit) -> None:
         assert fake.told == []
         made._forget_client()
         await made.stop()
+
+    play(place, kit, scenario)
+
+
+def test_who_does_not_stop_is_watched_on(place: Place, kit: Kit) -> None:
+    """A forwarder that refuses to end is ours as before: when it does end, that is noticed."""
+    fake = FakeClient(State.RUNNING, refuses=True)
+
+    async def scenario(made: Keeper) -> None:
+        made.watch(client_of(fake), State.RUNNING)
+        with pytest.raises(ControlError, match="refused stop"):
+            await made.stop()
+        assert made.is_alive
+        fake.end()
+        while made.is_alive:
+            await asyncio.to_thread(lambda: None)
 
     play(place, kit, scenario)
 
@@ -366,6 +386,19 @@ def test_spare_of_our_build(
         with pytest.raises(RuntimeFailure, match=why):
             asyncio.run(reserve.take_ours())
     assert [fake.is_open for fake in fakes] == found
+
+
+def test_spare_of_another_build_that_does_not_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses to end is let go of all the same."""
+    fake = FakeClient(refuses=True, is_ours=False)
+
+    async def connect(_: Reserve) -> Spare:
+        return spare_of(fake)
+
+    monkeypatch.setattr(Reserve, "_try_to_connect", connect)
+    with pytest.raises(ControlError, match="refused stop"):
+        asyncio.run(Reserve(place, Children()).take_ours())
+    assert not fake.is_open
 
 
 # --- the successor --------------------------------------------------------------------------------------

@@ -142,6 +142,25 @@ def test_what_is_let_go_of_is_dropped(manager: Manager, kit: Kit, monkeypatch: p
     assert "+overlayd-0" in manager.hear()
 
 
+def test_what_could_not_be_dropped_is_dropped_later(
+    manager: Manager, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody keeps and nobody reads swallows packets: its end is asked for until it is heard."""
+    monkeypatch.setattr(Notifier, "settle", lambda _: None)
+    left = Legacy(manager.notifier)
+    left.leave(kit)
+    manager.hear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Notifier, "drop", lambda *_: False)
+        left.drop([Fd.TUN])
+        left.leave(replace(kit, fds={}))
+        assert manager.hear() == []
+    left.leave(replace(kit, fds={}))
+    assert manager.hear() == ["-overlayd-0"]
+    left.leave(replace(kit, fds={}))
+    assert manager.hear() == []
+
+
 def test_manager_that_does_not_read_is_asked_again(
     manager: Manager, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
