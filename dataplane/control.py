@@ -353,14 +353,22 @@ async def serve_requests(path: Path, answer: Callable[[Request], Awaitable[Reply
             raise ValueError("a request is a JSON object")
         return request
 
+    async def reply_to(request: Request) -> Reply:
+        try:
+            return await answer(request)
+        except RuntimeFailure as err:
+            return {"error": str(err)}
+        except OSError as err:
+            return {"error": f"overlayd run cannot answer: {err.strerror or err}"}
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             try:
-                reply = await answer(await read_request(reader))
-            except RuntimeFailure as err:
-                reply = {"error": str(err)}
+                request = await read_request(reader)
             except (ValueError, RecursionError, TimeoutError):
-                reply = {"error": f"a request is one line of JSON, at most {REQUEST_MAX} bytes"}
+                reply: Reply = {"error": f"a request is one line of JSON, at most {REQUEST_MAX} bytes"}
+            else:
+                reply = await reply_to(request)
             writer.write(json.dumps(reply).encode() + b"\n")
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await writer.drain()
