@@ -59,7 +59,7 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 5.0
+STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 1.5  # on average: each node has its own moments
 RELEASE_TIMEOUT_S = 10.0
 ANSWER_S = 0.2  # for telling who asked for the release, before we end
 
@@ -254,8 +254,8 @@ class Daemon:
                     raise
                 trouble.failed(str(err))
                 self.report.store_error = str(err)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s * random.uniform(0.75, 1.25), STORE_RETRY_MAX_S)
+            await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
+            pause_s = min(2 * pause_s, STORE_RETRY_MAX_S)
 
     async def _follow_host(self) -> None:
         """Queue that something on this host changed."""
