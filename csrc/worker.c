@@ -52,10 +52,13 @@ enum { VAIN_MAX = 16, PAUSE_MIN_MS = 1, PAUSE_MAX_MS = 64 };
 /* Who has less than that at a time need not wait for the end of another's batch. */
 enum { LITTLE_BYTES = 16 << 10 };
 
+/* Of a buffer of the express path, what is there before the first packet: most are small. */
+enum { EXPRESS_BYTES = 4096 };
+
 /**
  * map_buffers() - Map the packet buffers of a path, PATH_BATCH for each direction
  * @path:	The path
- * @populate:	MAP_POPULATE: all pages are there before the first packet; 0: each when a packet touches it
+ * @populate:	MAP_POPULATE: all pages are there before the first packet; 0: some of each buffer
  *
  * Return: whether there is memory for them; call unmap_buffers() in both cases
  */
@@ -69,6 +72,8 @@ static bool map_buffers(struct path *path, int populate)
 		return false;
 	path->tx_buffers = both;
 	path->rx_buffers = both + size;
+	for (size_t i = 0; i < 2UL * PATH_BATCH; i++)
+		both[i * PATH_STRIDE] = both[i * PATH_STRIDE + EXPRESS_BYTES - 1] = 0;
 	return true;
 }
 
