@@ -59,7 +59,8 @@ from dataplane.traffic import Traffic
 log = journal.Journal("daemon")
 
 TOLD = "--datapath"
-STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 1.5  # on average: each node has its own moments
+STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.1, 4.0  # on average: each node has its own moments
+STORE_RETRY_GROWTH = 1.25  # so that the next try is never farther away than half of the outage so far
 RELEASE_TIMEOUT_S = 10.0
 ANSWER_S = 0.2  # for telling who asked for the release, before we end
 
@@ -255,7 +256,7 @@ class Daemon:
                 trouble.failed(str(err))
                 self.report.store_error = str(err)
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
-            pause_s = min(2 * pause_s, STORE_RETRY_MAX_S)
+            pause_s = min(STORE_RETRY_GROWTH * pause_s, STORE_RETRY_MAX_S)
 
     async def _follow_host(self) -> None:
         """Queue that something on this host changed."""
