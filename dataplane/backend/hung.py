@@ -17,7 +17,7 @@ import asyncio
 import os
 import select
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from dataplane.succession import disown
 log = Journal("backend")
 
 LOOK_S = 0.5
-DISOWN_RETRY_S = 1.0
+RENAME_RETRY_S = 1.0
 LOOKS_MAX = 2  # more looks that find packets waiting and no round made
 
 
@@ -97,6 +97,18 @@ def order_end(path: Path, epoch: int) -> ForwarderClient | None:
     return client
 
 
+async def arrange(work: Callable[[], None], trouble: str) -> None:
+    """Change who has which name in the run directory, however long somebody keeps us from it."""
+    while True:
+        try:
+            await in_thread(work)
+        except RuntimeFailure as err:
+            log.error(trouble, error=err, retry_in_s=RENAME_RETRY_S)
+            await asyncio.sleep(RENAME_RETRY_S)
+        else:
+            return
+
+
 class Fence:
     """Ends forwarders that hang, or holds off those that cannot be ended."""
 
@@ -123,18 +135,8 @@ class Fence:
             if Fd.COUNTERS in self._kit.fds:
                 self._kit.renew_counters()
         log.error("forwarder cannot be killed from here; it is to end when it wakes up", pid=grip.pid)
-        await self._disown(is_spare=is_spare)
-
-    async def _disown(self, *, is_spare: bool) -> None:
-        """Take away its names, however long somebody keeps us from it: with them it would be found again."""
-        while True:
-            try:
-                await in_thread(partial(disown, self._place.run_dir, is_spare=is_spare))
-            except RuntimeFailure as err:
-                log.error("forwarder still has its name", error=err, retry_in_s=DISOWN_RETRY_S)
-                await asyncio.sleep(DISOWN_RETRY_S)
-            else:
-                return
+        # With its names it would be found again.
+        await arrange(partial(disown, run_dir, is_spare=is_spare), "forwarder still has its name")
 
     def _on_obeyed(self, fenced: ForwarderClient) -> None:
         asyncio.get_running_loop().remove_reader(fenced.sock)

@@ -14,11 +14,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from dataplane import step
 from dataplane.backend import Place
 from dataplane.backend.crashes import CRASH_WINDOW_S, CRASHES_MAX, Crashes
-from dataplane.backend.hung import LOOK_S, Fence, Pulse, find_waiting, read_beats
+from dataplane.backend.hung import LOOK_S, Fence, Pulse, arrange, find_waiting, read_beats
 from dataplane.backend.kit import Kit
 from dataplane.backend.process import Children, confinement_warnings, wait_listening
 from dataplane.backend.relay import Levers, Relay
@@ -38,7 +39,6 @@ from dataplane.succession import put_in_use
 log = Journal("backend")
 
 RETRY_MIN_S, ATTACH_RETRY_MAX_S = 0.01, 0.5
-RENAME_RETRY_S = 1.0
 GO_TIMEOUT_S = 1.0  # of a spare
 GONE_PAUSES_S = (0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 
@@ -334,15 +334,9 @@ class Keeper:
             await self._go()
 
     async def _put_in_use(self) -> None:
-        """Give the spare its new name, however long somebody keeps us from it: it works without."""
-        while True:
-            try:
-                await in_thread(put_in_use, self._place.run_dir, self._place.epoch)
-            except RuntimeFailure as err:
-                log.error("forwarder still has the name of the spare", error=err, retry_in_s=RENAME_RETRY_S)
-                await asyncio.sleep(RENAME_RETRY_S)
-            else:
-                return
+        """Give the spare its new name, however late: it works without."""
+        work = partial(put_in_use, self._place.run_dir, self._place.epoch)
+        await arrange(work, "forwarder still has the name of the spare")
 
     async def _find_another(self) -> None:
         # A dying process may still take a connection: the first failure after a loss says nothing.

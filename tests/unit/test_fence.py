@@ -84,7 +84,7 @@ def test_names_and_counters(tmp_path: Path, ends: bool, is_spare: bool) -> None:
 
 def test_names_that_somebody_holds(where: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever keeps us from taking its names away: they are taken as soon as can be, all else before."""
-    monkeypatch.setattr(hung, "DISOWN_RETRY_S", 0.001)
+    monkeypatch.setattr(hung, "RENAME_RETRY_S", 0.001)
     fd = native.counters_create(1)
     kit = Kit(fds={Fd.COUNTERS: fd}, counters=Counters(fd), is_due=False)
     where.forwarder_socket.touch()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dataplane import seats
-from dataplane.backend import Place, crashes, keeper
+from dataplane.backend import Place, crashes, hung, keeper
 from dataplane.backend.keeper import Keeper
 from dataplane.backend.kit import Kit
 from dataplane.config import RunConfig
@@ -120,7 +120,7 @@ def test_one_recovery_at_a_time(
 ) -> None:
     """A spare that hangs before it has its new name is replaced once, over one connection."""
     monkeypatch.setattr(seats, "ARRANGE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(keeper, "RENAME_RETRY_S", 0.05)
+    monkeypatch.setattr(hung, "RENAME_RETRY_S", 0.05)
     monkeypatch.setattr(keeper, "FORWARDER_TIMEOUT_S", 0.2)
     first, second = start(), start()
 
