@@ -395,7 +395,7 @@ def inspect_status(run_dir: Path) -> Reply:
         ready=False,
         reason="overlayd run is not running; the forwarder carries on without it",
         facts=where.read_facts(),
-        control={"pid": None, "uptime_s": None, "version": None, "build": None},
+        control={"pid": None, "uptime_s": None, "pass_s": None, "version": None, "build": None},
     )
     dataplane = figures.Dataplane(
         pid=pid,

@@ -18,7 +18,7 @@ from dataplane import step
 from dataplane.config import RunConfig
 from dataplane.model import Address
 from dataplane.notify import Notifier
-from dataplane.progress import HUNG_S, Progress
+from dataplane.progress import HUNG_S
 from dataplane.report import Report
 from dataplane.web import JSON, Page, Server
 
@@ -52,7 +52,7 @@ class Health:
         self._config = config
         self._report = report
         self._notifier = Notifier(os.environ)
-        self.progress = Progress()
+        self.progress = report.progress
         self._servers: list[Server] = []
         self._rendering: asyncio.Task[Page] | None = None
         self._rendered_s = 0.0

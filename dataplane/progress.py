@@ -25,8 +25,11 @@ class Progress:
         """Note that it is over, well or not."""
         self._since = None
 
+    def taken_s(self, now: float) -> float | None:
+        """Return how long the pass has taken that is being made; None if none is."""
+        return None if self._since is None else now - self._since
+
     def hung_s(self, now: float, limit_s: float = HUNG_S) -> float | None:
         """Return for how long a pass has not ended that should have by now; None if none is like that."""
-        if self._since is None or now - self._since <= limit_s:
-            return None
-        return now - self._since
+        taken_s = self.taken_s(now)
+        return None if taken_s is None or taken_s <= limit_s else taken_s

@@ -24,6 +24,7 @@ from dataplane.pace import Pace
 from dataplane.pathmtu import Paths
 from dataplane.peers import PeerView
 from dataplane.probes import PathProbes
+from dataplane.progress import Progress
 from dataplane.reach import is_unreached
 from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
@@ -66,6 +67,7 @@ class Report:
         self.peers_said = SoftState()
         self.convergence = Convergence()
         self.pace = Pace()
+        self.progress = Progress()
         self.holding = Holding(config)
         self.recall: Recall | None = None
         self._told: list[str] = []
@@ -235,6 +237,7 @@ class Report:
             control={
                 "pid": os.getpid(),
                 "uptime_s": round(time.monotonic() - self._started_s, 3),
+                "pass_s": self.progress.taken_s(time.monotonic()),
                 "version": VERSION,
                 "build": name_build(BUILD),
             },

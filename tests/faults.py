@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.figures import figure
-from tests.e2e.faulted import CPU_SHARE, ERRNOS, INJECT_S, FaultedRig, Strace, share_of
+from tests.e2e.faulted import CPU_SHARE, ERRNOS, FaultedRig, Strace, lasting_share_of
 
 PROCESSES = ("forwarder", "control")
 # What the kernel does in place of the call: a filter of system calls knows none that strace would make up.
@@ -99,7 +99,7 @@ class Cell:
 
     injected: int
     told: str
-    share: float  # of a core
+    share: float  # of a core, for as long as the call fails
     passed_s: float  # until numbered packets had passed each way
     in_order_s: float
     has_ended: bool
@@ -188,7 +188,7 @@ class Matrix:
             inject += tuple(word for path in self._files.get(call, ()) for word in ("-P", path))
         with Strace(pids[process], *inject, log=self._log) as strace:
             self._stir()
-            share = share_of(pids[process], INJECT_S)
+            share = lasting_share_of(pids[process])
         has_ended = daemon.pids()[process] != pids[process]
         if has_ended:
             print(daemon.log()[-1500:])

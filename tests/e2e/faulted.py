@@ -37,7 +37,7 @@ ERRNOS = (
     *("EAGAIN", "ENOBUFS", "ENOMEM", "EINTR", "EPERM", "ENETUNREACH", "EHOSTUNREACH", "EMSGSIZE"),
     *("EINVAL", "EIO", "ECONNREFUSED", "EBADFD"),
 )
-INJECT_S = 0.3
+INJECT_S, LOOKS = 0.3, 5
 RECOVER_S = 1.0  # promised
 SLACK_S = 5.0  # while others load this machine
 CPU_SHARE = 0.2
@@ -242,3 +242,15 @@ def share_of(pid: int, seconds: float) -> float:
     select.select([], [], [], seconds)
     spent_s = cpu_s(pid) - before if Path(f"/proc/{pid}").exists() else 0.0
     return spent_s / (time.monotonic() - begun_s)
+
+
+def lasting_share_of(pid: int) -> float:
+    """Return how much of a core a process goes on to use: one pass weighs much in so short a time, but ends.
+
+    What spins uses too much however often one looks.
+    """
+    share = 1.0
+    for _ in range(LOOKS):
+        if share > CPU_SHARE:
+            share = share_of(pid, INJECT_S)
+    return share

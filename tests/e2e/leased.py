@@ -144,8 +144,8 @@ class LeasedDaemon(Daemon):
         self.erase(f"subnets/{subnet if '-' in subnet else subnet.replace('/', '-')}")
 
     def peers(self) -> dict[str, dict[str, Any]]:
-        """Return the peers that status lists, by subnet."""
-        return {peer["subnet"]: peer for peer in self.status()["peers"]}
+        """Return the peers that status lists, by subnet, once what it lists is in force."""
+        return {peer["subnet"]: peer for peer in self.settled_status()["peers"]}
 
     def say(self, *args: str) -> str:
         """Return what an overlayd command prints that is given the run directory."""

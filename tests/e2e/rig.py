@@ -153,6 +153,17 @@ class Daemon:
         """Return what `overlayd status --json` says."""
         return control.ask(self.run_dir, {"cmd": "status"})
 
+    def settled_status(self) -> dict[str, Any]:
+        """Return it when no change is being carried out: then all that it lists is in force."""
+        status: dict[str, Any] = {}
+
+        def is_settled() -> bool:
+            status.update(self.status())
+            return status["control"]["pass_s"] is None
+
+        wait_for(is_settled, "nothing is being carried out")
+        return status
+
     @property
     def counters(self) -> native.Counters:
         """The counters in shared memory."""

@@ -85,8 +85,8 @@ class SiteDaemon(Daemon):
         return dict(line.split("=", 1) for line in lines)
 
     def peers(self) -> set[str]:
-        """Return the subnets of its peers."""
-        return {peer["subnet"] for peer in self.status()["peers"]}
+        """Return the subnets of its peers, once what status lists is in force."""
+        return {peer["subnet"] for peer in self.settled_status()["peers"]}
 
     def _open_counters(self) -> Any:
         return super()._open_counters() if self.forwarder_pid() else None

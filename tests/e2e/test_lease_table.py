@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.figures import figure
-from bench.lab import wait_for
+from bench.lab import stopped, wait_for
 from dataplane.control import ForwarderClient
 from dataplane.model import Entry
 from dataplane.pace import BURST, PER_S
@@ -267,6 +267,17 @@ def test_lease_expires(rig: LeasedRig) -> None:
     rig.daemon.sync()
     assert 1.0 <= time.monotonic() - started_s < 2.0
     rig.unsent(frames.inner4(US.pod(), NEW_POD), "no_peer")
+
+
+def test_listed_before_it_is_in_force(rig: LeasedRig) -> None:
+    """As long as a change is not in force, `status` says how long control has been at it; then null."""
+    with stopped(rig.daemon.forwarder_pid()):
+        rig.daemon.put(NEW, value(NEW_IP, NEW_MAC))
+        wait_for(lambda: NEW in {peer["subnet"] for peer in rig.daemon.status()["peers"]}, "it is listed")
+        assert rig.daemon.status()["control"]["pass_s"] > 0
+    assert NEW in rig.daemon.peers()
+    assert rig.daemon.status()["control"]["pass_s"] is None
+    assert rig.route_of(NEW_POD) == (NEW_IP, NEW_MAC)
 
 
 def test_network_changes_live(rig: LeasedRig) -> None:

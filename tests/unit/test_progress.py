@@ -10,7 +10,9 @@ def test_hung() -> None:
     """A pass that takes longer than it may hangs until it ends; one that ends in time, or none, does not."""
     progress = Progress()
     assert progress.hung_s(1e9) is None
+    assert progress.taken_s(1e9) is None
     progress.begin(100.0)
+    assert progress.taken_s(100.5) == 0.5
     assert progress.hung_s(100.0 + HUNG_S) is None
     assert progress.hung_s(101.0 + HUNG_S) == HUNG_S + 1
     assert progress.hung_s(103.0, limit_s=2.0) == 3.0
