@@ -282,7 +282,7 @@ class Daemon:
                 await asyncio.sleep(wait_s)
             while not self._inputs.empty():
                 inputs.append(self._inputs.get_nowait())
-            self._health.progress.begin(time.monotonic())
+            self.report.progress.begin(time.monotonic())
             try:
                 undone = inputs
                 await self._take(inputs)
@@ -302,7 +302,7 @@ class Daemon:
                     raise
                 self.report.fail(err)
                 self._retry_later()
-            self._health.progress.end()
+            self.report.progress.end()
             self._health.look()
 
     def _note_in_force(self, events: list[Event]) -> None:

@@ -52,7 +52,6 @@ class Health:
         self._config = config
         self._report = report
         self._notifier = Notifier(os.environ)
-        self.progress = report.progress
         self._servers: list[Server] = []
         self._rendering: asyncio.Task[Page] | None = None
         self._rendered_s = 0.0
@@ -78,7 +77,7 @@ class Health:
     def _hung_s(self) -> float | None:
         """Return for how long our work hangs. A start may wait for whatever it needs."""
         limit_s = self._notifier.watchdog_s or HUNG_S
-        return self.progress.hung_s(time.monotonic(), limit_s) if self._report.is_carrying else None
+        return self._report.progress.hung_s(time.monotonic(), limit_s) if self._report.is_carrying else None
 
     async def _healthz(self) -> Page:
         if (hung_s := self._hung_s()) is None:

@@ -108,10 +108,11 @@ def test_case_145_forwarder_has_nothing_left(pair: Pair) -> None:
 def test_forwarder_is_served_first(tmp_path: Path) -> None:
     """One that may has more weight than others, still so when it has given up everything."""
     command = [*OVERLAYD, "forwarder", "--run-dir", str(tmp_path)]
+    wanted = min(footing.NICE, os.getpriority(os.PRIO_PROCESS, 0))  # who has more already keeps it
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
         try:
             wait_for((tmp_path / "forwarder.sock").exists, "it serves", START_S)
-            assert os.getpriority(os.PRIO_PROCESS, process.pid) == footing.NICE
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) == wanted
         finally:
             process.kill()
 
