@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from dataplane import devconf
@@ -11,6 +12,7 @@ from dataplane.errors import KernelError
 from dataplane.repairs import Changes
 
 
+@lru_cache(64)  # of a new one all parts would go into Python's table of names, which each pass made larger
 def _sysctl(name: str) -> Path:
     return Path("/proc/sys") / name
 
