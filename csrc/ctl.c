@@ -63,7 +63,7 @@ struct forwarder {
 	enum dp_state state;
 	struct engine *engine; /* NULL in DP_STATE_EMPTY */
 	struct engine_identity identity;
-	const struct connection *parked_by; /* in DP_STATE_QUIESCED */
+	const struct connection *parked_by; /* in DP_STATE_QUIESCED: who is to say how it goes on */
 	struct connection connections[CONNECTIONS_MAX];
 	int poll_failures; /* in a row */
 };
@@ -170,6 +170,8 @@ static int obey(struct forwarder *forwarder, struct connection *connection, cons
 	if (request->msg.type == DP_MSG_HELLO) {
 		if (request->msg.epoch < forwarder->epoch)
 			return -ESTALE;
+		if (request->msg.epoch > forwarder->epoch)
+			forwarder->parked_by = connection; /* who parked us is not obeyed any more */
 		forwarder->epoch = request->msg.epoch;
 		connection->epoch = request->msg.epoch;
 		connection->is_known = true;

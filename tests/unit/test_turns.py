@@ -61,9 +61,9 @@ class Bench:
         self._stack.close()
 
     @contextmanager
-    def command(self, index: int) -> Iterator[ForwarderClient]:
+    def command(self, index: int, epoch: int = 1) -> Iterator[ForwarderClient]:
         """Be the control of one of them, and hang up at the end."""
-        with ForwarderClient(self.where[index].forwarder_socket, epoch=1) as client:
+        with ForwarderClient(self.where[index].forwarder_socket, epoch=epoch) as client:
             client.hello()
             yield client
 
@@ -127,6 +127,22 @@ def test_who_parks_is_who_is_waited_for(bench: Bench) -> None:
         bench.offer()
         assert client.hello().state == State.QUIESCED
         assert bench.waiting()
+
+
+@pytest.mark.parametrize("is_first_gone", [True, False])
+def test_control_dies_that_came_after_the_one_that_parked(bench: Bench, is_first_gone: bool) -> None:
+    """A parked forwarder waits for the newest control alone, and goes on by itself when that hangs up."""
+    with ExitStack() as first:
+        first.enter_context(bench.command(0)).quiesce()
+        with bench.command(0, epoch=2) as second:
+            if is_first_gone:
+                first.close()
+            assert second.hello().state == State.QUIESCED
+            assert second.hello().state == State.QUIESCED
+            bench.offer()
+            assert bench.waiting()
+        wait_for(lambda: bench.waiting() == 0, "the forwarder goes on")
+    bench.carries()
 
 
 def test_control_dies_when_the_successor_goes(bench: Bench) -> None:
