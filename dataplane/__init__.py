@@ -67,7 +67,7 @@ Python, dataplane/ (x/ is a package, with all in it):
     P3 icmpsocket echo                | hears ICMP errors of the underlay; asks peers by the overlay device
     P3 journal vtep subnetfile        | structured logs; the VTEP MAC address; subnet.env
     P3 laststate                      | what a node knew last, in a file
-    P3 memory                         | how control does not grow
+    P3 memory anew                    | how control does not grow; how a process begins anew
     P3 notify web                     | systemd's protocol; pages by HTTP
     P4 backend/                       | carries out actions: userspace, kernel, plain routes; keeps forwarders
     P5 forwarder daemon lifetime      | the two processes, and one after the other

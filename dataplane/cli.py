@@ -40,6 +40,10 @@ def _run(args: argparse.Namespace) -> int:
 
         _print(rehearsal.rehearse(run_config))
         return 0
+    if args.is_process and not run_config.version:
+        from dataplane import memory
+
+        memory.share_heap()
     # Before the version is told: `upgrade` asks for that, to find out whether all of it can be loaded.
     from dataplane import lifetime
 
@@ -454,6 +458,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parse(words)
+        args.is_process = argv is None  # and nothing but this command
         code = int(args.function(args))
         print(end="", flush=True)  # here, where a broken pipe is dealt with
         return code

@@ -81,7 +81,6 @@ def run(config: RunConfig) -> int:
     """Be the control of this node until SIGTERM or SIGINT; return the exit status."""
     kept = take_kept(os.environ)
     journal.set_up(config.log_level, config.log_format)
-    memory.share_heap()
     footing.stand("overlayd run")
     footing.let_forwarders_first()
     privilege.hide_memory()  # a password may be in there

@@ -2,7 +2,9 @@
 """How control, which runs for months, does not grow: one heap, and garbage is looked for when it should be.
 
 grpc ends all of its threads with its last connection, and starts others with the next. glibc gives threads
-heaps of their own, and what one of them has left over is of no use to the others.
+heaps of their own, and each a store of small pieces besides; what one of them has left over is of no use to
+the others, and these stores fill up for hours. A process can be told to do without, by its environment, when
+it begins.
 
 Garbage are objects that hold each other and that nobody else has; all others end with their last user. Some
 libraries leave such rings with everything they are asked, pyroute2 some hundred objects with each look at the
@@ -12,19 +14,26 @@ megabytes.
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import os
+
+from dataplane import anew
 
 STARTING = 100_000  # objects made and not freed before rings among them are looked for
 WORKING = gc.get_threshold()  # as Python has it
-M_ARENA_MAX = -8  # of glibc's malloc.h
+TUNABLES = "GLIBC_TUNABLES"  # which others ignore
+# "Memory Allocation Tunables" in the manual of glibc.
+ONE_HEAP = "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0"
 
 
 def share_heap() -> None:
-    """Let all threads that come take from one heap; before there are any. Only glibc has to be told."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
+    """Let all threads take from one heap, without stores of their own, unless glibc was told something else.
+
+    The process begins anew for that, so this is to be called before it has done anything.
+    """
+    if TUNABLES not in os.environ:
+        os.environ[TUNABLES] = ONE_HEAP
+        anew.begin(os.environ)  # or it grows by a megabyte or two
 
 
 def start() -> None:

@@ -19,7 +19,6 @@ import asyncio
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +26,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from dataplane import VERSION
+from dataplane import VERSION, anew
 from dataplane.config import RunConfig
 from dataplane.control import Reply, Request, ask
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
@@ -83,11 +82,6 @@ class Renewal:
 # --- in its place -----------------------------------------------------------------------------------------
 
 
-def own_command() -> list[str]:
-    """Return the command line by which this process was started."""
-    return [sys.executable, *sys.orig_argv[1:]]
-
-
 async def check_installed(config: RunConfig) -> str:
     """Return the version of what is installed, or raise RuntimeFailure if it would not start as we did."""
     for flag, port in (("--healthz-port", config.healthz_port), ("--metrics-port", config.metrics_port)):
@@ -97,7 +91,7 @@ async def check_installed(config: RunConfig) -> str:
             )
     try:
         process = await asyncio.create_subprocess_exec(
-            *own_command(),
+            *anew.own_command(),
             "--version",
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -126,13 +120,10 @@ def become_installed() -> None:
     if steering >= 0:
         os.set_inheritable(steering, True)
         environ[STEERING] = str(steering)
-    command = own_command()
-    try:
-        os.execve(command[0], command, environ)
-    except OSError as err:
-        log.error("cannot become what is installed", command=command[0], error=err.strerror)
-        if steering >= 0:
-            os.set_inheritable(steering, False)
+    err = anew.begin(environ)
+    log.error("cannot become what is installed", command=anew.own_command()[0], error=err.strerror)
+    if steering >= 0:
+        os.set_inheritable(steering, False)
 
 
 def take_steering() -> None:

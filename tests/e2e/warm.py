@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab import NETNS, OVERLAYD, ROOT, Namespace
+from dataplane import memory
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_REC, MS_SLAVE, MNT_DETACH = 0x4000, 0x80000, 2
@@ -156,6 +157,7 @@ class Warm:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, memory.TUNABLES: memory.ONE_HEAP},  # as `overlayd run` gives itself
         )
 
     def _ask(self, **order: object) -> Any:

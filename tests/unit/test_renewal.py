@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataplane import renewal
+from dataplane import anew, renewal
 from dataplane.config import RunConfig
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.renewal import Leave, Renewal
@@ -22,7 +22,7 @@ UNKNOWN = 'allowed as "cmd" are status, stop'
 
 def check(monkeypatch: pytest.MonkeyPatch, code: str, **config: Any) -> str:
     """Return which version is found if this is what is installed."""
-    monkeypatch.setattr(renewal, "own_command", lambda: [sys.executable, "-c", code])
+    monkeypatch.setattr(anew, "own_command", lambda: [sys.executable, "-c", code])
     return asyncio.run(renewal.check_installed(RunConfig(store="file:///x", **config)))
 
 
