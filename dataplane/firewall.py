@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from operator import is_
 from pathlib import Path
-from typing import Any
 
 from dataplane import entries, ruleset
 from dataplane.errors import RuntimeFailure
@@ -221,7 +220,7 @@ class Firewall:
                 await self._tell(self._sets.add, new)
                 return
             try:
-                await self._in_thread(self._replace, wanted)
+                await asyncio.to_thread(self._replace, wanted)
             except RuntimeFailure as err:
                 self._wanted, self._looked_s = wanted, time.monotonic()
                 self._doubt(str(err))
@@ -231,7 +230,7 @@ class Firewall:
         if self._wanted is None or not addresses:
             return
         try:
-            await self._in_thread(change, self._wanted.table, addresses)
+            await asyncio.to_thread(change, self._wanted.table, addresses)
         except RuntimeFailure as err:
             self._doubt(self.trouble or str(err))
 
@@ -282,13 +281,10 @@ class Firewall:
             commands += ruleset.open_forward(wanted, family, show("table", family, "filter") or [])
         return commands
 
-    async def _in_thread(self, work: Any, *args: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(None, work, *args)
-
     async def undo(self) -> None:
         """Remove what we have put where nothing of ours was."""
         if self._wanted is not None and self._is_new:
-            await self._in_thread(remove, self._wanted.table)
+            await asyncio.to_thread(remove, self._wanted.table)
 
     # --- what somebody else does
 
@@ -325,7 +321,7 @@ class Firewall:
             if self._wanted is None:
                 return
             try:
-                await self._in_thread(self._put_right, self._wanted)
+                await asyncio.to_thread(self._put_right, self._wanted)
             except RuntimeFailure as err:
                 self._doubt(str(err))
                 if self.trouble != self._told:
@@ -350,7 +346,7 @@ class Firewall:
         if not self.lock.locked():
             async with self.lock:
                 try:
-                    found = await self._in_thread(show, "counters", "table", FAMILY, wanted.table)
+                    found = await asyncio.to_thread(show, "counters", "table", FAMILY, wanted.table)
                     self._counted = ruleset.read_counters(found or [])
                     self._uncounted.over()
                 except RuntimeFailure as err:

@@ -103,7 +103,7 @@ class Health:
     async def _render(self) -> Page:
         status = await self._report.measure()
         # The text takes longer than the figures, and needs nothing that changes meanwhile.
-        return await asyncio.get_running_loop().run_in_executor(None, _write_page, status)
+        return await asyncio.to_thread(_write_page, status)
 
     # --- the service manager ----------------------------------------------------------------------
 

@@ -298,9 +298,7 @@ async def _tell_userspace(node: _Node, found: _Findings) -> None:
         for name in devices:
             found.say("takeover", f"of {name}, which is removed")
         if not devices:  # else it has our port until then
-            await asyncio.get_running_loop().run_in_executor(
-                None, _try_sockets, sockets, forwarder, node.link.name, holders
-            )
+            await asyncio.to_thread(_try_sockets, sockets, forwarder, node.link.name, holders)
         how = "start one" if config.forwarder == "spawn" else "wait for one"
         found.say("forwarder", f"{how}, {forwarder.threads} threads")
     kinds = Counter(role_of(slot).name.lower() for slot in sockets)
@@ -336,7 +334,7 @@ async def _try_device(name: str, host: Host, holders: Holders) -> None:
     """Raise what opening the TUN would, without making it."""
     if await host.is_foreign(name):
         raise foreign_device(name)
-    await asyncio.get_running_loop().run_in_executor(None, check_free, name, holders)
+    await asyncio.to_thread(check_free, name, holders)
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except OSError:

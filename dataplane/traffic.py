@@ -108,7 +108,7 @@ class Traffic:
         if not self._config.takeover or self._is_clean or self._firewall.trouble is not None:
             return
         try:
-            removed = await asyncio.get_running_loop().run_in_executor(None, firewall.clean_flannel)
+            removed = await asyncio.to_thread(firewall.clean_flannel)
         except RuntimeFailure as err:
             log.error("flannel's rules are not removed", error=err)
             return

@@ -24,7 +24,6 @@ from pathlib import Path
 from dataplane import native
 from dataplane.backend import Place
 from dataplane.backend.kit import Kit
-from dataplane.backend.telling import in_thread
 from dataplane.control import ForwarderClient
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
@@ -101,7 +100,7 @@ async def arrange(work: Callable[[], None], trouble: str) -> None:
     """Change who has which name in the run directory, however long somebody keeps us from it."""
     while True:
         try:
-            await in_thread(work)
+            await asyncio.to_thread(work)
         except RuntimeFailure as err:
             log.error(trouble, error=err, retry_in_s=RENAME_RETRY_S)
             await asyncio.sleep(RENAME_RETRY_S)
@@ -121,13 +120,13 @@ class Fence:
 
     async def end(self, grip: Grip, *, is_spare: bool = False) -> None:
         """See to it that a forwarder never carries a packet again: kill it, or fence it off."""
-        is_gone = await in_thread(grip.end)
+        is_gone = await asyncio.to_thread(grip.end)
         grip.close()
         if is_gone:
             return
         run_dir = self._place.run_dir
         path = run_dir.spare_socket if is_spare else run_dir.forwarder_socket
-        fenced = await in_thread(order_end, path, self._place.epoch)
+        fenced = await asyncio.to_thread(order_end, path, self._place.epoch)
         if fenced is not None:
             self._fenced.append(fenced)
             asyncio.get_running_loop().add_reader(fenced.sock, self._on_obeyed, fenced)

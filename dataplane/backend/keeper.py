@@ -24,7 +24,6 @@ from dataplane.backend.kit import Kit
 from dataplane.backend.process import Children, confinement_warnings, wait_listening
 from dataplane.backend.relay import Levers, Relay
 from dataplane.backend.reserve import Reserve, Spare
-from dataplane.backend.telling import in_thread
 from dataplane.control import FORWARDER_TIMEOUT_S, ForwarderClient, Silent, StaleEpoch
 from dataplane.errors import ControlError, NotRunning, RuntimeFailure
 from dataplane.grip import Grip
@@ -131,7 +130,7 @@ class Keeper:
         """Have a forwarder, which is given nothing yet; one that somebody else starts is not waited for."""
         if self._client is None and self._place.config.forwarder == "spawn":
             client = await self._find()
-            reply = await in_thread(client.hello)
+            reply = await asyncio.to_thread(client.hello)
             self.watch(client, reply.state)
 
     async def give(self, *, is_new_table: bool) -> None:
@@ -206,7 +205,7 @@ class Keeper:
         # The answer is for the thread that asks, not for the watch.
         loop.remove_reader(client.sock)
         try:
-            await in_thread(call, client)
+            await asyncio.to_thread(call, client)
         finally:
             if client.is_open:
                 loop.add_reader(client.sock, self._on_readable, client)
@@ -326,7 +325,7 @@ class Keeper:
     async def _await_going(self, promotion: Promotion) -> None:
         client, kit = promotion.spare.client, self._kit
         client.sock.settimeout(GO_TIMEOUT_S)
-        await in_thread(client.finish, MessageType.GO)
+        await asyncio.to_thread(client.finish, MessageType.GO)
         client.sock.settimeout(FORWARDER_TIMEOUT_S)
         self.watch(client, State.RUNNING)
         self._note_going(promotion.config)
@@ -379,7 +378,7 @@ class Keeper:
         """Say HELLO to the forwarder of an earlier control; one that hangs is ended, and None returned."""
         grip = Grip(client.pid, client.sock)
         try:
-            return await in_thread(client.hello)
+            return await asyncio.to_thread(client.hello)
         except Silent as err:
             log.error("forwarder hangs: what it has is lost", because=err)
             await self._fence.end(grip)
@@ -404,7 +403,7 @@ class Keeper:
     async def _attach(self, client: ForwarderClient) -> None:
         """Give a forwarder what we hold; one that works with it already is left alone."""
         try:
-            reply = await in_thread(client.hello)
+            reply = await asyncio.to_thread(client.hello)
         except BaseException:
             client.close()
             raise
@@ -456,7 +455,7 @@ class Keeper:
         await self._request(lambda client: client.stop())
         if self._grip is not None:
             # Gone, not only hung up: until then it lets the next one connect, and hangs up on it.
-            await in_thread(self._grip.end)
+            await asyncio.to_thread(self._grip.end)
         self._forget_client()
         self._children.wait(client.pid)
 

@@ -8,16 +8,18 @@ same: a route that moves from one to the other is replaced in one step.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dataplane import entries, vxlan
 from dataplane.backend import Place, Settings
 from dataplane.backend.device import DeviceRepairs
 from dataplane.backend.process import end_forwarders
 from dataplane.backend.sockets import port_taken
-from dataplane.backend.telling import Result, Side, Teller, Unreached, in_thread
+from dataplane.backend.telling import Side, Teller, Unreached
 from dataplane.config import RunConfig
 from dataplane.entries import Entries, Links
 from dataplane.errors import KernelError, RuntimeFailure
@@ -27,6 +29,8 @@ from dataplane.model import OUTER_TTL, Address, Encap, HostPlan, MacAddress, Pee
 from dataplane.netlink import Host
 
 log = Journal("backend")
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -204,7 +208,7 @@ class KernelBackend:
         except KernelError as err:
             if err.errno not in (errno.EADDRINUSE, errno.EEXIST):
                 raise
-            raise port_taken(port, await in_thread(self._host.port_holder, port)) from None
+            raise port_taken(port, await asyncio.to_thread(self._host.port_holder, port)) from None
 
     async def carry(self, table: Table) -> None:
         """Tell the kernel of the peers in the table, as far as it was not told yet."""

@@ -173,7 +173,7 @@ async def wait_listening(
 
 async def end_forwarders(run_dir: RunDir, epoch: int) -> bool:
     """End those that an earlier datapath left here, if it did: the kernel carries the packets now."""
-    has_ended = await asyncio.get_running_loop().run_in_executor(None, stop_forwarders, run_dir, epoch)
+    has_ended = await asyncio.to_thread(stop_forwarders, run_dir, epoch)
     if has_ended:
         log.info("forwarder ended: the kernel carries the packets now")
     return has_ended

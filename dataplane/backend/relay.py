@@ -169,7 +169,7 @@ class Relay:
             if told["error"] != former:
                 log.error("forwarder of another build stays", error=err, retry_in_s=pause_s)
             if spare is not None:
-                await asyncio.get_running_loop().run_in_executor(None, spare.grip.end)
+                await asyncio.to_thread(spare.grip.end)
                 spare.close()
             if not old.is_open:
                 self._levers.lose()

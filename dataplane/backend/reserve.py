@@ -76,7 +76,7 @@ class Reserve:
             try:
                 await self._end(spare.client)
                 # Gone, not only hung up: until then it lets the next ones connect, and hangs up on them.
-                await asyncio.get_running_loop().run_in_executor(None, spare.grip.end)
+                await asyncio.to_thread(spare.grip.end)
             finally:
                 spare.close()
             spare = None
@@ -99,13 +99,13 @@ class Reserve:
         return Spare(client, Grip(client.pid, client.sock))
 
     async def _end(self, client: ForwarderClient) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, client.stop)
+        await asyncio.to_thread(client.stop)
         await self.bury(client.pid)
 
     async def bury(self, pid: int) -> None:
         """Take note of the end of a forwarder that has hung up, if this process started it."""
         self._children.wait(pid)
-        await asyncio.get_running_loop().run_in_executor(None, reap, pid)
+        await asyncio.to_thread(reap, pid)
 
     def close(self) -> None:
         """Let go of it; it waits on, for the next control."""
@@ -152,7 +152,7 @@ class Reserve:
     async def _greet(self, client: ForwarderClient) -> None:
         """Say HELLO, and find it waiting."""
         try:
-            reply = await asyncio.get_running_loop().run_in_executor(None, client.hello)
+            reply = await asyncio.to_thread(client.hello)
             if reply.state == State.QUIESCED:  # one that was to go, and did so too late
                 await self._end(client)
             if reply.state != State.EMPTY:

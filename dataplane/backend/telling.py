@@ -11,7 +11,6 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from dataplane import entries, netbatch
 from dataplane.entries import Entries, Links
@@ -24,13 +23,6 @@ log = Journal("backend")
 
 GROUPS = 0x1 | 0x4 | 0x40 | 0x400  # links, neighbours, IPv4 and IPv6 routes
 NAMED_MAX = 10  # peers that one warning names
-
-Result = TypeVar("Result")
-
-
-async def in_thread(work: Callable[..., Result], *args: object) -> Result:
-    """Do what blocks."""
-    return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
 
 @dataclass(slots=True)
@@ -114,7 +106,7 @@ class Teller:
         if side.told is not None or side.is_paused:
             return False
         doubts = side.doubts
-        side.known = await in_thread(netbatch.read, side.links.overlay, side.family, side.networks)
+        side.known = await asyncio.to_thread(netbatch.read, side.links.overlay, side.family, side.networks)
         if side.doubts == doubts:  # or it may be different again, and is looked at once more
             side.told = side.known
         if side.found is None:
@@ -132,7 +124,7 @@ class Teller:
             self._watch.stop()
         try:
             messages = entries.difference(side.links.overlay, before, wanted)
-            count = await in_thread(netbatch.send, messages)
+            count = await asyncio.to_thread(netbatch.send, messages)
             side.known = wanted
             side.told = wanted if is_sure else None
             if self._watch is not None:

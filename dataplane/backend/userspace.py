@@ -204,7 +204,7 @@ class UserspaceBackend:
 
     async def _open(self, settings: Settings, keys: dict[int, Key] | None = None) -> None:
         """Open what is missing; of sockets those of `keys`, or all that are wanted."""
-        await asyncio.get_running_loop().run_in_executor(None, self._offloads.prove)
+        await asyncio.to_thread(self._offloads.prove)
         if self._needs_other_tier():
             await self._keeper.stop()
             close_all(self._take_queues())
@@ -287,7 +287,7 @@ class UserspaceBackend:
 
     async def _leave(self) -> None:
         """See that all survives us and the forwarder, if there is somebody who keeps it. Holds the lock."""
-        await asyncio.get_running_loop().run_in_executor(None, self._legacy.leave, self._kit)
+        await asyncio.to_thread(self._legacy.leave, self._kit)
 
     def _adopt_table(self, table: Table) -> bool:
         """Make the table our FIB; False if it says what the one in force says already."""

@@ -47,7 +47,7 @@ def fit_network(walled: Walled) -> None:
     assert config is not None
     assert config.value is not None
     walled.daemon.put_config(config.value.replace('"vxlan"}', f'"vxlan", "MTU": {UNDERLAY}}}'))
-    wait_for(lambda: walled.daemon.status()["mtu"] == PODS, "the MTU follows", START_S)
+    wait_for(lambda: walled.daemon.settled_status()["mtu"] == PODS, "the MTU follows", START_S)
 
 
 def ends(walled: Walled, family: int, is_to_us: bool) -> tuple[Namespace, Namespace, str]:

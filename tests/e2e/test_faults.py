@@ -165,7 +165,7 @@ def test_full_run_directory(rig: FaultedRig) -> None:
     daemon, mtu = rig.daemon, 1380
     with daemon.full("volatile"):
         rig.dut.ip(f"link set under0 mtu {mtu}\n")
-        wait_for(lambda: daemon.status()["mtu"] == mtu - 50, "the MTU in force", START_S)
+        wait_for(lambda: daemon.settled_status()["mtu"] == mtu - 50, "the MTU in force", START_S)
         status = daemon.status()
         assert status["ready"]
         assert [line for line in status["warnings"] if "run.json" in line] == status["warnings"][:1]
@@ -177,7 +177,7 @@ def test_full_run_directory(rig: FaultedRig) -> None:
     print(f"written {time.monotonic() - freed_s:.3f} s after that")
     assert f'"mtu": {mtu}' in (daemon.run_dir / "run.json").read_text(encoding="utf-8")
     rig.dut.ip("link set under0 mtu 1500\n")
-    wait_for(lambda: daemon.status()["mtu"] == 1450, "the old MTU", START_S)
+    wait_for(lambda: daemon.settled_status()["mtu"] == 1450, "the old MTU", START_S)
 
 
 @pytest.mark.parametrize("state", ["full", "read_only"])
@@ -193,7 +193,7 @@ def test_disk_of_the_subnet_file(rig: FaultedRig, state: str) -> None:
     print(f"ready {time.monotonic() - freed_s:.3f} s after that")
     assert "FLANNEL_MTU=1350\n" in daemon.subnet_file.read_text(encoding="ascii")
     rig.dut.ip("link set under0 mtu 1500\n")
-    wait_for(lambda: daemon.status()["mtu"] == 1450, "the old MTU", START_S)
+    wait_for(lambda: daemon.settled_status()["mtu"] == 1450, "the old MTU", START_S)
 
 
 # --- limits -----------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_network_changes_while_running(pair: Pair, backend: dict[str, int], key:
             lease["BackendData"]["VNI"] = peers["network"]["Backend"].get("VNI", 1)
         daemon.write_peers(peers)
     for daemon in pair.daemons.values():
-        wait_for(lambda d=daemon: d.status()[key] == value and is_ready(d), f"{key} {value}", START_S)  # type: ignore[misc]
+        wait_for(lambda d=daemon: d.settled_status()[key] == value and is_ready(d), f"{key} {value}", START_S)  # type: ignore[misc]
     with Load(pair) as load:
         pass
     assert load.lost() == 0

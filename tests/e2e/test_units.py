@@ -21,7 +21,7 @@ import pytest
 
 from bench.figures import figure
 from bench.lab import wait_for
-from dataplane import control
+from dataplane import control, memory
 from dataplane.errors import ConfigError
 from dataplane.slots import SLOTS
 from tests.e2e.pair import START_S, Pair, forget_counters, restart
@@ -240,6 +240,8 @@ def test_units_leave_what_is_needed(pair: Pair) -> None:
     assert isinstance(daemon, UnitDaemon)
     pair.spaces["a"].run("ping", "-c", "3", "-i", "0.01", "-W", "5", "10.244.2.0")
     daemon.settled()
+    told = Path("/proc", str(daemon.status()["control"]["pid"]), "environ").read_text(encoding="utf-8")
+    assert f"{memory.TUNABLES}={memory.ONE_HEAP}" in told.replace("\0", ":")  # as glibc leaves it there
     for trouble in ("one queue only", "firewall rules are not in force", "socket buffer", "confined"):
         assert trouble not in daemon.log() + "".join(daemon.status()["warnings"])
     wait_for(lambda: daemon.status()["forwarder"]["spare"], "the spare", START_S)
