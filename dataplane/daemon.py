@@ -295,6 +295,7 @@ class Daemon:
                 if self.report.unwritten is not None:
                     self._retry_later()
                 self.report.revision = self.report.pace.in_force()
+                self.report.progress.end()
             except StaleEpoch:
                 raise
             except (RuntimeFailure, OSError) as err:
@@ -302,7 +303,6 @@ class Daemon:
                     raise
                 self.report.fail(err)
                 self._retry_later()
-            self.report.progress.end()
             self._health.look()
 
     def _note_in_force(self, events: list[Event]) -> None:

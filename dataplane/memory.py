@@ -22,18 +22,23 @@ from dataplane import anew
 STARTING = 100_000  # objects made and not freed before rings among them are looked for
 WORKING = gc.get_threshold()  # as Python has it
 TUNABLES = "GLIBC_TUNABLES"  # which others ignore
+BEGUN = "BEGUN_OF_OVERLAYD_PID"  # which process has begun anew already
 # "Memory Allocation Tunables" in the manual of glibc.
 ONE_HEAP = "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0"
 
 
 def share_heap() -> None:
-    """Let all threads take from one heap, without stores of their own, unless glibc was told something else.
+    """Let all threads take from one heap, without stores of their own, unless glibc was told otherwise.
 
-    The process begins anew for that, so this is to be called before it has done anything.
+    The process begins anew for that, once, so this is to be called before it has done anything. Where that
+    cannot be, it goes on, and control grows by some megabytes.
     """
-    if TUNABLES not in os.environ:
-        os.environ[TUNABLES] = ONE_HEAP
-        anew.begin(os.environ)  # or it grows by a megabyte or two
+    told, pid = os.environ.get(TUNABLES, ""), str(os.getpid())
+    # One with capabilities of its file is not told the tunables, however often it begins.
+    if os.environ.pop(BEGUN, "") == pid or "glibc.malloc." in told:
+        return
+    tunables = ":".join(filter(None, (told, ONE_HEAP)))
+    anew.begin({**os.environ, TUNABLES: tunables, BEGUN: pid})
 
 
 def start() -> None:

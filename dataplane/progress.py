@@ -18,15 +18,15 @@ class Progress:
         self._since: float | None = None
 
     def begin(self, now: float) -> None:
-        """Note that a pass begins."""
+        """Note that a pass begins, perhaps anew after one that failed."""
         self._since = now
 
     def end(self) -> None:
-        """Note that it is over, well or not."""
+        """Note that all there was to do is done."""
         self._since = None
 
     def taken_s(self, now: float) -> float | None:
-        """Return how long the pass has taken that is being made; None if none is."""
+        """Return how long ago the last pass began, unless it has done all there was to do."""
         return None if self._since is None else now - self._since
 
     def hung_s(self, now: float, limit_s: float = HUNG_S) -> float | None:

@@ -227,6 +227,7 @@ class Report:
             warnings[:0] = self.recall.warnings()
         if (note := self._stand_in()) is not None:
             warnings.insert(0, note)
+        taken_s = self.progress.taken_s(time.monotonic())
         node = Node(
             ready=ready,
             reason=reason,
@@ -237,7 +238,7 @@ class Report:
             control={
                 "pid": os.getpid(),
                 "uptime_s": round(time.monotonic() - self._started_s, 3),
-                "pass_s": self.progress.taken_s(time.monotonic()),
+                "pass_s": None if taken_s is None else round(taken_s, 3),
                 "version": VERSION,
                 "build": name_build(BUILD),
             },

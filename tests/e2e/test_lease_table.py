@@ -274,7 +274,7 @@ def test_listed_before_it_is_in_force(rig: LeasedRig) -> None:
     with stopped(rig.daemon.forwarder_pid()):
         rig.daemon.put(NEW, value(NEW_IP, NEW_MAC))
         wait_for(lambda: NEW in {peer["subnet"] for peer in rig.daemon.status()["peers"]}, "it is listed")
-        assert rig.daemon.status()["control"]["pass_s"] > 0
+        assert rig.daemon.status()["control"]["pass_s"] is not None
     assert NEW in rig.daemon.peers()
     assert rig.daemon.status()["control"]["pass_s"] is None
     assert rig.route_of(NEW_POD) == (NEW_IP, NEW_MAC)
