@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,12 +21,17 @@ from tests.gateway import TXN_MAX, Gateway
 START_S = 20.0
 
 
+# Below those that the kernel gives to anybody who asks for none; each process of the suite has its own.
+PORTS = count(20_000 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")))
+
+
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that nobody has now; not twice the same one."""
+    for port in PORTS:
+        with suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,14 @@ class Member:
 
     def start(self) -> None:
         """Start it; it may take a while until it answers."""
+        beat_ms = 50 if "," in self.cluster else 20  # so that no leader is lost because the machine is busy
         command = [
             *("etcd", "--name", self.name, "--data-dir", str(self._directory), "--log-level", "error"),
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
             *("--initial-cluster", self.cluster or f"{self.name}={self.peer_url}", "--unsafe-no-fsync"),
-            *("--heartbeat-interval", "20", "--election-timeout", "200", "--max-txn-ops", str(TXN_MAX)),
+            *("--heartbeat-interval", str(beat_ms), "--election-timeout", str(10 * beat_ms)),
+            *("--max-txn-ops", str(TXN_MAX)),
             *self.flags,
         ]
         command = self.seat.command(*command)

@@ -34,6 +34,7 @@ from tests.e2e.tap import Tap
 SEATS = ("a", "e", "b")
 PORT = 8472
 PACE_S = 0.0005
+SO_RCVBUFFORCE, BUFFER_BYTES = 33, 8 << 20
 TURN_S, PATIENCE_S = 0.05, 3.0
 
 
@@ -163,6 +164,7 @@ class Numbers:
         """Start sending."""
         kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         self._there = receiver.pod.socket(kind, socket.SOCK_DGRAM)
+        self._there.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         self._there.bind((receiver.pod_of(family), 0))
         self._there.settimeout(TURN_S)
         self._here = sender.pod.socket(kind, socket.SOCK_DGRAM)

@@ -116,8 +116,9 @@ class Load:
 
     LIMIT = 15 * RATE_PPS
 
-    def __init__(self, pair: Pair, port: int = PORT) -> None:
-        """Open both ends."""
+    def __init__(self, pair: Pair, port: int = PORT, window: int = WINDOW) -> None:
+        """Open both ends; with several at once each has its part of the window."""
+        self._window = window
         self._out = pair.spaces["a"].socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._out.bind((f"{NODES['a'][1]}.0", 0))
         self._out.connect((f"{NODES['b'][1]}.0", port))
@@ -151,7 +152,7 @@ class Load:
         while self.sent < self.LIMIT and not self._is_over.is_set():
             due = min(self.LIMIT, int((time.monotonic() - start_s) * RATE_PPS))
             # What is lost for good takes from the window: with more than that, nothing flows on.
-            while self.sent < min(due, len(self.received) + WINDOW):
+            while self.sent < min(due, len(self.received) + self._window):
                 self._out.send(self.sent.to_bytes(4, "big"))
                 self.sent += 1
             self._is_over.wait(0.001)

@@ -40,6 +40,7 @@ from tests.e2e.warm import Forked
 OVERLAYD = [sys.executable, "-m", "dataplane"]
 ROOT = Path(__file__).resolve().parents[2]
 QUIET_S = 0.05
+ANSWER_S = 10.0  # to a request, on a loaded machine
 START_S = 20.0  # a loaded machine; a start takes well under 1 s
 
 live: set[Rig] = set()  # rigs whose conservation is checked after each test
@@ -151,7 +152,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Return what `overlayd status --json` says."""
-        return control.ask(self.run_dir, {"cmd": "status"})
+        return control.ask(self.run_dir, {"cmd": "status"}, ANSWER_S)
 
     def settled_status(self) -> dict[str, Any]:
         """Return it when no change is being carried out: then all that it lists is in force."""

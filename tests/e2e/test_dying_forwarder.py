@@ -53,7 +53,7 @@ def test_one_tier_is_lost_while_the_tun_is_held(tmp_path: Path) -> None:
             assert daemon.process is not None
             control = daemon.process.pid
             wait_for(lambda: not queues_of(control), "control to let go of the TUN", START_S)
-            for _ in range(5):  # by the last answer it has tried to have it anew
+            for _ in range(2):  # by the last answer it has tried to have it anew
                 daemon.status()
         wait_for(lambda: is_replaced(daemon, pid), "another forwarder", START_S)
         for _ in range(2):

@@ -79,7 +79,8 @@ class Reference:
         frame = Ether(src=source, dst=mac, type=0x86DD if is_v6 else 0x0800) / Raw(inner)
         self.wire.take()
         self.devices[FDB[mac][0]].send(frame)
-        return self.wire.wait(frames.is_tunnel, "the kernel's packet")[-1]
+        found = self.wire.wait(frames.is_tunnel, "the kernel's packet")  # and what its devices say when new
+        return next(filter(frames.is_tunnel, reversed(found)))
 
     def close(self) -> None:
         """Take it down."""

@@ -181,9 +181,9 @@ def test_certificate_of_ours(tmp_path: Path) -> None:
         await keys.snapshot()
         place(authority.issue("renewed"))
         etcd.members[0].stop()
-        etcd.members[0].start()
         with pytest.raises(StoreError):
             await keys.revision()
+        etcd.members[0].start()
         etcd.wait_healthy()
         await keys.revision()
 

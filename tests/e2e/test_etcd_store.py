@@ -324,6 +324,7 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(StoreError, match="does not begin to watch within"):
                 await take(keys.watch(made.changed), 1)
             etcd.members[0].signal(signal.SIGCONT)
+            etcd.wait_healthy()
             await keys.snapshot()
             etcd.members[0].signal(signal.SIGSTOP)
             begun_s = time.monotonic()
@@ -331,6 +332,7 @@ def test_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 await keys.snapshot()
             assert time.monotonic() - begun_s < NOTICE_S
             etcd.members[0].signal(signal.SIGCONT)
+            etcd.wait_healthy()
             await keys.snapshot()
 
         use(of(etcd), work)

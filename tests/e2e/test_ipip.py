@@ -154,7 +154,8 @@ def test_case_030_full_receive_buffer_sends_no_icmp(rig: Rig) -> None:
     inner, good = frames.good("ipip")
     before = rig.daemon.settled()
     rig.wire.take()
-    with stopped(rig.daemon.forwarder_pid()):
+    assert rig.daemon.process is not None
+    with stopped(rig.daemon.process.pid), stopped(rig.daemon.forwarder_pid()):  # it would be replaced
         rig.wire.send(*flood)
     goods = itertools.count(1)
 

@@ -85,6 +85,7 @@ def in_force(pair: Pair) -> dict[int, int]:
     return found
 
 
+@pytest.mark.alone
 def test_black_hole(pair: Pair) -> None:
     """Connections of both families go on within 10 s, and what the path takes is found to the byte."""
     before = pair.daemon.settled()

@@ -75,6 +75,7 @@ def look() -> tuple[int, set[str], str]:
     return len(list(Path("/proc/self/fd").iterdir())), namespaces, links
 
 
+@pytest.mark.alone
 def test_this_kernel_is_proved_and_nothing_stays() -> None:
     """Every offload is proved here in well under half a second; no descriptor, thread or device is left."""
     before = look()

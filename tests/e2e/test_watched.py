@@ -317,10 +317,11 @@ def many(changed: int = 0) -> dict[str, Any]:
 
 
 def _mac(daemon: Daemon) -> str:
-    peers = {peer["subnet"]: peer for peer in daemon.status()["peers"]}
+    peers = {peer["subnet"]: peer for peer in daemon.settled_status()["peers"]}
     return str(peers["10.0.0.0/24"]["vtep_mac"])
 
 
+@pytest.mark.alone
 def test_many_scrapes_disturb_nobody(host: Namespace, tmp_path: Path) -> None:
     """While many scrape the metrics of 1000 peers, and some never read, changes are in force as ever."""
     daemon = Daemon(host, tmp_path / "node", many(), FLAGS)

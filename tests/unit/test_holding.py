@@ -65,8 +65,8 @@ def test_listed_when_it_may_release() -> None:
         held = holding(0.05)
         task = asyncio.create_task(held.run(list_anew))
         await asyncio.to_thread(int)
-        withdraw(held)
         begun_s = asyncio.get_running_loop().time()
+        withdraw(held)
         await listed.wait()
         assert asyncio.get_running_loop().time() - begun_s >= 0.05
         assert not task.done()

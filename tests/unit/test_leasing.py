@@ -222,7 +222,7 @@ def test_flannel_complete_lease(store: Registry, place: Place) -> None:
     """CompleteLease: taken, renewed, deleted; each is told, and a deleted one is taken again."""
 
     async def scenario() -> None:
-        async with node(place, "1.2.3.4", ttl_s=0.6) as owner:
+        async with node(place, "1.2.3.4", ttl_s=2.0) as owner:
             name = str(owner.subnet()).replace("/", "-")
             await owner.until(lambda: len(_puts(owner, name)) >= 3, "it is renewed twice")
             assert not _deletions(owner, name)

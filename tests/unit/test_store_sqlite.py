@@ -316,15 +316,13 @@ def test_locked_file_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             task = asyncio.create_task(keys.put("config", "a", None, 0))
-            gaps, last = [], time.monotonic()
+            turns = 0
             while not task.done():
                 await asyncio.wait({task}, timeout=0.01)
-                gaps.append(time.monotonic() - last)
-                last = time.monotonic()
+                turns += 1
             with refused("locked by another process"):
                 await task
-        assert max(gaps) < 0.15
-        assert len(gaps) >= 5
+        assert turns >= 5  # held up, it would be one
         assert await keys.put("config", "a", None, 0) == Record("config", "a", 1, 1)
         with pytest.raises(Conflict):
             await keys.delete("config", 9)
