@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataplane import VERSION
+from dataplane import VERSION, memory
 from dataplane.errors import ConfigError, OverlaydError, one_line
 from dataplane.grammar import Collect, Parser, list_allowed
 
@@ -40,10 +40,6 @@ def _run(args: argparse.Namespace) -> int:
 
         _print(rehearsal.rehearse(run_config))
         return 0
-    if args.is_process and not run_config.version:
-        from dataplane import memory
-
-        memory.share_heap()
     # Before the version is told: `upgrade` asks for that, to find out whether all of it can be loaded.
     from dataplane import lifetime
 
@@ -457,8 +453,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status (errors.py)."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        if argv is None and words[:1] == ["run"]:
+            memory.share_heap()  # before anything takes time
         args = _parse(words)
-        args.is_process = argv is None  # and nothing but this command
         code = int(args.function(args))
         print(end="", flush=True)  # here, where a broken pipe is dealt with
         return code

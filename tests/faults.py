@@ -176,13 +176,15 @@ class Matrix:
     def cell(self, process: str, call: str, err: str) -> Cell:
         """Let a call fail, while everything happens, and look what comes of it."""
         when = "1..1000" if err == "EINTR" else "1+"  # signals come one by one
+        # brk() has no errno: it says where the heap ends, and the C library sees that it did not move.
+        outcome = "retval=0" if call == "brk" else f"error={err}"
         daemon = self._rig.daemon
         before, pids = self._evidence(), daemon.pids()
         inject: tuple[str, ...] = (
             "-e",
             f"trace={call}",
             "-e",
-            f"inject={call}:error={err}:when={when}:{INSTEAD}",
+            f"inject={call}:{outcome}:when={when}:{INSTEAD}",
         )
         if process == "control":
             inject += tuple(word for path in self._files.get(call, ()) for word in ("-P", path))
