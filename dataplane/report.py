@@ -145,6 +145,9 @@ class Report:
 
     def readiness(self) -> tuple[bool, str]:
         """Return whether everything is as it must be, and what is not."""
+        return self._readiness(self._stand_in())
+
+    def _readiness(self, stand_in: str | None) -> tuple[bool, str]:
         if self.trouble is not None:
             return False, self.trouble
         if self.reconciler is None:
@@ -156,7 +159,7 @@ class Report:
             is_deaf = self.store_heard_s is None and self.store_error is not None
             return False, f"{problem}: {self.store_error}" if is_deaf else problem
         problem = self._forwarder_problem()
-        return (True, self._stand_in() or "ok") if problem is None else (False, problem)
+        return (True, stand_in or "ok") if problem is None else (False, problem)
 
     def _stand_in(self) -> str | None:
         return None if self.recall is None else self.recall.note()
@@ -166,12 +169,15 @@ class Report:
 
         A store that is lost later, when its leases are known, is no reason for not being ready.
         """
+        return self._parts(self._stand_in())
+
+    def _parts(self, stand_in: str | None) -> dict[str, str | None]:
         reconciler = self.reconciler
         if reconciler is None:
             return dict.fromkeys(PARTS, "starting")
         found: dict[str, str | None] = dict.fromkeys(PARTS)
         found["forwarder"] = self._forwarder_problem()
-        found["store"] = self._stand_in()
+        found["store"] = stand_in
         if not self.is_carrying:
             found["host"] = "not set up yet"
         if self.leasing is not None:
@@ -196,7 +202,8 @@ class Report:
 
     def describe(self, guarded: dict[str, int]) -> dict[str, object]:
         """Return what `overlayd status --json` shows; `guarded` is what the guard has counted."""
-        ready, reason = self.readiness()
+        note = self._stand_in()  # once: it says how old the state is
+        ready, reason = self._readiness(note)
         age_s = None if self.store_heard_s is None else round(time.monotonic() - self.store_heard_s, 3)
         store = {
             "url": self._config.store,
@@ -225,7 +232,7 @@ class Report:
             warnings.insert(0, self.unwritten)
         if self.recall is not None:
             warnings[:0] = self.recall.warnings()
-        if (note := self._stand_in()) is not None:
+        if note is not None:
             warnings.insert(0, note)
         taken_s = self.progress.taken_s(time.monotonic())
         node = Node(
@@ -233,7 +240,7 @@ class Report:
             reason=reason,
             facts={**self._facts, "store": store, "guard": guarded},
             lease=None if self.leasing is None else self.leasing.describe(),
-            parts=self.parts(),
+            parts=self._parts(note),
             convergence=self.convergence.describe(),
             control={
                 "pid": os.getpid(),

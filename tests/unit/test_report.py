@@ -15,6 +15,7 @@ from dataplane.figures import Dataplane
 from dataplane.leasing import Leasing
 from dataplane.model import HostFacts, Listed
 from dataplane.netlink import Host
+from dataplane.recall import Recall
 from dataplane.reconcile import Reconciler
 from dataplane.report import PARTS, Report
 from dataplane.rundir import RunDir
@@ -35,6 +36,26 @@ class FakeBackend:
         """Return what it was told."""
         return self.dataplane
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return none: so do host and traffic, for which it stands as well."""
+        return ()
+
+
+@dataclass
+class FakeRecall:
+    """What is said of the state that a node runs on: older each time."""
+
+    age: int = 0
+
+    def note(self) -> str:
+        """Say how old it is."""
+        self.age += 1
+        return f"{self.age} s old"
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return none."""
+        return ()
+
 
 @dataclass
 class FakeLeasing:
@@ -49,9 +70,8 @@ class FakeLeasing:
 
 def report(tmp_path: Path, event: Listed | None, facts: HostFacts = FACTS) -> Report:
     """Return the report of a node that has heard this of its store."""
-    made = Report(
-        CONFIG, RunDir(tmp_path), cast(Host, None), cast(Backend, FakeBackend()), cast(Traffic, None)
-    )
+    fake = FakeBackend()
+    made = Report(CONFIG, RunDir(tmp_path), cast(Host, fake), cast(Backend, fake), cast(Traffic, fake))
     made.reconciler = Reconciler(CONFIG, facts)
     made.is_carrying = True
     if event is not None:
@@ -141,3 +161,11 @@ def test_forwarder(tmp_path: Path) -> None:
     check(made, forwarder="no forwarder")
     backend.dataplane = Dataplane(is_alive=True, state="empty")
     check(made, forwarder="starting, forwarder is empty")
+
+
+def test_one_status_says_one_thing(tmp_path: Path) -> None:
+    """How old the state is that a node runs on is said once: as reason, as warning and of the store."""
+    made = report(tmp_path, listed(lease(1)))
+    made.recall = cast(Recall, FakeRecall())
+    status = cast(dict[str, Any], made.describe({}))
+    assert status["reason"] == status["warnings"][0] == status["parts"]["store"] == "1 s old"
