@@ -249,8 +249,8 @@ def lasting_share_of(pid: int) -> float:
 
     What spins uses too much however often one looks.
     """
-    share = 1.0
-    for _ in range(LOOKS):
+    share = share_of(pid, INJECT_S)
+    for _ in range(LOOKS - 1):
         if share > CPU_SHARE:
             share = share_of(pid, INJECT_S)
     return share

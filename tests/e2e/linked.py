@@ -29,12 +29,12 @@ from dataplane.store.database import Database
 from tests.e2e.cluster import Host, set_up_router
 from tests.e2e.leased import LeasedDaemon
 from tests.e2e.rig import Daemon
-from tests.e2e.tap import Tap
+from tests.e2e.tap import SO_RCVBUFFORCE, Tap
 
 SEATS = ("a", "e", "b")
 PORT = 8472
 PACE_S = 0.0005
-SO_RCVBUFFORCE, BUFFER_BYTES = 33, 8 << 20
+BUFFER_BYTES = 8 << 20
 TURN_S, PATIENCE_S = 0.05, 3.0
 
 

@@ -19,8 +19,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ from typing import Any, Self
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bench.lab import Namespace, wait_for
+from bench.lab import Namespace, stopped, wait_for
 from dataplane import control, native
 from dataplane.errors import NotRunning, RuntimeFailure
 from dataplane.slots import Fd
@@ -352,6 +352,13 @@ class Rig:
             if self.daemon.process is not None:
                 self.daemon.settled()
             self.overlay.close()
+
+    @contextmanager
+    def without_control(self) -> Iterator[None]:
+        """Let `overlayd run` stand still meanwhile: it would repair the host, or learn from it, at once."""
+        assert self.daemon.process is not None
+        with stopped(self.daemon.process.pid):
+            yield
 
     # --- underlay to overlay
 

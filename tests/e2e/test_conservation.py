@@ -61,14 +61,6 @@ def _firewall(rig: Rig, rule: str) -> Iterator[None]:
         rig.dut.run("nft", "delete table inet e2e")
 
 
-@contextmanager
-def _without_control(rig: Rig) -> Iterator[None]:
-    """Let `overlayd run` stand still meanwhile: it would repair the host, or learn from it, at once."""
-    assert rig.daemon.process is not None
-    with stopped(rig.daemon.process.pid):
-        yield
-
-
 BIG = bytes(1380)
 FAILING_SENDS: dict[str, tuple[str, Callable[[Rig], object], Callable[[], Packet]]] = {
     "too_big-vxlan": (
@@ -111,7 +103,7 @@ def test_failed_send_is_counted(rig: Rig, name: str) -> None:
     packet = build()
     before = rig.daemon.settled()
     rig.wire.take()
-    with _without_control(rig), condition(rig):  # type: ignore[attr-defined]
+    with rig.without_control(), condition(rig):  # type: ignore[attr-defined]
         rig.pod.send(rig.to_pod_side(packet))
         after = rig.daemon.settled(tx=before.tx.offered + 1)
     assert risen(before, after) == {reason: 1}
@@ -141,7 +133,7 @@ def test_failed_send_in_a_batch_costs_nobody_else(rig: Rig) -> None:
 
 def test_underlay_that_is_down_is_counted(tmp_path: Path) -> None:
     """While the underlay interface is down, what would leave is counted under unreachable."""
-    with Rig(tmp_path / "node", name="u") as rig, _without_control(rig):
+    with Rig(tmp_path / "node", name="u") as rig, rig.without_control():
         before = rig.daemon.settled()
         rig.dut.ip("link set under0 down\n")
         packets = (inner4(US.pod(), DUAL.pod()), inner6(US.pod6(), DUAL.pod6()), inner4(US.pod(), IPIP.pod()))
@@ -179,7 +171,7 @@ def test_case_133_tun_that_is_down_is_counted(tmp_path: Path) -> None:
     """While the TUN is down, what arrives is counted under tun_down; once it is up again, packets pass."""
     with Rig(tmp_path / "node", name="d") as rig:
         before = rig.daemon.settled()
-        with _without_control(rig):
+        with rig.without_control():
             rig.dut.ip("link set overlay0 down\n")
             rig.wire.send(vxlan(from_peer(DUAL)), ipip(from_peer(IPIP)))
             after = rig.daemon.settled(rx=before.rx.offered + 2)
@@ -198,7 +190,7 @@ def test_full_queues_of_the_kernel_stand_beside_the_equation(rig: Rig) -> None:
     """What the kernel drops before the forwarder reads it is shown: sent = offered + that, both ways."""
     packet, sent = rig.to_pod_side(inner4(US.pod(), DUAL.pod())), 0
     before, tun_before = rig.daemon.settled(), rig.daemon.tun_dropped()
-    with _without_control(rig), stopped(rig.daemon.forwarder_pid()):  # which would replace one that hangs
+    with rig.without_control(), stopped(rig.daemon.forwarder_pid()):  # which would replace one that hangs
         rig.wire.send(*[bytes(vxlan(from_peer(DUAL)))] * 40_000)
         while rig.daemon.tun_dropped() == tun_before:
             rig.pod.send(*[packet] * 500)

@@ -154,8 +154,7 @@ def test_case_030_full_receive_buffer_sends_no_icmp(rig: Rig) -> None:
     inner, good = frames.good("ipip")
     before = rig.daemon.settled()
     rig.wire.take()
-    assert rig.daemon.process is not None
-    with stopped(rig.daemon.process.pid), stopped(rig.daemon.forwarder_pid()):  # it would be replaced
+    with rig.without_control(), stopped(rig.daemon.forwarder_pid()):  # it would be replaced
         rig.wire.send(*flood)
     goods = itertools.count(1)
 

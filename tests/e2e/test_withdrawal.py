@@ -113,6 +113,7 @@ def test_a_restart_does_not_forget(rig: LeasedRig, daemon: LeasedDaemon) -> None
     assert rig.route_of("10.244.10.5") == ("198.18.0.99", "02:4f:00:00:10:99")
 
 
+@pytest.mark.alone
 def test_the_operator_drops_them(rig: LeasedRig, daemon: LeasedDaemon) -> None:
     """`peers --drop-held` lets them go at once; those that came back stay."""
     hold_for(daemon, LONG_S)
@@ -120,7 +121,7 @@ def test_the_operator_drops_them(rig: LeasedRig, daemon: LeasedDaemon) -> None:
     daemon.put(SUBNETS[1], lease(1))
     daemon.sync()
     assert json.loads(daemon.say("peers", "--drop-held", "--json")) == {"dropped": COUNT - 1}
-    wait_for(lambda: set(daemon.peers()) == {*ALWAYS, SUBNETS[1]}, "the others are gone")
+    wait_for(lambda: set(daemon.peers()) == {*ALWAYS, SUBNETS[1]}, "the others are gone", 1.0)
     assert daemon.say("peers", "--drop-held") == "dropped 0 held peers\n"
     no_peer(rig)
 

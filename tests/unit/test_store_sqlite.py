@@ -307,6 +307,7 @@ def test_opened_late_and_closed(path: Path) -> None:
     assert threading.active_count() == threads
 
 
+@pytest.mark.alone
 def test_locked_file_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one waits for a lock the event loop goes on, and the store is of use again after that."""
     monkeypatch.setattr(database, "BUSY_S", 0.3)
@@ -316,13 +317,15 @@ def test_locked_file_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             task = asyncio.create_task(keys.put("config", "a", None, 0))
-            turns = 0
+            gaps, last = [], time.monotonic()
             while not task.done():
                 await asyncio.wait({task}, timeout=0.01)
-                turns += 1
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
             with refused("locked by another process"):
                 await task
-        assert turns >= 5  # held up, it would be one
+        assert max(gaps) < 0.15
+        assert len(gaps) >= 5
         assert await keys.put("config", "a", None, 0) == Record("config", "a", 1, 1)
         with pytest.raises(Conflict):
             await keys.delete("config", 9)
