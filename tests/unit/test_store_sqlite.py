@@ -307,7 +307,6 @@ def test_opened_late_and_closed(path: Path) -> None:
     assert threading.active_count() == threads
 
 
-@pytest.mark.alone
 def test_locked_file_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one waits for a lock the event loop goes on, and the store is of use again after that."""
     monkeypatch.setattr(database, "BUSY_S", 0.3)
